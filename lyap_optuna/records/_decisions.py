@@ -1,0 +1,149 @@
+"""Pruning decisions, recorded while the trial runs so that anyone can ask later why it died."""
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from optuna.study import Study
+from optuna.trial import FrozenTrial
+
+from lyap_optuna._warnings import LyapunovWarning
+from lyap_optuna.records import _json, _keys
+
+MAX_DECISIONS = 32
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What a pruner decided about a trial at a step, and on what grounds.
+
+    Args:
+        step: The step of the decision.
+        verdict: ``"pruned"`` or ``"kept"``.
+        reason: One sentence for people.
+        predicted_value: Predicted final value; None where nothing was predicted.
+        lower: Lower end of the 80 % prediction interval of the final value.
+        upper: Its upper end.
+        threshold: The value that marks the best ``top_fraction`` of COMPLETE trials.
+        probability: Chance of ending among them, as predicted.
+        min_probability: The chance below which a trial is pruned.
+        evidence: Kinds of evidence that the prediction used.
+        skill: Out-of-sample rank correlation of that evidence with the final value.
+        n_trials: COMPLETE trials behind the skill.
+    """
+
+    step: int
+    verdict: str
+    reason: str
+    predicted_value: float | None = None
+    lower: float | None = None
+    upper: float | None = None
+    threshold: float | None = None
+    probability: float | None = None
+    min_probability: float | None = None
+    evidence: tuple[str, ...] = ()
+    skill: float | None = None
+    n_trials: int = 0
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the object that is stored."""
+        stored: dict[str, Any] = {}
+        for name, value in asdict(self).items():
+            if isinstance(value, float):
+                value = _json.rounded(value)
+            elif isinstance(value, tuple):
+                value = list(value)
+            stored[name] = value
+        return stored
+
+    @classmethod
+    def from_json(cls, stored: object) -> "Decision":
+        """Validate a stored object.
+
+        Raises:
+            ValueError: It is not an object with a step and a verdict.
+        """
+        if not isinstance(stored, Mapping):
+            raise ValueError(f"a decision must be an object, not {stored!r:.80}")
+        step, verdict = stored.get("step"), stored.get("verdict")
+        if isinstance(step, bool) or not isinstance(step, int):
+            raise ValueError(f"step must be an integer, not {step!r:.40}")
+        if verdict not in ("pruned", "kept"):
+            raise ValueError(f"verdict must be 'pruned' or 'kept', not {verdict!r:.40}")
+        evidence = stored.get("evidence")
+        n_trials = stored.get("n_trials")
+        return cls(
+            step=step,
+            verdict=verdict,
+            reason=str(stored.get("reason", ""))[:1000],
+            predicted_value=_json.finite(stored.get("predicted_value")),
+            lower=_json.finite(stored.get("lower")),
+            upper=_json.finite(stored.get("upper")),
+            threshold=_json.finite(stored.get("threshold")),
+            probability=_json.finite(stored.get("probability")),
+            min_probability=_json.finite(stored.get("min_probability")),
+            evidence=tuple(str(e)[:80] for e in evidence) if isinstance(evidence, list) else (),
+            skill=_json.finite(stored.get("skill")),
+            n_trials=n_trials if isinstance(n_trials, int) else 0,
+        )
+
+
+def write_decision(study: Study, trial: FrozenTrial, decision: Decision) -> None:
+    """Record a decision with the running trial, with at most two attribute writes.
+
+    Goes through the storage: the copy of the trial that a pruner is given does not see earlier
+    writes. Where verdict or evidence changed, the earlier decision is kept (32 in all). A write
+    that fails is a :class:`~lyap_optuna.LyapunovWarning`; the trial goes on.
+    """
+    storage, trial_id = study._storage, trial._trial_id
+    try:
+        past = storage.get_trial(trial_id).user_attrs.get(_keys.DECISION)
+        earlier: list[Any] = []
+        if isinstance(past, dict) and past.get("trial") == trial.number:
+            kept = past.pop("earlier", [])
+            earlier = list(kept) if isinstance(kept, list) else []
+            if (past.get("verdict"), past.get("evidence")) != (
+                decision.verdict,
+                list(decision.evidence),
+            ):
+                earlier.append(past)
+        stored = {"trial": trial.number, **decision.to_json()}
+        stored["earlier"] = earlier[-(MAX_DECISIONS - 1) :]
+        while stored["earlier"] and _json.size(stored) > _json.MAX_BYTES:
+            stored["earlier"].pop(0)
+        storage.set_trial_user_attr(trial_id, _keys.DECISION, stored)
+        predicted = _json.rounded(decision.predicted_value)
+        if predicted is not None:
+            storage.set_trial_user_attr(trial_id, _keys.PREDICTED_VALUE, predicted)
+    except Exception as error:
+        warnings.warn(
+            f"The decision on trial {trial.number} at step {decision.step} was not recorded: "
+            f"{type(error).__name__}.",
+            LyapunovWarning,
+            stacklevel=3,
+        )
+
+
+def read_decisions(trial: FrozenTrial) -> list[Decision]:
+    """Return the recorded decisions of ``trial``, oldest first, the latest last.
+
+    Decisions that a retried trial inherited from the dead attempt, and what does not validate,
+    are left out.
+    """
+    stored = trial.user_attrs.get(_keys.DECISION)
+    if not isinstance(stored, Mapping) or stored.get("trial") not in (None, trial.number):
+        return []
+    earlier = stored.get("earlier")
+    decisions: list[Decision] = []
+    for item in [*(earlier if isinstance(earlier, list) else []), stored]:
+        try:
+            decisions.append(Decision.from_json(item))
+        except ValueError as error:
+            warnings.warn(
+                f"Ignored an invalid decision in {_keys.DECISION!r} of trial {trial.number}: "
+                f"{error}.",
+                LyapunovWarning,
+                stacklevel=2,
+            )
+    return decisions

@@ -1,0 +1,22 @@
+"""Names of the trial attributes that this package writes. They are the stored contract."""
+
+READOUTS = "lyapunov:readouts"
+"""The series: a JSON object from step (as a string) to a readout object."""
+
+MAX = "lyapunov:max"
+"""The latest maximum exponent (nats/step), a finite number or absent."""
+
+MEAN = "lyapunov:mean"
+"""The latest mean exponent (nats/step), a finite number or absent."""
+
+PREDICTED_VALUE = "lyapunov:predicted_value"
+"""The latest predicted final value, a finite number or absent."""
+
+DECISION = "lyapunov:decision"
+"""The latest pruning decision with, under ``earlier``, those it differs from."""
+
+TRIAL = "lyapunov:trial"
+"""The number of the trial that measured the readouts."""
+
+FAILURES = "lyapunov:failures"
+"""A JSON object from step (as a string) to why no readout was taken there."""
