@@ -101,6 +101,7 @@ def write_decision(study: Study, trial: FrozenTrial, decision: Decision) -> None
         past = storage.get_trial(trial_id).user_attrs.get(_keys.DECISION)
         earlier: list[Any] = []
         if isinstance(past, dict) and past.get("trial") == trial.number:
+            past = dict(past)  # in-memory storages hand out the attribute itself
             kept = past.pop("earlier", [])
             earlier = list(kept) if isinstance(kept, list) else []
             if (past.get("verdict"), past.get("evidence")) != (
