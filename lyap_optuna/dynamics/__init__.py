@@ -1,0 +1,35 @@
+"""How architectures step, their Jacobians and their volume growth: one file each."""
+
+from lyap_optuna.dynamics._registry import Architecture, register_architecture
+from lyap_optuna.dynamics._resolve import (
+    STATES,
+    DrivenDynamics,
+    NonFiniteParametersError,
+    find_layer,
+    resolve,
+)
+from lyap_optuna.dynamics.autodiff import RecurrentDynamics
+from lyap_optuna.dynamics.base import Dynamics, Trajectory
+from lyap_optuna.dynamics.gated import (
+    GatedCell,
+    LayerWeights,
+    Linearisation,
+    StackedDynamics,
+)
+
+__all__ = [
+    "Architecture",
+    "DrivenDynamics",
+    "Dynamics",
+    "GatedCell",
+    "LayerWeights",
+    "Linearisation",
+    "NonFiniteParametersError",
+    "RecurrentDynamics",
+    "STATES",
+    "StackedDynamics",
+    "Trajectory",
+    "find_layer",
+    "register_architecture",
+    "resolve",
+]

@@ -1,0 +1,139 @@
+"""The contract between an architecture and everything that measures exponents.
+
+A *dynamics* says how a recurrent system steps: state s_t = f(s_{t-1}, x_t). Driven by a batch of
+input sequences it gives a *trajectory*: the states of all steps, and f linearised along them. A
+trajectory answers a few questions, and whoever measures exponents asks nothing else:
+
+========================  ===================================================================
+``states``                s_1 ... s_T of every input
+``tangent(t, v)``         J_t v for tangent vectors v; must not form J_t where it can be avoided
+``jacobians(inputs, t)``  J_t itself, for pairs of input and step
+``log_abs_det``           log|det J_t| for pairs of input and step; the default factorises J_t
+``closed_log_abs_det``    the same for all pairs at once where there is a closed form, else None
+========================  ===================================================================
+
+Tangent vectors are *rows*: ``(batch, k, state)``. A linear map of a row vector is one matrix
+product for the whole batch (``torch.nn.functional.linear``), and the transpose of a row-major
+block of rows is the column-major matrix that LAPACK factorises in place.
+
+Times count from 0 for the first input: J_t = ds_{t+1}/ds_t in code is J_{t+1} in the papers.
+"""
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class Trajectory(ABC):
+    """A dynamics linearised along the states that a batch of inputs drives it through.
+
+    Attributes:
+        states: States after each step, ``(batch, time, state)``.
+    """
+
+    states: Tensor
+
+    @property
+    def batch(self) -> int:
+        """Number of input sequences."""
+        return self.states.shape[0]
+
+    @property
+    def steps(self) -> int:
+        """Number of time steps."""
+        return self.states.shape[1]
+
+    @property
+    def state_size(self) -> int:
+        """Dimension of the state: the number of exponents."""
+        return self.states.shape[2]
+
+    @abstractmethod
+    def tangent(self, t: int, vectors: Tensor) -> Tensor:
+        """Return J_t applied to tangent vectors, ``(batch, k, state)`` to the same shape."""
+
+    @abstractmethod
+    def jacobians(self, inputs: Tensor, times: Tensor) -> Tensor:
+        """Return the Jacobians of pairs of input and step.
+
+        Args:
+            inputs: Index of the input sequence of each pair, ``(n,)``.
+            times: Step of each pair, ``(n,)``.
+
+        Returns:
+            ``(n, state, state)``; its transpose is contiguous where that is cheap to arrange.
+        """
+
+    def jacobian(self, t: int) -> Tensor:
+        """Return J_t of every input, ``(batch, state, state)``."""
+        inputs = torch.arange(self.batch, device=self.states.device)
+        return self.jacobians(inputs, torch.full_like(inputs, t))
+
+    def log_abs_det(self, inputs: Tensor, times: Tensor) -> Tensor:
+        """Return log|det J| of pairs of input and step, ``(n,)`` in float64.
+
+        The Jacobians of the pairs are independent of one another: one batched LU, no QR.
+        """
+        return log_abs_det(self.jacobians(inputs, times))
+
+    @property
+    def closed_log_abs_det(self) -> Tensor | None:
+        """log|det J| of all pairs by a closed form, ``(batch, time)`` in float64, or None."""
+        return None
+
+    @property
+    def bytes_per_jacobian(self) -> int:
+        """Memory of one Jacobian."""
+        return self.state_size**2 * self.states.element_size()
+
+
+class Dynamics(ABC):
+    """How a recurrent system steps.
+
+    Attributes:
+        state_size: Dimension of the state.
+        input_size: Features of an input; None where any number will do.
+    """
+
+    state_size: int
+    input_size: int | None
+
+    @abstractmethod
+    def linearise(self, inputs: Tensor, initial_state: Any = None) -> Trajectory:
+        """Drive the system by a batch of inputs and linearise it along the way.
+
+        Args:
+            inputs: ``(batch, time, features)``, already of the dynamics' dtype and device.
+            initial_state: State before the first step, as the architecture takes it; zeros
+                where it is None.
+
+        Raises:
+            ValueError: ``initial_state`` does not fit.
+        """
+
+    @property
+    @abstractmethod
+    def dtype(self) -> torch.dtype | None:
+        """The dtype to compute in; None where that of the inputs decides."""
+
+    @property
+    @abstractmethod
+    def device(self) -> torch.device | None:
+        """The device of the parameters; None where that of the inputs decides."""
+
+    def parameters_are_finite(self) -> bool:
+        """Whether no parameter is NaN or infinite."""
+        return True
+
+
+def log_abs_det(matrices: Tensor) -> Tensor:
+    """Return log|det| of a batch of square matrices, ``(n,)`` in float64, by LU."""
+    factors = torch.linalg.lu_factor_ex(matrices)[0]
+    return factors.diagonal(dim1=-2, dim2=-1).double().abs().log().sum(-1)
+
+
+def computing_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Return the dtype that exponents of a network of ``dtype`` are computed in."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
