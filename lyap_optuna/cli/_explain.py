@@ -1,0 +1,58 @@
+"""``lyap-optuna explain``: why a trial was kept or pruned."""
+
+import dataclasses
+from typing import Any
+
+import click
+
+from lyap_optuna.cli import _format, _storage
+from lyap_optuna.cli._rank import OTHER_EVIDENCE
+from lyap_optuna.records import read_readouts
+
+
+@click.command()
+@_storage.study_options
+@click.option("--trial-number", type=int, required=True, help="The number of the trial.")
+@click.option(
+    "-f", "--format", "output_format", type=click.Choice(("table", "json", "yaml")), default="table"
+)
+def explain(
+    storage: str | None,
+    storage_class: str | None,
+    study_name: str | None,
+    trial_number: int,
+    output_format: str,
+) -> None:
+    """Tell why a trial was kept or pruned, from the decisions recorded while it ran."""
+    import lyap_optuna
+
+    study = _storage.load_study(storage, storage_class, study_name)
+    trials = study.get_trials(deepcopy=False)
+    if not 0 <= trial_number < len(trials):
+        numbers = f"numbered 0 to {len(trials) - 1}" if trials else "none yet"
+        raise click.ClickException(
+            f"There is no trial {trial_number}: the study has {len(trials)} trials, {numbers}."
+        )
+    try:
+        explanation = lyap_optuna.explain(study, trial_number)
+    except ValueError as error:
+        raise click.ClickException(_storage.scrub(str(error))) from None
+    if output_format == "table":
+        for line in str(explanation).splitlines():
+            click.echo(_format.printable(line))
+    else:
+        click.echo(
+            _format.dump(_jsonable(dataclasses.asdict(explanation)), output_format), nl=False
+        )
+    if not any(read_readouts(trial) for trial in trials):
+        click.echo(OTHER_EVIDENCE, err=True)
+
+
+def _jsonable(value: Any) -> Any:
+    from enum import Enum
+
+    if isinstance(value, dict):
+        return {key: _jsonable(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_jsonable(item) for item in value]
+    return value.name if isinstance(value, Enum) else value

@@ -1,0 +1,129 @@
+"""Output: rows as a table, JSON, YAML or CSV, and text that is harmless on a terminal."""
+
+import csv
+import io
+import json
+import math
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+Row = Mapping[str, Any]
+
+FORMATS = ("table", "json", "yaml", "csv")
+
+
+def printable(text: object) -> str:
+    """Return ``text`` with control characters escaped: names come from a shared database."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
+
+
+def console(*, stderr: bool = False) -> "Console":
+    """Return a console that takes every text literally and never shortens what is piped."""
+    from rich.console import Console
+
+    made = Console(stderr=stderr, markup=False, highlight=False, emoji=False, soft_wrap=False)
+    if not made.is_terminal:
+        made.width = 4096
+    return made
+
+
+def cell(value: Any) -> str:
+    """Return a value as a table shows it: four significant digits, a dash for what is absent."""
+    if value is None:
+        return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return printable(value)
+
+
+def table(rows: Sequence[Row], columns: Mapping[str, str], title: str | None = None) -> "Table":
+    """Build a table of ``columns`` (key in the row, heading); numbers go to the right."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    made = Table(title=None if title is None else Text(printable(title)), box=box.SIMPLE_HEAD)
+    for key, heading in columns.items():
+        text = any(isinstance(row.get(key), str) for row in rows)
+        made.add_column(Text(heading), justify="left" if text else "right", no_wrap=True)
+    for row in rows:
+        made.add_row(*(Text(cell(row.get(key))) for key in columns))
+    return made
+
+
+def dump(records: Sequence[Row] | Row, output_format: str) -> str:
+    """Return records as JSON, YAML or CSV.
+
+    JSON knows no infinity and no NaN; there they are null. In CSV a list becomes one column per
+    element and an absent value an empty field.
+    """
+    if output_format == "json":
+        return json.dumps(_finite(records), ensure_ascii=False, indent=2) + "\n"
+    if output_format == "yaml":
+        import yaml
+
+        text: str = yaml.safe_dump(_plain(records), sort_keys=False, allow_unicode=True)
+        return text
+    if output_format == "csv":
+        rows = [_flat(row) for row in (records if isinstance(records, Sequence) else [records])]
+        header = list(dict.fromkeys(key for row in rows for key in row))
+        buffer = io.StringIO()
+        writer = csv.DictWriter(buffer, header, restval="", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        return buffer.getvalue()
+    raise ValueError(f"output_format must be one of {FORMATS}, not {output_format!r}")
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with open(handle, "w", encoding="utf-8", newline="") as file:
+            file.write(text)
+        mask = os.umask(0)
+        os.umask(mask)
+        os.chmod(temporary, 0o666 & ~mask)
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if value is None or isinstance(value, (bool, int, float)):
+        return value
+    return str(value)
+
+
+def _finite(value: Any) -> Any:
+    plain = _plain(value)
+    if isinstance(plain, dict):
+        return {key: _finite(item) for key, item in plain.items()}
+    if isinstance(plain, list):
+        return [_finite(item) for item in plain]
+    return None if isinstance(plain, float) and not math.isfinite(plain) else plain
+
+
+def _flat(row: Row) -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in row.items():
+        if isinstance(value, (list, tuple)):
+            flat |= {f"{key}_{i}": item for i, item in enumerate(value)}
+        else:
+            flat[key] = value
+    return flat

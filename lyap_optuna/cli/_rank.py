@@ -1,0 +1,94 @@
+"""``lyap-optuna rank``: all trials, best first, by value or predicted value."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from lyap_optuna.cli import _format, _storage
+
+if TYPE_CHECKING:
+    from optuna.study import Study
+
+    from lyap_optuna import TrialPrediction
+
+COLUMNS = {
+    "rank": "rank",
+    "number": "trial",
+    "state": "state",
+    "step": "step",
+    "value": "value",
+    "predicted_value": "predicted",
+    "lower": "lower",
+    "upper": "upper",
+    "max": "max exponent",
+    "mean": "mean exponent",
+}
+
+OTHER_EVIDENCE = (
+    "No trial of this study has Lyapunov readouts, so other evidence was used: the loss so far and "
+    "the hyperparameters. `lyap-optuna spectra` says how to record readouts."
+)
+
+
+@click.command()
+@_storage.study_options
+@click.option("--step", type=int, help="Predict from what was known at this step.")
+@click.option("--top", type=click.IntRange(min=1), help="Only the best so many trials.")
+@click.option(
+    "-f", "--format", "output_format", type=click.Choice(_format.FORMATS), default="table"
+)
+def rank(
+    storage: str | None,
+    storage_class: str | None,
+    study_name: str | None,
+    step: int | None,
+    top: int | None,
+    output_format: str,
+) -> None:
+    """Rank the trials of a study, best first.
+
+    A COMPLETE trial stands by its value, beside the value predicted for it by a model that has
+    not seen it; running and pruned trials stand by their prediction. Waiting and failed trials
+    are left out. Lower and upper bound 80 % of the predicted outcomes.
+    """
+    import lyap_optuna
+
+    study = _storage.load_study(storage, storage_class, study_name)
+    try:
+        ranking = lyap_optuna.rank_trials(study, step=step)
+    except ValueError as error:
+        raise click.ClickException(_storage.scrub(str(error))) from None
+    rows = ranking_rows(ranking)[:top]
+    if output_format == "table":
+        _format.console().print(_format.table(rows, COLUMNS))
+    else:
+        click.echo(_format.dump(rows, output_format), nl=False)
+    if not has_readouts(study):
+        click.echo(OTHER_EVIDENCE, err=True)
+    click.echo(_predicted_by(ranking), err=True)
+
+
+def ranking_rows(ranking: Sequence["TrialPrediction"]) -> list[dict[str, Any]]:
+    """Return one row per ranked trial."""
+    rows = []
+    for position, prediction in enumerate(ranking, start=1):
+        row = {"rank": position, **dataclasses.asdict(prediction)}
+        row["state"] = prediction.state.name
+        rows.append(row)
+    return rows
+
+
+def has_readouts(study: "Study") -> bool:
+    """Return whether any trial carries a readout."""
+    from lyap_optuna.records import read_readouts
+
+    return any(read_readouts(trial) for trial in study.get_trials(deepcopy=False))
+
+
+def _predicted_by(ranking: Sequence["TrialPrediction"]) -> str:
+    complete = sum(p.state.name == "COMPLETE" for p in ranking)
+    if not any(p.predicted_value is not None for p in ranking):
+        return f"Nothing is predicted yet: too few COMPLETE trials ({complete})."
+    return f"Predicted with the default predictor, fitted on {complete} COMPLETE trials."

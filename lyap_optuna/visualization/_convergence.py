@@ -1,0 +1,98 @@
+"""How the running estimates of the exponents settle over time steps."""
+
+import math
+from typing import TYPE_CHECKING, NamedTuple
+
+from lyap_optuna._logging import get_logger
+from lyap_optuna.visualization import _style
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+    from lyap_optuna.spectrum import LyapunovSpectrum
+
+_logger = get_logger(__name__)
+
+
+class _Line(NamedTuple):
+    column: int
+    steps: list[int]
+    estimates: list[float]
+
+
+class _ConvergenceInfo(NamedTuple):
+    lines: list[_Line]
+    n_exponents: int
+
+
+def plot_convergence(spectrum: "LyapunovSpectrum", *, n_exponents: int = 12) -> "go.Figure":
+    """Plot the running estimates of the exponents over time steps.
+
+    A line that still slopes at the end says that the window is too short for its exponent.
+
+    Args:
+        spectrum: A spectrum measured with ``keep_history=True``.
+        n_exponents: How many exponents to draw, equally spaced from the largest to the smallest.
+
+    Returns:
+        The figure; an empty one, with a warning logged, where no history was kept.
+
+    Raises:
+        ValueError: ``n_exponents`` is not positive.
+
+    Example:
+        >>> import torch
+        >>> import lyap_optuna as lyap
+        >>> _ = torch.manual_seed(0)
+        >>> spectrum = lyap.lyapunov_spectrum(
+        ...     torch.nn.RNN(2, 3), torch.randn(30, 4, 2), keep_history=True
+        ... )
+        >>> len(lyap.visualization.plot_convergence(spectrum).data)  # three and the line at 0
+        4
+    """
+    return _draw(_get_info(spectrum, n_exponents))
+
+
+def _get_info(spectrum: "LyapunovSpectrum", n_exponents: int) -> _ConvergenceInfo:
+    if n_exponents < 1:
+        raise ValueError(f"n_exponents must be at least 1, not {n_exponents!r}.")
+    history = spectrum.history
+    if history is None:
+        _logger.warning("The spectrum has no history. Measure it with `keep_history=True`.")
+        return _ConvergenceInfo([], 0)
+    size = history.shape[1]
+    count = min(n_exponents, size)
+    indices = sorted({round(i * (size - 1) / max(count - 1, 1)) for i in range(count)})
+    lines = []
+    for index in indices:
+        estimates = [float(value) for value in history[:, index]]
+        kept = [(t, value) for t, value in enumerate(estimates, start=1) if math.isfinite(value)]
+        lines.append(_Line(index, [t for t, _ in kept], [value for _, value in kept]))
+    return _ConvergenceInfo(lines, size)
+
+
+def _draw(info: _ConvergenceInfo) -> "go.Figure":
+    import plotly.graph_objects as go
+    from plotly.colors import sample_colorscale
+
+    figure = go.Figure(
+        layout={
+            "title": {"text": "Convergence of the Lyapunov exponents"},
+            "xaxis": {"title": {"text": "time steps after the warm-up"}, "zeroline": False},
+            "yaxis": {"title": {"text": _style.EXPONENT_AXIS}, "zeroline": False},
+        }
+    )
+    for line in info.lines:
+        shade = 0.05 + 0.87 * line.column / max(info.n_exponents - 1, 1)
+        figure.add_scatter(
+            x=line.steps,
+            y=line.estimates,
+            mode="lines",
+            line={"color": sample_colorscale("Viridis", [shade])[0], "width": 1.5},
+            name=f"exponent {line.column + 1} of {info.n_exponents}",
+            hovertemplate="step %{x}: %{y:.4g}",
+        )
+    drawn = [step for line in info.lines for step in line.steps]
+    if drawn:
+        _style.zero_line(figure, drawn)
+    return figure

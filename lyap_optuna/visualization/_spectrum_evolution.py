@@ -1,0 +1,124 @@
+"""One trial over its steps."""
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from lyap_optuna._logging import get_logger
+from lyap_optuna.records import ReadoutRecord, baseline_step, read_readouts
+from lyap_optuna.visualization import _style
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+    from optuna.study import Study
+
+_logger = get_logger(__name__)
+
+
+class _EvolutionInfo(NamedTuple):
+    number: int
+    readouts: dict[int, ReadoutRecord]
+    baseline: int | None
+
+
+def plot_spectrum_evolution(study: "Study", trial_number: int) -> "go.Figure":
+    """Plot how the exponents of one trial moved while it trained.
+
+    On the left the maximum and the mean exponent over steps, with bars of one standard error; on
+    the right, where the probe measured whole spectra, the spectrum at each step.
+
+    Args:
+        study: A study of any storage.
+        trial_number: The number of the trial.
+
+    Returns:
+        The figure; an empty one, with a warning logged, where the trial has no readouts.
+
+    Raises:
+        ValueError: The study has no such trial.
+
+    Example:
+        >>> import optuna
+        >>> from lyap_optuna.visualization import plot_spectrum_evolution
+        >>> study = optuna.create_study()
+        >>> series = {"0": {"max": -0.4, "mean": -1.0}, "1": {"max": -0.1, "mean": -0.8}}
+        >>> study.add_trial(
+        ...     optuna.create_trial(value=1.0, user_attrs={"lyapunov:readouts": series})
+        ... )
+        >>> [float(y) for y in plot_spectrum_evolution(study, 0).data[0].y]
+        [-0.4, -0.1]
+    """
+    return _draw(_get_info(study, trial_number))
+
+
+def _get_info(study: "Study", trial_number: int) -> _EvolutionInfo:
+    trials = study.get_trials(deepcopy=False)
+    if not 0 <= trial_number < len(trials):
+        raise ValueError(
+            f"trial_number must be one of the study's {len(trials)} trials, not {trial_number!r}."
+        )
+    trial = trials[trial_number]
+    readouts = read_readouts(trial)
+    if not readouts:
+        _logger.warning(f"Trial {trial_number} has no Lyapunov readouts.")
+    return _EvolutionInfo(trial_number, readouts, baseline_step(trial, readouts))
+
+
+def _draw(info: _EvolutionInfo) -> "go.Figure":
+    import plotly.graph_objects as go
+    from plotly.colors import sample_colorscale
+    from plotly.subplots import make_subplots
+
+    title = {"text": f"Lyapunov exponents of trial {info.number} over training"}
+    if not info.readouts:
+        return go.Figure(layout={"title": title})
+    whole = {step: r.quantiles for step, r in info.readouts.items() if r.quantiles}
+    figure = make_subplots(rows=1, cols=2 if whole else 1, horizontal_spacing=0.12)
+    steps = list(info.readouts)
+    for name, color, symbol in (
+        ("max", _style.VERMILLION, "circle"),
+        ("mean", _style.BLUE, "square"),
+    ):
+        errors = [getattr(r, f"{name}_stderr") for r in info.readouts.values()]
+        figure.add_scatter(
+            x=steps,
+            y=[getattr(r, name) for r in info.readouts.values()],
+            error_y={"type": "data", "array": [e or 0.0 for e in errors], "thickness": 1},
+            mode="lines+markers",
+            marker={"symbol": symbol, "size": 8},
+            line={"color": color},
+            name=f"{name} exponent",
+            hovertemplate="step %{x}: %{y:.4g}<extra></extra>",
+            row=1,
+            col=1,
+        )
+    _style.zero_line(figure, steps, row=1, col=1)
+    figure.update_xaxes(title_text="step", zeroline=False, row=1, col=1)
+    if len(steps) <= 12:
+        figure.update_xaxes(
+            tickvals=steps,
+            ticktext=[f"{s}<br>(baseline)" if s == info.baseline else str(s) for s in steps],
+            row=1,
+            col=1,
+        )
+    figure.update_yaxes(title_text=_style.EXPONENT_AXIS, zeroline=False)
+    for i, (step, quantiles) in enumerate(whole.items()):
+        descending = tuple(reversed(quantiles))
+        size = max(len(descending) - 1, 1)
+        shade = 0.05 + 0.87 * i / max(len(whole) - 1, 1)
+        figure.add_scatter(
+            x=[j / size for j in range(len(descending))],
+            y=descending,
+            mode="lines",
+            line={
+                "color": sample_colorscale("Viridis", [shade])[0],
+                "dash": "dot" if step == info.baseline else "solid",
+            },
+            name=f"step {step}" + (" (baseline)" if step == info.baseline else ""),
+            hovertemplate=f"step {step}, exponent %{{y:.4g}}<extra></extra>",
+            row=1,
+            col=2,
+        )
+    if whole:
+        _style.zero_line(figure, [0, 1], row=1, col=2)
+        figure.update_xaxes(title_text=_style.INDEX_AXIS, zeroline=False, row=1, col=2)
+    figure.update_layout(title=title)
+    return figure
