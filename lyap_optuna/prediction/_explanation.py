@@ -1,0 +1,148 @@
+"""Why a trial was kept or pruned, in words."""
+
+from dataclasses import dataclass
+
+from optuna.study import Study
+from optuna.trial import FrozenTrial, TrialState
+
+from lyap_optuna.prediction._predictor import RankPredictor
+from lyap_optuna.prediction._ranking import NO_READOUTS, TrialPrediction, predict_trial
+from lyap_optuna.prediction._study import StudyModels, describe, single_direction
+from lyap_optuna.prediction.evidence import EVIDENCE, TrialView
+from lyap_optuna.records import Decision, read_decisions
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """The story of a trial; ``str()`` tells it.
+
+    Args:
+        number: Trial number.
+        state: Trial state.
+        decisions: Recorded decisions, oldest first: the latest one, and earlier ones where
+            verdict or evidence changed.
+        prediction: What the default predictor says now, where no decision is recorded;
+            None otherwise, and where nothing can be said.
+        lines: The story, one sentence or two each.
+    """
+
+    number: int
+    state: TrialState
+    decisions: tuple[Decision, ...]
+    prediction: TrialPrediction | None
+    lines: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return "\n".join(self.lines)
+
+
+def explain(study: Study, trial_number: int) -> Explanation:
+    """Explain why a trial was kept or pruned.
+
+    What the pruner recorded while the trial ran is told as it was. For a trial without a
+    recorded decision, the default predictor says what it makes of it now, and the story says so.
+
+    Args:
+        study: A study with one objective.
+        trial_number: Number of the trial.
+
+    Returns:
+        An :class:`Explanation`; its ``str()`` is the story.
+
+    Raises:
+        ValueError: The study has several objectives, or no trial has this number.
+
+    Example:
+        >>> import optuna
+        >>> from lyap_optuna.prediction import explain
+        >>> study = optuna.create_study()
+        >>> study.add_trial(optuna.create_trial(value=0.5, intermediate_values={0: 0.9, 1: 0.5}))
+        >>> print(explain(study, 0).lines[0])
+        Trial 0 is COMPLETE with value 0.5, after 2 reports, the last at step 1.
+    """
+    sign = single_direction(study)
+    trials = study.get_trials(deepcopy=False)
+    found = [t for t in trials if t.number == trial_number]
+    if not found:
+        held = f"it has trials 0 to {len(trials) - 1}" if trials else "it has none"
+        raise ValueError(f"Study {study.study_name!r} has no trial {trial_number!r}; {held}.")
+    trial = found[0]
+    view = TrialView.of(trial, sign)
+    decisions = tuple(read_decisions(trial))
+    lines = [_opening(trial, view), _measured(view)]
+    prediction: TrialPrediction | None = None
+    if decisions:
+        if len(decisions) > 1:
+            lines.append("Decisions recorded while it ran, where verdict or evidence changed:")
+        lines += [_told(decision) for decision in decisions]
+        if trial.state == TrialState.PRUNED and decisions[-1].verdict != "pruned":
+            lines.append("The objective itself ended it: the pruner had kept it.")
+    else:
+        lines.append("No decision is recorded: no check was due, or another pruner judged it.")
+        models = StudyModels(sign, tuple(EVIDENCE), RankPredictor)
+        models.update(trials)
+        prediction, sentence = _now(trial, view, models)
+        lines.append(sentence)
+    if not any("lyapunov:readouts" in t.user_attrs for t in trials):
+        lines.append(NO_READOUTS)
+    return Explanation(trial.number, trial.state, decisions, prediction, tuple(lines))
+
+
+def _opening(trial: FrozenTrial, view: TrialView) -> str:
+    value = f" with value {trial.value:.4g}" if trial.state == TrialState.COMPLETE else ""
+    reports = (
+        f", after {_count(len(view.steps), 'report')}, the last at step {view.steps[-1]}"
+        if view.steps.size
+        else "; it has reported nothing"
+    )
+    broken = "; it does not meet its constraints" if view.feasible is False else ""
+    return f"Trial {trial.number} is {trial.state.name}{value}{reports}{broken}."
+
+
+def _measured(view: TrialView) -> str:
+    if not view.readouts:
+        alone = ", only a baseline before training" if view.baseline is not None else ""
+        return f"It has no Lyapunov readout in training{alone}."
+    step = max(view.readouts)
+    readout = view.readouts[step]
+    sentence = (
+        f"Its latest readout, at step {step}: maximum exponent {readout.max:.3g}, mean exponent "
+        f"{readout.mean:.3g} nats/step"
+    )
+    if view.baseline is None:
+        return f"{sentence}; without a baseline there is no displacement."
+    return (
+        f"{sentence}; displaced by {readout.max - view.baseline.max:+.3g} and "
+        f"{readout.mean - view.baseline.mean:+.3g} since before training."
+    )
+
+
+def _told(decision: Decision) -> str:
+    verdict = "Pruned" if decision.verdict == "pruned" else "Kept"
+    return f"{verdict} at step {decision.step}. {decision.reason}"
+
+
+def _now(
+    trial: FrozenTrial, view: TrialView, models: StudyModels
+) -> tuple[TrialPrediction | None, str]:
+    if trial.state in (TrialState.WAITING, TrialState.FAIL):
+        return None, f"Nothing is predicted for a trial that is {trial.state.name}."
+    entry, predicted = predict_trial(models, trial, view)
+    where = "before its first report" if entry.step is None else f"at step {entry.step}"
+    if predicted is None:
+        return None, (
+            f"The default predictor predicts nothing {where}: no evidence has measurable skill "
+            f"on {_count(len(models.complete), 'COMPLETE trial')}."
+        )
+    predictor = models.at(predicted.step, refit=True).predictor
+    unseen = ", by a model that has not seen its value" if view.value is not None else ""
+    return entry, (
+        f"The default predictor, fitted now on all COMPLETE trials, expects {predicted.value:.4g} "
+        f"(80 % interval {predicted.lower:.4g} to {predicted.upper:.4g}) {where} from "
+        f"{describe(entry.evidence)}{unseen} (rank correlation {predictor.skill:.2f} on "
+        f"{_count(predictor.n_trials, 'COMPLETE trial')})."
+    )
+
+
+def _count(n: int, noun: str) -> str:
+    return f"{n} {noun}{'' if n == 1 else 's'}"

@@ -1,0 +1,305 @@
+"""The predictor: arrays in, predictions on the normal-score scale out. It knows no study.
+
+A later and better predictor takes the place of :class:`RankPredictor` by offering what
+:class:`Predictor` asks for.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from lyap_optuna.prediction._gaussian_process import Columns, GaussianProcess
+from lyap_optuna.prediction._scores import (
+    normal_quantile,
+    rank_correlation,
+    scores_within,
+)
+from lyap_optuna.prediction.evidence.base import FloatArray
+
+MAX_FIT_TRIALS = 200
+"""Trials that a fit uses at most, evenly spaced in the order of their values, best and worst
+among them. The cost of a fit grows with their cube."""
+
+MIN_FIT_TRIALS = 6
+"""Below that many COMPLETE trials nothing has measurable skill."""
+
+SIGNIFICANCE = 2.0
+"""Evidence has skill where its rank correlation exceeds this many standard errors of a
+correlation that is truly zero, 1 / sqrt(n - 1)."""
+
+MARGIN = 1.0
+"""Richer evidence replaces a simpler one where its correlation is larger by this many standard
+errors of their difference (Meng, Rosenthal and Rubin 1992) ..."""
+
+MIN_GAIN = 0.02
+"""... and by at least this much."""
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Predictions of n trials on the normal-score scale, smaller is better.
+
+    Args:
+        score: Medians, shape (n,).
+        spread: Standard deviations, calibrated on out-of-fold residuals, shape (n,).
+    """
+
+    score: FloatArray
+    spread: FloatArray
+
+
+class Predictor(Protocol):
+    """What the pruner and the ranking ask of a predictor.
+
+    ``features`` map each kind of evidence to a matrix of shape (n, n_columns), NaN where
+    missing. ``values`` are oriented (smaller is better), infinity allowed, shape (n,).
+    """
+
+    chosen: tuple[str, ...]
+    """Kinds of evidence used; empty where none has skill, and then nothing is predicted."""
+
+    skill: float
+    """Out-of-sample rank correlation of ``chosen``."""
+
+    skills: dict[tuple[str, ...], float]
+    """The same for every combination that was tried and has any usable feature."""
+
+    n_trials: int
+    """Trials behind the skill."""
+
+    out_of_fold: Prediction
+    """Predictions of the fitted rows by models that have not seen their value."""
+
+    def fit(
+        self,
+        features: Mapping[str, FloatArray],
+        values: FloatArray,
+        scored: npt.NDArray[np.bool_] | None = None,
+    ) -> Self:
+        """Learn; ``scored`` marks the rows that count for the skill (all, by default)."""
+        ...
+
+    def predict(self, features: Mapping[str, FloatArray]) -> Prediction:
+        """Predict further rows. Only where ``chosen`` is not empty."""
+        ...
+
+    def score_of(self, values: FloatArray) -> FloatArray:
+        """Return the normal scores of oriented values among those fitted."""
+        ...
+
+    def value_of(self, scores: FloatArray) -> FloatArray:
+        """Return the oriented values at normal scores, always finite."""
+        ...
+
+
+class RankPredictor:
+    """Chooses evidence by its out-of-sample skill, and predicts by a Gaussian process on ranks.
+
+    Features and values enter as normal scores (the normal quantile of the rank), so that one
+    diverged trial moves no other. Each combination of evidence is judged by the Spearman
+    correlation of its leave-one-out predictions with the values. The choice starts from the loss
+    alone and takes a richer combination, one kind more at a time, or another single kind,
+    only where it is better by a margin (:data:`MARGIN`); what is left must be distinguishable
+    from no skill (:data:`SIGNIFICANCE`).
+
+    The spread is the Gaussian process's, times the root mean square of the standardised
+    leave-one-out residuals.
+
+    Args:
+        seed: Unused: this predictor draws no random numbers.
+
+    Example:
+        >>> import numpy as np
+        >>> from lyap_optuna.prediction import RankPredictor
+        >>> rng = np.random.default_rng(0)
+        >>> values = rng.normal(size=40)
+        >>> features = {"loss": rng.normal(size=(40, 1)), "exponents": values[:, None] + 0.1}
+        >>> RankPredictor().fit(features, values).chosen
+        ('exponents',)
+    """
+
+    def __init__(self, seed: int | None = None) -> None:
+        self._seed = seed
+        self._reset()
+
+    def _reset(self) -> None:
+        self.chosen: tuple[str, ...] = ()
+        self.skill = 0.0
+        self.skills: dict[tuple[str, ...], float] = {}
+        self.n_trials = 0
+        self.out_of_fold = Prediction(np.zeros(0), np.zeros(0))
+        self._reference = np.zeros(0)
+        self._columns: dict[str, Columns] = {}
+        self._model: GaussianProcess | None = None
+        self._calibration = 1.0
+
+    def fit(
+        self,
+        features: Mapping[str, FloatArray],
+        values: FloatArray,
+        scored: npt.NDArray[np.bool_] | None = None,
+    ) -> Self:
+        """Choose the evidence and fit.
+
+        Args:
+            features: By kind of evidence, shape (n, n_columns), NaN where missing.
+            values: Oriented final values, shape (n,), without NaN.
+            scored: Which rows count for the skill, shape (n,); all by default.
+
+        Raises:
+            ValueError: Shapes do not fit, or a value is NaN.
+        """
+        values = np.asarray(values, dtype=np.float64)
+        scored = np.ones(len(values), dtype=np.bool_) if scored is None else scored
+        if np.isnan(values).any():
+            raise ValueError("A value is NaN; what has diverged is given as infinity.")
+        for kind, matrix in features.items():
+            if matrix.ndim != 2 or len(matrix) != len(values):
+                raise ValueError(
+                    f"The features of {kind!r} must have shape ({len(values)}, n_columns), "
+                    f"but got {matrix.shape}."
+                )
+        self._reset()
+        rows = _spread_over(values)
+        self._reference = np.sort(values[rows])
+        self.n_trials = int(scored[rows].sum())
+        if self.n_trials < MIN_FIT_TRIALS:
+            return self
+        targets = scores_within(values[rows], self._reference)
+        targets = targets - targets.mean()
+        if np.ptp(targets[scored[rows]]) == 0:
+            return self
+        self._columns = {kind: Columns(matrix[rows]) for kind, matrix in features.items()}
+        usable = [k for k, c in self._columns.items() if c.fitted.shape[1]]
+
+        models: dict[tuple[str, ...], GaussianProcess] = {}
+
+        def skill_of(kinds: tuple[str, ...]) -> float:
+            if kinds not in models:
+                parts = [self._columns[k].fitted for k in kinds]
+                # Each kind weighs the same, however many columns it has.
+                weights = np.concatenate(
+                    [np.full(p.shape[1], 1 / (len(parts) * p.shape[1])) for p in parts]
+                )
+                models[kinds] = GaussianProcess.fit(np.hstack(parts), weights, targets)
+                self.skills[kinds] = rank_correlation(
+                    models[kinds].out_of_fold[scored[rows]], values[rows][scored[rows]]
+                )
+            return self.skills[kinds]
+
+        def better(kinds: tuple[str, ...], than: tuple[str, ...]) -> bool:
+            between = (
+                rank_correlation(
+                    models[kinds].out_of_fold[scored[rows]], models[than].out_of_fold[scored[rows]]
+                )
+                if than
+                else 0.0
+            )
+            return _is_better(
+                self.skills[kinds], self.skills.get(than, 0.0), between, self.n_trials
+            )
+
+        noise_level = SIGNIFICANCE / math.sqrt(self.n_trials - 1)
+
+        def step_to(candidates: list[tuple[str, ...]], current: tuple[str, ...]) -> tuple[str, ...]:
+            # The best candidate, where it is better by the margin; else `current`.
+            best = max(candidates, key=skill_of, default=())
+            accepted = bool(best) and self.skills[best] > noise_level and better(best, current)
+            return best if accepted else current
+
+        singles: list[tuple[str, ...]] = [(kind,) for kind in usable]
+        current: tuple[str, ...] = ()
+        if "loss" in usable and skill_of(("loss",)) > noise_level:
+            current = ("loss",)
+        before, current = None, step_to(singles, current)
+        while current and current != before:
+            richer = [
+                tuple(k for k in usable if k in current or k == more)
+                for more in usable
+                if more not in current
+            ]
+            before, current = current, step_to(richer, current)
+        if not current:
+            return self
+        self.chosen, self.skill = current, self.skills[current]
+        self._model = model = models[current]
+        residuals = (targets - model.out_of_fold) / model.out_of_fold_std
+        residuals = residuals[scored[rows]]
+        # One residual more, of size one standard deviation twice over, for what few trials hide.
+        self._calibration = math.sqrt((float(residuals @ residuals) + 2.0) / max(len(residuals), 1))
+        score, spread = np.empty(len(values)), np.empty(len(values))
+        score[rows] = model.out_of_fold
+        spread[rows] = model.out_of_fold_std * self._calibration
+        others = np.setdiff1d(np.arange(len(values)), rows)
+        if others.size:
+            rest = self.predict({kind: matrix[others] for kind, matrix in features.items()})
+            score[others], spread[others] = rest.score, rest.spread
+        self.out_of_fold = Prediction(score, spread)
+        return self
+
+    def predict(self, features: Mapping[str, FloatArray]) -> Prediction:
+        """Predict the scores of further trials.
+
+        Raises:
+            RuntimeError: Nothing is predicted, because no evidence has skill or nothing was
+                fitted.
+        """
+        if self._model is None:
+            raise RuntimeError("No evidence has skill: there is no prediction.")
+        cleaned = np.hstack([self._columns[kind](features[kind]) for kind in self.chosen])
+        score, spread = self._model.predict(cleaned)
+        return Prediction(score, spread * self._calibration)
+
+    def score_of(self, values: FloatArray) -> FloatArray:
+        """Return the normal scores of oriented values among those fitted."""
+        return scores_within(values, self._reference)
+
+    def value_of(self, scores: FloatArray) -> FloatArray:
+        """Return the oriented values at normal scores, interpolated between those fitted.
+
+        Finite always: beyond the ends, and where the fitted value is infinite, it is the nearest
+        finite value. Across a gap more than ten times as wide as the range of all better values
+        (a diverged trial) it is the nearer end, not something between.
+        """
+        values = np.unique(self._reference[np.isfinite(self._reference)])
+        if not values.size:
+            return np.zeros(np.shape(scores))
+        at = scores_within(values, self._reference)
+        i = np.clip(np.searchsorted(at, scores, side="right") - 1, 0, max(len(at) - 2, 0))
+        j = np.minimum(i + 1, len(at) - 1)
+        width = np.where(at[j] > at[i], at[j] - at[i], 1.0)
+        fraction = np.clip((scores - at[i]) / width, 0.0, 1.0)
+        with np.errstate(over="ignore", invalid="ignore"):
+            gap = values[j] - values[i]
+            wide = (i > 0) & (gap > 10 * (values[i] - values[0]))
+            fraction = np.where(wide, np.round(fraction), fraction)
+            between = values[i] + fraction * gap
+        return np.where(fraction == 0.0, values[i], np.where(fraction == 1.0, values[j], between))
+
+
+def _spread_over(values: FloatArray) -> npt.NDArray[np.intp]:
+    order = np.argsort(values, kind="stable")
+    if len(order) > MAX_FIT_TRIALS:
+        order = order[np.linspace(0, len(order) - 1, MAX_FIT_TRIALS).round().astype(np.intp)]
+    return np.sort(order)
+
+
+def _is_better(new: float, old: float, between: float, n: int) -> bool:
+    # Meng, Rosenthal and Rubin, Psychological Bulletin 111 (1992) 172, equations 1 to 3:
+    # correlations of two predictions with one outcome, themselves correlated.
+    if new - old < MIN_GAIN:
+        return False
+    new, old, between = (float(np.clip(r, -0.9999, 0.9999)) for r in (new, old, between))
+    squares = (new**2 + old**2) / 2
+    f = min((1 - between) / (2 * (1 - squares)), 1.0)
+    h = (1 - f * squares) / (1 - squares)
+    z = (math.atanh(new) - math.atanh(old)) * math.sqrt((n - 3) / (2 * (1 - between) * h))
+    return z > MARGIN
+
+
+INTERVAL = normal_quantile(0.9)
+"""Half-width of the central 80 % interval in standard deviations."""

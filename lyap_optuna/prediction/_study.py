@@ -1,0 +1,289 @@
+"""From a study to fitted predictors: which trials, at which step, how often refitted."""
+
+import math
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from optuna.study import Study, StudyDirection
+from optuna.trial import FrozenTrial, TrialState
+
+from lyap_optuna.prediction._predictor import INTERVAL, Predictor, RankPredictor
+from lyap_optuna.prediction._scores import normal_cdf
+from lyap_optuna.prediction._table import FeatureTable
+from lyap_optuna.prediction.evidence import TrialView
+
+EVERY_STEP = 16
+"""Reports of a trial that are each looked at by a model of their own; after that about as many
+per doubling."""
+
+REFIT_GROWTH = 0.1
+"""Models are fitted again when the COMPLETE trials have grown by this fraction."""
+
+MAX_MODELS = 256
+"""Fitted models kept, least recently used dropped first."""
+
+
+def single_direction(study: Study) -> int:
+    """Return 1 where ``study`` minimises its one objective, -1 where it maximises it.
+
+    Raises:
+        ValueError: It has several objectives.
+    """
+    if len(study.directions) != 1:
+        names = ", ".join(d.name.lower() for d in study.directions)
+        raise ValueError(
+            f"Study {study.study_name!r} has several objectives (directions: {names}); the final "
+            "value is predicted in studies of one objective only."
+        )
+    return -1 if study.directions[0] == StudyDirection.MAXIMIZE else 1
+
+
+def refit_size(n_complete: int) -> int:
+    """Return how many COMPLETE trials, in order of completion, a fit uses when there are n.
+
+    The sizes 1, 2, ..., 20, 22, 24, 26, 28, 30, 33, ... grow by :data:`REFIT_GROWTH`. They depend
+    on the count alone, so that every process that looks at the study uses the same trials.
+    """
+    size = min(n_complete, 1)
+    while (larger := max(size + 1, math.floor(size * (1 + REFIT_GROWTH) + 1e-9))) <= n_complete:
+        size = larger
+    return size
+
+
+def model_step(steps: npt.NDArray[np.int64], step: int | None) -> int | None:
+    """Return the reported step whose model judges a trial at ``step``.
+
+    Args:
+        steps: Reported steps of the trial, ascending, shape (n_reports,).
+        step: The step at which it is judged, at or after the first report; None before.
+
+    Returns:
+        ``step`` itself within the first 16 reports; later the latest report whose count from
+        0 is a multiple of 2, 4, 8, ... (16 per doubling).
+    """
+    position = -1 if step is None else int(np.searchsorted(steps, step, side="right")) - 1
+    if position < 0:
+        return None
+    stride = 1
+    while position >= EVERY_STEP * stride:
+        stride *= 2
+    stride = max(stride // 2, 1)
+    return int(steps[position // stride * stride])
+
+
+@dataclass(frozen=True)
+class StepPrediction:
+    """The predicted final value of one trial, in the units and direction of the study.
+
+    Args:
+        step: The step of the model.
+        score: Oriented normal score among the fitted values.
+        spread: Its standard deviation.
+        value: Predicted final value (median).
+        lower: Lower end of the 80 % interval.
+        upper: Upper end.
+    """
+
+    step: int | None
+    score: float
+    spread: float
+    value: float
+    lower: float
+    upper: float
+
+
+class StepModel:
+    """A predictor fitted on the finished trials of a study at one step.
+
+    Args:
+        rows: COMPLETE trials that reached ``step``, and trials that failed after they reported
+            NaN or infinity: those count as worse than every finite value, but not for the skill.
+        step: The step; None for what is known before the first report.
+        kinds: Kinds of evidence to choose from.
+        sign: 1 where the study minimises, -1 where it maximises.
+        predictor: An unfitted predictor.
+    """
+
+    def __init__(
+        self,
+        rows: Sequence[TrialView],
+        step: int | None,
+        kinds: Sequence[str],
+        sign: int,
+        predictor: Predictor,
+    ) -> None:
+        self.step = step
+        self._sign = sign
+        self._rows = {view.number: i for i, view in enumerate(rows)}
+        self._table = FeatureTable(kinds, rows, step)
+        self.values = np.array([math.inf if v.value is None else v.value for v in rows])
+        self._complete = np.array([v.value is not None for v in rows], dtype=np.bool_)
+        self._best_can_be = np.array(
+            [v.value is not None and v.feasible is not False for v in rows], dtype=np.bool_
+        )
+        self.predictor = predictor.fit(self._table.fitted, self.values, self._complete)
+
+    @property
+    def n_complete(self) -> int:
+        """COMPLETE trials it was fitted on."""
+        return int(self._complete.sum())
+
+    @property
+    def chosen(self) -> tuple[str, ...]:
+        """Kinds of evidence used; empty where nothing is predicted."""
+        return self.predictor.chosen
+
+    def n_with(self, kinds: Sequence[str]) -> int:
+        """Return how many COMPLETE trials have evidence of all ``kinds``."""
+        has = self._complete.copy()
+        for kind in kinds:
+            matrix = self._table.fitted[kind]
+            has &= ~np.isnan(matrix).all(axis=1) if matrix.shape[1] else False
+        return int(has.sum())
+
+    def predict(self, view: TrialView) -> StepPrediction | None:
+        """Predict ``view`` at the step; a fitted trial by a model that has not seen its value."""
+        if not self.chosen:
+            return None
+        row = self._rows.get(view.number)
+        if row is not None:
+            out = self.predictor.out_of_fold
+            return self._in_units(float(out.score[row]), float(out.spread[row]))
+        prediction = self.predictor.predict(self._table.matrices([view]))
+        return self._in_units(float(prediction.score[0]), float(prediction.spread[0]))
+
+    def threshold_score(self, top_fraction: float) -> float | None:
+        """Return the score that marks the best fraction of feasible COMPLETE trials, or None."""
+        feasible = self.values[self._best_can_be]
+        if not feasible.size:
+            return None
+        scores = self.predictor.score_of(feasible)
+        return float(np.quantile(scores, top_fraction, method="hazen"))
+
+    def probability_below(self, prediction: StepPrediction, score: float) -> float:
+        """Return the chance that the trial ends at or below (better than) ``score``."""
+        z = (score - prediction.score) / prediction.spread
+        return float(normal_cdf(np.array([z]))[0])
+
+    def value_of(self, score: float) -> float:
+        """Return the value at a score, in the study's direction."""
+        return self._sign * float(self.predictor.value_of(np.array([score]))[0])
+
+    def _in_units(self, score: float, spread: float) -> StepPrediction:
+        ends = score + spread * INTERVAL * np.array([-1.0, 1.0])
+        lower, upper = sorted(self.value_of(float(e)) for e in ends)
+        return StepPrediction(self.step, score, spread, self.value_of(score), lower, upper)
+
+
+_Key = tuple[object, ...]
+
+
+class StudyModels:
+    """The finished trials of one study, each read once, and the models fitted on them.
+
+    Not thread-safe: the caller holds a lock.
+
+    Args:
+        sign: 1 where the study minimises, -1 where it maximises.
+        kinds: Kinds of evidence to choose from.
+        make_predictor: Returns an unfitted predictor.
+    """
+
+    def __init__(
+        self,
+        sign: int,
+        kinds: Sequence[str],
+        make_predictor: Callable[[], Predictor] = RankPredictor,
+    ) -> None:
+        self.sign = sign
+        self._kinds = tuple(kinds)
+        self._make_predictor = make_predictor
+        self._seen: dict[_Key, TrialView | None] = {}
+        self._finished: list[TrialView] = []
+        self._models: OrderedDict[tuple[int, int | None], StepModel] = OrderedDict()
+
+    @property
+    def complete(self) -> list[TrialView]:
+        """COMPLETE trials in order of completion."""
+        return [view for view in self._finished if view.value is not None]
+
+    @property
+    def finished(self) -> list[TrialView]:
+        """COMPLETE trials, and those that failed after reporting NaN or infinity."""
+        return self._finished
+
+    def update(self, trials: Iterable[FrozenTrial]) -> None:
+        """Read the trials not seen before. Finished trials do not change in Optuna."""
+        current: dict[_Key, FrozenTrial] = {
+            # Databases reuse ids of deleted studies; the times tell them apart.
+            (t._trial_id, t.number, t.datetime_start, t.datetime_complete): t
+            for t in trials
+            if t.state in (TrialState.COMPLETE, TrialState.FAIL)
+        }
+        if not self._seen.keys() <= current.keys():
+            self._seen.clear()
+            self._finished = []
+            self._models.clear()
+        new = [key for key in current if key not in self._seen]
+        if not new and self._finished:
+            return
+        for key in new:
+            trial = current[key]
+            if trial.state == TrialState.FAIL and all(
+                math.isfinite(v) for v in trial.intermediate_values.values()
+            ):
+                self._seen[key] = None
+            else:
+                self._seen[key] = TrialView.of(trial, self.sign)
+        views = [view for view in self._seen.values() if view is not None]
+        times = [v.completed.timestamp() if v.completed else -math.inf for v in views]
+        order = sorted(range(len(views)), key=lambda i: (times[i], views[i].number))
+        self._finished = [views[i] for i in order]
+
+    def at(self, step: int | None, *, refit: bool = False) -> StepModel:
+        """Return the model at ``step``.
+
+        Args:
+            step: The step; None for what is known before the first report.
+            refit: Whether to use every COMPLETE trial, rather than the first
+                :func:`refit_size` in order of completion.
+        """
+        n_complete = sum(view.value is not None for view in self._finished)
+        size = n_complete if refit else refit_size(n_complete)
+        model = self._models.get((size, step))
+        if model is None:
+            rows: list[TrialView] = []
+            counted = 0
+            for view in self._finished:
+                counted += view.value is not None
+                if counted > size:
+                    break
+                if view.reached(step):
+                    rows.append(view)
+            model = StepModel(rows, step, self._kinds, self.sign, self._make_predictor())
+            for key in [key for key in self._models if key[0] < size]:
+                del self._models[key]
+            self._models[size, step] = model
+            while len(self._models) > MAX_MODELS:
+                self._models.popitem(last=False)
+        self._models.move_to_end((size, step))
+        return model
+
+
+def describe(kinds: Sequence[str]) -> str:
+    """Return the name of a combination of evidence in tables and decisions."""
+    return " + ".join(kinds)
+
+
+__all__ = [
+    "StepModel",
+    "StepPrediction",
+    "StudyModels",
+    "describe",
+    "model_step",
+    "refit_size",
+    "single_direction",
+]

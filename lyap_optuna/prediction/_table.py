@@ -1,0 +1,58 @@
+"""From named features to columns: the one place that knows about categories."""
+
+import math
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from lyap_optuna.prediction.evidence import EVIDENCE, Feature, TrialView
+from lyap_optuna.prediction.evidence.base import FloatArray
+
+
+class FeatureTable:
+    """Turns trials at a step into one matrix per kind of evidence.
+
+    The columns are learned from the trials given at construction: one per numeric feature, one
+    per category of a categorical one. Missing numbers are NaN; a category that is missing, or
+    that was not seen at construction, is a row of zeros.
+
+    Args:
+        kinds: Names of the kinds of evidence.
+        trials: The trials to learn from.
+        step: The step at which they are looked at.
+    """
+
+    def __init__(self, kinds: Sequence[str], trials: Iterable[TrialView], step: int | None) -> None:
+        self._step = step
+        self._columns: dict[str, list[tuple[str, str | None]]] = {}
+        rows = [self._row(kinds, trial) for trial in trials]
+        for kind in kinds:
+            columns: dict[tuple[str, str | None], None] = {}
+            for row in rows:
+                for name, value in row[kind].items():
+                    columns[name, value if isinstance(value, str) else None] = None
+            # In order of name: the order of trials and of suggestions must not matter.
+            self._columns[kind] = sorted(columns, key=lambda c: (c[0], c[1] or ""))
+        self.fitted = self._matrices(rows)
+
+    def matrices(self, trials: Iterable[TrialView]) -> dict[str, FloatArray]:
+        """Return, by kind, a matrix of shape (n_trials, n_columns)."""
+        return self._matrices([self._row(tuple(self._columns), trial) for trial in trials])
+
+    def _row(self, kinds: Sequence[str], trial: TrialView) -> dict[str, dict[str, Feature]]:
+        return {kind: EVIDENCE[kind].features(trial, self._step) for kind in kinds}
+
+    def _matrices(self, rows: list[dict[str, dict[str, Feature]]]) -> dict[str, FloatArray]:
+        matrices = {}
+        for kind, columns in self._columns.items():
+            matrix = np.full((len(rows), len(columns)), math.nan)
+            for i, row in enumerate(rows):
+                features = row[kind]
+                for j, (name, category) in enumerate(columns):
+                    value = features.get(name)
+                    if category is not None:
+                        matrix[i, j] = float(value == category)
+                    elif isinstance(value, (int, float)):
+                        matrix[i, j] = value
+            matrices[kind] = matrix
+        return matrices

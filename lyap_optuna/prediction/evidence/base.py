@@ -1,0 +1,137 @@
+"""The contract of a kind of evidence, and the view of a trial that it reads.
+
+A *kind of evidence* is one thing that may foretell a trial's final value: the loss so far, the
+Lyapunov exponents, their displacement since before training, the hyperparameters. It turns a
+trial at a step into named features, and nothing else. What the features are worth is not its
+business: the predictor finds out, from the COMPLETE trials of the study.
+
+To add a kind, write one file with a subclass of :class:`Evidence` and add one line to the
+registry in ``evidence/__init__.py``. The rules:
+
+* ``name`` is what people type in ``evidence=`` and read in decisions and tables.
+* ``features(trial, step)`` looks only at what was known at ``step``: reports and readouts at
+  later steps of the same trial do not exist. ``step`` is None for a trial that has reported
+  nothing; then only what is known before training counts.
+* A feature is a float or a string. A string is a category (one-hot encoded by
+  :mod:`lyap_optuna.prediction._table`). What is missing is left out or NaN, never zero. Infinity
+  is allowed and means larger than every finite value: features are ranked before they are used,
+  so that only their order counts, and neither unit nor scale does.
+* Losses come *oriented*: smaller is better in both directions of the study, and a reported NaN
+  or infinity is plus infinity, worse than every finite value.
+* It does not raise on any trial that Optuna can store, and does not depend on other trials.
+  Features that are constant over the study are dropped by the predictor.
+"""
+
+import abc
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from optuna.distributions import BaseDistribution
+from optuna.trial import FrozenTrial, TrialState
+
+from lyap_optuna.records import ReadoutRecord, baseline_step, read_readouts
+
+FloatArray = npt.NDArray[np.float64]
+Feature = float | str
+
+
+def oriented(value: float, sign: int) -> float:
+    """Return ``value`` so that smaller is better; NaN and infinities are worst."""
+    return sign * value if math.isfinite(value) else math.inf
+
+
+@dataclass(frozen=True, eq=False)
+class TrialView:
+    """What the evidence may read of a trial, prepared once.
+
+    Args:
+        number: Trial number.
+        state: Trial state at the time of reading.
+        value: Oriented final value of a COMPLETE trial; None for every other.
+        steps: Reported steps, ascending, shape (n_reports,).
+        losses: Oriented reported values, shape (n_reports,).
+        best: Running minimum of ``losses``, shape (n_reports,).
+        readouts: Readouts at or after the first reported step, by ascending step.
+        baseline: The readout before training; None where there is none.
+        params: Hyperparameters.
+        distributions: Their distributions.
+        feasible: Whether the recorded constraints hold; None where none is recorded.
+        completed: When it finished; None while it runs.
+    """
+
+    number: int
+    state: TrialState
+    value: float | None
+    steps: npt.NDArray[np.int64]
+    losses: FloatArray
+    best: FloatArray
+    readouts: Mapping[int, ReadoutRecord]
+    baseline: ReadoutRecord | None
+    params: Mapping[str, Any]
+    distributions: Mapping[str, BaseDistribution]
+    feasible: bool | None = None
+    completed: datetime | None = field(default=None)
+
+    @classmethod
+    def of(cls, trial: FrozenTrial, sign: int) -> "TrialView":
+        """Read ``trial``; ``sign`` is 1 where the study minimises and -1 where it maximises."""
+        steps = np.array(sorted(trial.intermediate_values), dtype=np.int64)
+        losses = np.array(
+            [oriented(trial.intermediate_values[int(s)], sign) for s in steps], dtype=np.float64
+        )
+        readouts = read_readouts(trial)
+        before = baseline_step(trial, readouts)
+        complete = trial.state == TrialState.COMPLETE and trial.values is not None
+        constraints = trial.constraints
+        return cls(
+            number=trial.number,
+            state=trial.state,
+            value=oriented(trial.values[0], sign) if complete else None,
+            steps=steps,
+            losses=losses,
+            best=np.minimum.accumulate(losses) if losses.size else losses,
+            readouts={s: r for s, r in readouts.items() if steps.size and s >= steps[0]},
+            baseline=None if before is None else readouts[before],
+            params=trial.params,
+            distributions=trial.distributions,
+            feasible=all(c <= 0.0 for c in constraints.values()) if constraints else None,
+            completed=trial.datetime_complete,
+        )
+
+    @property
+    def diverged(self) -> bool:
+        """Whether it reported NaN or infinity."""
+        return bool(np.isinf(self.losses).any())
+
+    def reached(self, step: int | None) -> bool:
+        """Whether it was training at ``step``: it reported there or before, and there or after."""
+        if step is None:
+            return True
+        return bool(self.steps.size and self.steps[0] <= step <= self.steps[-1])
+
+    def reports(self, step: int | None) -> int:
+        """Return the number of reports up to ``step``."""
+        return 0 if step is None else int(np.searchsorted(self.steps, step, side="right"))
+
+    def readout(self, step: int | None) -> ReadoutRecord | None:
+        """Return the latest readout from the first reported step to ``step``, or None."""
+        if step is None:
+            return None
+        latest = max((s for s in self.readouts if s <= step), default=None)
+        return None if latest is None else self.readouts[latest]
+
+
+class Evidence(abc.ABC):
+    """A kind of evidence: a trial at a step, turned into named features."""
+
+    name: str
+    """What people type and read."""
+
+    @abc.abstractmethod
+    def features(self, trial: TrialView, step: int | None) -> dict[str, Feature]:
+        """Return the features of ``trial`` as known at ``step``; empty where there are none."""

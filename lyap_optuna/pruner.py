@@ -1,0 +1,277 @@
+"""A pruner that predicts a trial's final value and prunes what will hardly be among the best."""
+
+import math
+import threading
+import warnings
+from collections.abc import Iterable
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from optuna.pruners import BasePruner
+from optuna.storages import BaseStorage
+from optuna.study import Study
+from optuna.trial import FrozenTrial, TrialState
+
+from lyap_optuna._warnings import LyapunovWarning
+from lyap_optuna.prediction._predictor import RankPredictor
+from lyap_optuna.prediction._study import StudyModels, describe, model_step, single_direction
+from lyap_optuna.prediction.evidence import TrialView, check_evidence
+from lyap_optuna.records import Decision, write_decision
+
+
+class LyapunovPruner(BasePruner):
+    """Pruner that keeps the trials that may still end among the best.
+
+    At each check the trial's final value is predicted from the evidence that has shown
+    out-of-sample skill on the COMPLETE trials of the study: the loss so far, the Lyapunov
+    exponents, their displacement since before training, the hyperparameters, or a combination.
+    The trial is pruned where its chance of ending among the best ``top_fraction`` of the
+    COMPLETE trials is below ``min_probability``. Where the study uses constraints, the best are
+    the best feasible trials. Where no evidence has skill, nothing is pruned.
+
+    Studies whose objective never calls a :class:`~lyap_optuna.LyapunovProbe` work too: the
+    pruner uses what there is.
+
+    NaN and infinite values count as worse than every finite one. As with
+    :class:`optuna.pruners.MedianPruner`, a trial that has reported nothing but NaN is pruned
+    once the startup trials are done.
+
+    Each check records a decision with the trial; :func:`~lyap_optuna.explain` tells it in words.
+    Where the prediction itself fails, the trial is kept, with one
+    :class:`~lyap_optuna.LyapunovWarning` per pruner. Predictors are fitted again when the number
+    of COMPLETE trials has grown by a tenth; within the first 16 reports of a trial each has a
+    predictor of its own, later about 16 per doubling. The same trials, completed in the same
+    order, give the same decisions.
+
+    One pruner may serve several studies and several threads (``n_jobs``), and may be pickled.
+
+    Example:
+        >>> import optuna
+        >>> from lyap_optuna.pruner import LyapunovPruner
+        >>> optuna.logging.set_verbosity(optuna.logging.WARNING)
+        >>> def objective(trial):
+        ...     x = trial.suggest_float("x", -1.0, 1.0)
+        ...     for epoch in range(10):
+        ...         trial.report(x**2 + 1 / (1 + epoch), epoch)
+        ...         if trial.should_prune():
+        ...             raise optuna.TrialPruned()
+        ...     return x**2
+        >>> sampler = optuna.samplers.RandomSampler(seed=0)
+        >>> study = optuna.create_study(sampler=sampler, pruner=LyapunovPruner())
+        >>> study.optimize(objective, n_trials=40)
+        >>> pruned = study.get_trials(states=[optuna.trial.TrialState.PRUNED])
+        >>> len(pruned) > 5
+        True
+
+    Args:
+        n_startup_trials: Pruning is disabled until this many trials of the study are COMPLETE.
+        n_warmup_steps: Pruning is disabled while the step is below this.
+        interval_steps: Number of steps between checks, offset by the warm-up steps; a check at
+            which nothing was reported is put off until the next report. At least 1.
+        top_fraction: The fraction of COMPLETE trials that count as the best, in (0, 1).
+        min_probability: The chance of ending among the best below which a trial is pruned, in
+            [0, 1]. With 0 nothing is pruned. It should stay below ``top_fraction``, the chance
+            of a trial about which nothing is known.
+        evidence: Kinds of evidence to choose from, of ``"loss"``, ``"exponents"``,
+            ``"displacement"`` and ``"hyperparameters"``; all of them for None.
+        seed: Seed of predictors that draw random numbers. The default one draws none.
+
+    Raises:
+        ValueError: An argument is out of its range.
+    """
+
+    def __init__(
+        self,
+        *,
+        n_startup_trials: int = 10,
+        n_warmup_steps: int = 0,
+        interval_steps: int = 1,
+        top_fraction: float = 0.1,
+        min_probability: float = 0.05,
+        evidence: Iterable[str] | None = None,
+        seed: int | None = None,
+    ) -> None:
+        if n_startup_trials < 0:
+            raise ValueError(
+                f"Number of startup trials cannot be negative, but got {n_startup_trials=}."
+            )
+        if n_warmup_steps < 0:
+            raise ValueError(
+                f"Number of warmup steps cannot be negative, but got {n_warmup_steps=}."
+            )
+        if interval_steps < 1:
+            raise ValueError(
+                f"Pruning interval steps must be at least 1, but got {interval_steps=}."
+            )
+        if not 0.0 < top_fraction < 1.0:
+            raise ValueError(
+                f"Top fraction must be between 0 and 1 exclusive, but got {top_fraction=}."
+            )
+        if not 0.0 <= min_probability <= 1.0:
+            raise ValueError(
+                f"Minimum probability must be between 0 and 1 inclusive, but got "
+                f"{min_probability=}."
+            )
+        self._n_startup_trials = n_startup_trials
+        self._n_warmup_steps = n_warmup_steps
+        self._interval_steps = interval_steps
+        self._top_fraction = top_fraction
+        self._min_probability = min_probability
+        self._evidence = None if evidence is None else check_evidence(evidence)
+        self._seed = seed
+        self._forget()
+
+    def _forget(self) -> None:
+        self._lock = threading.Lock()
+        self._studies: WeakKeyDictionary[BaseStorage, dict[tuple[int, str], StudyModels]] = (
+            WeakKeyDictionary()
+        )
+        self._warned = False
+
+    def __getstate__(self) -> dict[str, Any]:
+        dropped = ("_lock", "_studies", "_warned")
+        return {k: v for k, v in self.__dict__.items() if k not in dropped}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._forget()
+
+    def __repr__(self) -> str:
+        names = (
+            "n_startup_trials",
+            "n_warmup_steps",
+            "interval_steps",
+            "top_fraction",
+            "min_probability",
+            "evidence",
+            "seed",
+        )
+        arguments = ", ".join(f"{name}={getattr(self, f'_{name}')!r}" for name in names)
+        return f"LyapunovPruner({arguments})"
+
+    def prune(self, study: Study, trial: FrozenTrial) -> bool:
+        """Judge whether the trial should be pruned, and record why.
+
+        Not to be called by users; see :meth:`optuna.trial.Trial.should_prune`.
+
+        Args:
+            study: The study of the trial.
+            trial: The running trial.
+
+        Returns:
+            Whether it should be pruned.
+        """
+        trials = study.get_trials(deepcopy=False)
+        n_complete = sum(t.state == TrialState.COMPLETE for t in trials)
+        if n_complete == 0 or n_complete < self._n_startup_trials:
+            return False
+        step = trial.last_step
+        if step is None or not self._is_due(step, trial):
+            return False
+        if all(math.isnan(v) for v in trial.intermediate_values.values()):
+            decision = Decision(
+                step=step,
+                verdict="pruned",
+                reason=f"It has reported nothing but NaN up to step {step}.",
+                n_trials=n_complete,
+            )
+        else:
+            try:
+                decision = self._decide(study, trials, trial, step)
+            except Exception as error:
+                self._warn_once(trial, step, error)
+                return False
+        write_decision(study, trial, decision)
+        return decision.verdict == "pruned"
+
+    def _is_due(self, step: int, trial: FrozenTrial) -> bool:
+        # As in optuna/pruners/_percentile.py: the first report in each interval after warm-up.
+        if step < self._n_warmup_steps:
+            return False
+        since = step - self._n_warmup_steps
+        start = self._n_warmup_steps + since // self._interval_steps * self._interval_steps
+        return max((s for s in trial.intermediate_values if s != step), default=-1) < start
+
+    def _decide(
+        self, study: Study, trials: list[FrozenTrial], trial: FrozenTrial, step: int
+    ) -> Decision:
+        sign = single_direction(study)
+        # The storage's copy has the readouts that other processes of this trial wrote.
+        stored = trials[trial.number] if trial.number < len(trials) else trial
+        if stored._trial_id != trial._trial_id or step not in stored.intermediate_values:
+            stored = trial
+        view = TrialView.of(stored, sign)
+        with self._lock:
+            models = self._models_of(study, sign)
+            models.update(trials)
+            model = models.at(model_step(view.steps, step))
+            if not model.chosen:
+                return Decision(
+                    step=step,
+                    verdict="kept",
+                    reason=(
+                        f"No evidence has measurable skill at step {model.step} on "
+                        f"{model.n_complete} COMPLETE trials that reached it; nothing is predicted."
+                    ),
+                    n_trials=model.n_complete,
+                )
+            prediction = model.predict(view)
+        assert prediction is not None
+        known: dict[str, Any] = {
+            "step": step,
+            "predicted_value": prediction.value,
+            "lower": prediction.lower,
+            "upper": prediction.upper,
+            "min_probability": self._min_probability,
+            "evidence": model.chosen,
+            "skill": model.predictor.skill,
+            "n_trials": model.predictor.n_trials,
+        }
+        story = (
+            f"Predicted to end at {prediction.value:.4g} (80 % interval {prediction.lower:.4g} to "
+            f"{prediction.upper:.4g}) from {describe(model.chosen)} at step {model.step} "
+            f"(rank correlation {model.predictor.skill:.2f} on {model.predictor.n_trials} "
+            "COMPLETE trials)"
+        )
+        score = model.threshold_score(self._top_fraction)
+        if score is None:
+            reason = (
+                f"{story}; no COMPLETE trial is feasible, so there are no best to compare with."
+            )
+            return Decision(verdict="kept", reason=reason, **known)
+        threshold = model.value_of(score)
+        probability = model.probability_below(prediction, score)
+        pruned = probability < self._min_probability
+        reason = (
+            f"{story}; its chance of ending among the best {self._top_fraction:.0%} "
+            f"({threshold:.4g} or {'lower' if sign > 0 else 'higher'}) is {probability:.2g}, "
+            f"{'below' if pruned else 'not below'} {self._min_probability:g}."
+        )
+        return Decision(
+            verdict="pruned" if pruned else "kept",
+            reason=reason,
+            threshold=threshold,
+            probability=probability,
+            **known,
+        )
+
+    def _models_of(self, study: Study, sign: int) -> StudyModels:
+        of_storage = self._studies.setdefault(study._storage, {})
+        key = (study._study_id, study.study_name)
+        if key not in of_storage or of_storage[key].sign != sign:
+            of_storage[key] = StudyModels(
+                sign, check_evidence(self._evidence), lambda: RankPredictor(self._seed)
+            )
+        return of_storage[key]
+
+    def _warn_once(self, trial: FrozenTrial, step: int, error: Exception) -> None:
+        with self._lock:
+            if self._warned:
+                return
+            self._warned = True
+        warnings.warn(
+            f"LyapunovPruner could not judge trial {trial.number} at step {step} and keeps it: "
+            f"{type(error).__name__}: {error}. Further failures of this pruner are silent.",
+            LyapunovWarning,
+            stacklevel=3,
+        )
