@@ -89,7 +89,9 @@ class AutodiffTrajectory(Trajectory):
     def __init__(
         self, step: Callable[[Tensor, Tensor], Tensor], inputs: Tensor, states: Tensor
     ) -> None:
+        self._step = step
         self._inputs = inputs
+        self._path = states
         self._before = states[:, :-1]
         self.states = states[:, 1:]
 
@@ -99,6 +101,10 @@ class AutodiffTrajectory(Trajectory):
 
         self._push = vmap(vmap(push, in_dims=(None, None, 0)))
         self._jacobian = vmap(jacfwd(step))
+
+    def select(self, inputs: slice) -> "AutodiffTrajectory":
+        """Return the trajectory of some of the inputs."""
+        return AutodiffTrajectory(self._step, self._inputs[inputs], self._path[inputs])
 
     def tangent(self, t: int, vectors: Tensor) -> Tensor:
         """Return one Jacobian-vector product per vector, batched."""

@@ -10,6 +10,7 @@ trajectory answers a few questions, and whoever measures exponents asks nothing 
 ``jacobians(inputs, t)``  J_t itself, for pairs of input and step
 ``log_abs_det``           log|det J_t| for pairs of input and step; the default factorises J_t
 ``closed_log_abs_det``    the same for all pairs at once where there is a closed form, else None
+``select(inputs)``        the trajectory of some of the inputs
 ========================  ===================================================================
 
 Tangent vectors are *rows*: ``(batch, k, state)``. A linear map of a row vector is one matrix
@@ -24,6 +25,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from lyap_optuna.dynamics import linalg
 
 
 class Trajectory(ABC):
@@ -76,12 +79,20 @@ class Trajectory(ABC):
 
         The Jacobians of the pairs are independent of one another: one batched LU, no QR.
         """
-        return log_abs_det(self.jacobians(inputs, times))
+        return linalg.log_abs_det(self.jacobians(inputs, times))
 
     @property
     def closed_log_abs_det(self) -> Tensor | None:
         """log|det J| of all pairs by a closed form, ``(batch, time)`` in float64, or None."""
         return None
+
+    @abstractmethod
+    def select(self, inputs: slice) -> "Trajectory":
+        """Return the trajectory of some of the inputs; the data is shared, not copied."""
+
+    def tangent_is_cheaper(self, k: int) -> bool:
+        """Whether ``tangent`` costs less for k vectors than forming J_t and multiplying."""
+        return True
 
     @property
     def bytes_per_jacobian(self) -> int:
@@ -126,12 +137,6 @@ class Dynamics(ABC):
     def parameters_are_finite(self) -> bool:
         """Whether no parameter is NaN or infinite."""
         return True
-
-
-def log_abs_det(matrices: Tensor) -> Tensor:
-    """Return log|det| of a batch of square matrices, ``(n,)`` in float64, by LU."""
-    factors = torch.linalg.lu_factor_ex(matrices)[0]
-    return factors.diagonal(dim1=-2, dim2=-1).double().abs().log().sum(-1)
 
 
 def computing_dtype(dtype: torch.dtype) -> torch.dtype:

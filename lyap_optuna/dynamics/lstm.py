@@ -4,7 +4,6 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from lyap_optuna.dynamics.base import log_abs_det
 from lyap_optuna.dynamics.gated import (
     GatedCell,
     LayerWeights,
@@ -14,6 +13,7 @@ from lyap_optuna.dynamics.gated import (
     sigmoid_slope,
     tanh_slope,
 )
+from lyap_optuna.dynamics.linalg import log_abs_det
 
 
 class LSTMCell(GatedCell):

@@ -3,7 +3,6 @@
 import torch
 from torch import Tensor
 
-from lyap_optuna.dynamics.base import log_abs_det
 from lyap_optuna.dynamics.gated import (
     GatedCell,
     LayerWeights,
@@ -12,6 +11,7 @@ from lyap_optuna.dynamics.gated import (
     previous_states,
     tanh_slope,
 )
+from lyap_optuna.dynamics.linalg import log_abs_det
 
 
 class VanillaCell(GatedCell):
