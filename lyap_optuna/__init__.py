@@ -1,8 +1,25 @@
-"""Prune and rank Optuna trials of recurrent networks by their Lyapunov exponents."""
+"""Prune and rank Optuna trials of recurrent networks by their Lyapunov exponents.
+
+A training script gains three lines: a :class:`LyapunovProbe` after the model, ``probe.report`` in
+place of ``trial.report``, and ``pruner=LyapunovPruner()``.
+"""
+
+import importlib
+from types import ModuleType
 
 from lyap_optuna._version import __version__
 from lyap_optuna._warnings import LyapunovWarning
 from lyap_optuna.dynamics import RecurrentDynamics
+from lyap_optuna.prediction import (
+    EvidenceSkill,
+    Explanation,
+    TrialPrediction,
+    explain,
+    prediction_skill,
+    rank_trials,
+)
+from lyap_optuna.probe import LyapunovProbe
+from lyap_optuna.pruner import LyapunovPruner
 from lyap_optuna.spectrum import (
     LyapunovReadout,
     LyapunovSpectrum,
@@ -11,11 +28,26 @@ from lyap_optuna.spectrum import (
 )
 
 __all__ = [
+    "EvidenceSkill",
+    "Explanation",
+    "LyapunovProbe",
+    "LyapunovPruner",
     "LyapunovReadout",
     "LyapunovSpectrum",
     "LyapunovWarning",
     "RecurrentDynamics",
+    "TrialPrediction",
     "__version__",
+    "explain",
     "lyapunov_readout",
     "lyapunov_spectrum",
+    "prediction_skill",
+    "rank_trials",
 ]
+
+
+def __getattr__(name: str) -> ModuleType:
+    # plotly comes in with the first figure
+    if name == "visualization":
+        return importlib.import_module("lyap_optuna.visualization")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -21,9 +21,9 @@ class Architecture:
     """
 
     build: Callable[[nn.Module, str], Dynamics]
-    read_call: Callable[
-        [nn.Module, tuple[Any, ...], dict[str, Any]], tuple[Tensor, Any]
-    ] = read_call
+    read_call: Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], tuple[Tensor, Any]] = (
+        read_call
+    )
 
 
 _ARCHITECTURES: dict[type[nn.Module], Architecture] = {
@@ -71,5 +71,7 @@ def architecture_of(module: nn.Module) -> Architecture | None:
 
 def registered_names() -> str:
     """Return the registered types in words."""
-    return ", ".join(f"nn.{t.__name__}" if t.__module__.startswith("torch.") else t.__name__
-                     for t in _ARCHITECTURES)
+    return ", ".join(
+        f"nn.{t.__name__}" if t.__module__.startswith("torch.") else t.__name__
+        for t in _ARCHITECTURES
+    )

@@ -76,8 +76,7 @@ def resolve(
         dynamics, reaching, captured_state = _capture(module, inputs, state, layer, seed)
     else:
         raise ValueError(
-            "module must be an nn.Module or a RecurrentDynamics, but got "
-            f"{type(module).__name__}."
+            f"module must be an nn.Module or a RecurrentDynamics, but got {type(module).__name__}."
         )
     if not dynamics.parameters_are_finite():
         raise NonFiniteParametersError(
@@ -175,7 +174,8 @@ def unwrapped(module: nn.Module) -> nn.Module:
 
 def _wrapped_by(module: nn.Module) -> nn.Module | None:
     if isinstance(module, (nn.parallel.DistributedDataParallel, nn.DataParallel)):
-        return module.module
+        wrapped: nn.Module = module.module
+        return wrapped
     # torch.compile's OptimizedModule; its class lives in a package that is slow to import
     inner = module._modules.get("_orig_mod")
     return inner if isinstance(inner, nn.Module) else None
@@ -187,7 +187,7 @@ def find_layer(module: nn.Module, layer: str | nn.Module | None = None) -> nn.Mo
     Raises:
         ValueError: There is none, there are several, or ``layer`` names none of them.
     """
-    layers = {
+    layers: dict[str, nn.Module] = {
         _plain_name(name): sub for name, sub in module.named_modules() if architecture_of(sub)
     }
     if isinstance(layer, nn.Module):
@@ -229,10 +229,9 @@ def _plain_name(name: str) -> str:
 
 def _arguments(module: nn.Module, inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     if isinstance(inputs, Mapping):
-        args, kwargs = (), dict(inputs)
-    elif isinstance(inputs, (tuple, list)) and not isinstance(
-        inputs, nn.utils.rnn.PackedSequence
-    ):
+        args: tuple[Any, ...] = ()
+        kwargs: dict[str, Any] = dict(inputs)
+    elif isinstance(inputs, (tuple, list)) and not isinstance(inputs, nn.utils.rnn.PackedSequence):
         args, kwargs = tuple(inputs), {}
     else:
         args, kwargs = (inputs,), {}
@@ -282,10 +281,14 @@ def _copy(module: nn.Module, target: nn.Module) -> tuple[nn.Module, nn.Module]:
     keep: list[Any] = []  # ids in the memo stay valid as long as their objects live
     for sub in module.modules():
         for p in sub._parameters.values():
-            if p is not None and not isinstance(p, nn.parameter.UninitializedTensorMixin):
+            if p is not None and not isinstance(
+                p, (nn.UninitializedParameter, nn.UninitializedBuffer)
+            ):
                 memo[id(p)] = nn.Parameter(p.detach(), requires_grad=False)
         for b in sub._buffers.values():
-            if b is not None and not isinstance(b, nn.parameter.UninitializedTensorMixin):
+            if b is not None and not isinstance(
+                b, (nn.UninitializedParameter, nn.UninitializedBuffer)
+            ):
                 memo[id(b)] = b.detach().clone()
     for sub in module.modules():
         for name, value in vars(sub).items():
@@ -307,7 +310,7 @@ def _copy(module: nn.Module, target: nn.Module) -> tuple[nn.Module, nn.Module]:
             "its recurrent layer itself and the inputs that reach it."
         ) from error
     for sub in clone.modules():
-        sub._compiled_call_impl = None  # type: ignore[assignment]  # set by Module.compile()
+        sub._compiled_call_impl = None  # set by Module.compile()
     return clone, memo[id(target)]
 
 
@@ -330,13 +333,11 @@ class _OwnRandomNumbers(TorchDispatchMode):
     """
 
     def __init__(self, seed: int) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._seed = seed
         self._generators: dict[torch.device, torch.Generator] = {}
 
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if torch.Tag.nondeterministic_seeded in func.tags and kwargs.get("generator") is None:
             drawing = _with_generator(func)

@@ -108,8 +108,10 @@ class AutodiffTrajectory(Trajectory):
 
     def tangent(self, t: int, vectors: Tensor) -> Tensor:
         """Return one Jacobian-vector product per vector, batched."""
-        return self._push(self._before[:, t], self._inputs[:, t], vectors)
+        image: Tensor = self._push(self._before[:, t], self._inputs[:, t], vectors)
+        return image
 
     def jacobians(self, inputs: Tensor, times: Tensor) -> Tensor:
         """Return Jacobians by Jacobian-vector products with the unit vectors."""
-        return self._jacobian(self._before[inputs, times], self._inputs[inputs, times])
+        rows: Tensor = self._jacobian(self._before[inputs, times], self._inputs[inputs, times])
+        return rows

@@ -2,7 +2,6 @@
 
 from typing import Any, cast
 
-import torch
 from torch import Tensor, nn
 
 from lyap_optuna.dynamics.base import computing_dtype
@@ -36,7 +35,7 @@ def stacked_dynamics(module: nn.Module, state: str) -> StackedDynamics:
             f"proj_size={rnn.proj_size} in {name} is not supported: pass a "
             "lyap_optuna.RecurrentDynamics with the layer's step."
         )
-    dtype = computing_dtype(rnn.weight_hh_l0.dtype)
+    dtype = computing_dtype(cast(Tensor, rnn.weight_hh_l0).dtype)
     cells: list[GatedCell] = []
     for i in range(rnn.num_layers):
         weights = LayerWeights(
@@ -82,5 +81,3 @@ def read_call(
             "dimensions (time, features) or three with a batch."
         )
     return (inputs if cast(nn.RNNBase, module).batch_first else inputs.transpose(0, 1)), initial
-
-

@@ -5,6 +5,8 @@ from lyap_optuna.records._json import FLOOR
 from lyap_optuna.records._readouts import (
     ReadoutRecord,
     baseline_step,
+    begins_training,
+    has_readout,
     read_readouts,
     stored_trial,
     write_failure,
@@ -16,6 +18,8 @@ __all__ = [
     "FLOOR",
     "ReadoutRecord",
     "baseline_step",
+    "begins_training",
+    "has_readout",
     "read_decisions",
     "read_readouts",
     "stored_trial",

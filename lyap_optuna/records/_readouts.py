@@ -101,8 +101,9 @@ class ReadoutRecord:
             raise ValueError(f"max and mean must be finite numbers, in {dict(stored)!r:.200}")
         quantiles = stored.get("quantiles")
         if isinstance(quantiles, (list, tuple)):
-            checked = tuple(_json.finite(q) for q in quantiles)
-            quantiles = None if not checked or None in checked else checked
+            checked = [number for q in quantiles if (number := _json.finite(q)) is not None]
+            complete = bool(checked) and len(checked) == len(quantiles)
+            quantiles = tuple(checked) if complete else None
         else:
             quantiles = None
         return cls(
@@ -210,6 +211,20 @@ def write_readouts(
         trial.set_user_attr(_keys.TRIAL, trial.number)
     trial.set_user_attr(_keys.MAX, latest.max)
     trial.set_user_attr(_keys.MEAN, latest.mean)
+
+
+def has_readout(trial: BaseTrial, step: int) -> bool:
+    """Whether ``trial`` has a readout at ``step`` that it measured itself or that was imported."""
+    attrs = stored_trial(trial).user_attrs
+    series = attrs.get(_keys.READOUTS)
+    own = attrs.get(_keys.TRIAL) in (None, trial.number)
+    return own and isinstance(series, Mapping) and str(step) in series
+
+
+def begins_training(trial: BaseTrial, step: int) -> bool:
+    """Whether no value was reported before ``step``: else training resumed from a checkpoint."""
+    reported = getattr(stored_trial(trial), "intermediate_values", {})
+    return all(earlier >= step for earlier in reported)
 
 
 def write_failure(trial: BaseTrial, step: int, reason: str) -> None:

@@ -9,6 +9,7 @@ Vectors are rows, ``(batch, k, state)``: Z^T = Q^T J^T.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -73,9 +74,7 @@ def textbook(trajectory: Trajectory, k: int, schedule: Schedule, history: bool =
     return growth
 
 
-def by_tangent(
-    trajectory: Trajectory, k: int, schedule: Schedule, history: bool = False
-) -> Growth:
+def by_tangent(trajectory: Trajectory, k: int, schedule: Schedule, history: bool = False) -> Growth:
     """Push vectors through the tangent map, no Jacobian formed; QR. For few vectors."""
     growth = Growth.zero(trajectory, k, schedule, history)
     rows = identity_rows(trajectory, k)
@@ -183,14 +182,15 @@ def _times_lower(lower_transposed: Tensor, transposed: Tensor) -> Tensor:
 def _column_blocks(k: int) -> list[tuple[int, int]]:
     n = max(1, min(8, k // 64))
     edges = [i * k // n for i in range(n + 1)]
-    return list(zip(edges, edges[1:], strict=False))
+    return list(pairwise(edges))
 
 
 def _permutation(factors: Tensor, pivots: Tensor) -> Tensor:
     # p with (J P)[:, j] = J[:, p[j]]: the row of each column's one in P.
     p, _, _ = torch.lu_unpack(factors, pivots, unpack_data=False)
     size = p.shape[1]
-    return (torch.arange(size, dtype=p.dtype, device=p.device) @ p).long()
+    columns: Tensor = torch.arange(size, dtype=p.dtype, device=p.device) @ p
+    return columns.long()
 
 
 def _permuted(transposed: Tensor, permutation: Tensor) -> Tensor:
@@ -211,4 +211,5 @@ def _one_step_error(z: Tensor, expansion: Tensor, lower: Tensor) -> Tensor:
     full = torch.cat([lower[:, :k].tril(), lower[:, k:]], dim=1)
     difference = log_r(z) - (expansion.double().abs().log() + log_r(full))
     upper = max(1, int(0.95 * k))
-    return difference[:, :upper].nan_to_num(0.0, posinf=torch.inf).abs().max()
+    error: Tensor = difference[:, :upper].nan_to_num(0.0, posinf=torch.inf).abs().max()
+    return error

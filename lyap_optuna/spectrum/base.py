@@ -52,7 +52,9 @@ class LyapunovSpectrum:
 
     @property
     def kaplan_yorke_dimension(self) -> float:
-        """j + (sum of the first j exponents) / |exponent j + 1|, j the last with a sum >= 0.
+        """The Kaplan-Yorke (Lyapunov) dimension of the attractor.
+
+        j + (sum of the first j exponents) / |exponent j + 1|, j the last with a sum >= 0.
 
         0 where every exponent is negative, S where the sum of all S is not; NaN where only the
         leading k < S were measured and their sum is still not negative.

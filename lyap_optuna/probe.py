@@ -1,0 +1,257 @@
+"""The probe: measures exponents while a trial trains, and leaves no trace in the training."""
+
+import copy
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+from optuna.trial import BaseTrial
+from torch import Tensor, nn
+
+from lyap_optuna._logging import get_logger
+from lyap_optuna._warnings import LyapunovWarning
+from lyap_optuna.dynamics import Dynamics, NonFiniteParametersError
+from lyap_optuna.records import (
+    FLOOR,
+    ReadoutRecord,
+    begins_training,
+    has_readout,
+    write_failure,
+    write_readouts,
+)
+from lyap_optuna.spectrum import LyapunovReadout, lyapunov_readout, lyapunov_spectrum
+
+_logger = get_logger(__name__)
+
+N_QUANTILES = 32
+
+_SPECTRUM_OPTIONS = frozenset({"state", "warmup", "initial_state", "layer", "qr_every", "rtol"})
+_READOUT_OPTIONS = frozenset(
+    {"state", "warmup", "initial_state", "layer", "k", "mean_tolerance", "seed"}
+)
+
+
+class LyapunovProbe:
+    """Measures a network's Lyapunov exponents in the first steps of a trial and stores them.
+
+    Training with a probe is bit-identical to training without it: what reaches the recurrent
+    layer is captured on a copy of the model in eval mode, random numbers come from a generator of
+    the probe's own, and no global setting is touched. A readout that fails for any reason costs a
+    :class:`~lyap_optuna.LyapunovWarning`, never the trial.
+
+    The *baseline*, the readout before training, is measured by the constructor: make the probe
+    after the model and before its first update. The displacement of the exponents since then is
+    often a better early predictor than the exponents themselves.
+
+    Args:
+        model: The model, also behind DistributedDataParallel or ``torch.compile``; or a
+            :class:`~lyap_optuna.RecurrentDynamics`.
+        batch: What the model's ``forward`` takes, as for :func:`~lyap_optuna.lyapunov_spectrum`:
+            a fixed batch of inputs without targets; ten sequences serve well. Copied.
+        module: The recurrent layer to measure, by name or itself, where the model has several.
+        last_step: Readouts are taken by :meth:`report` up to this step.
+        full_spectrum: Measure the whole spectrum and store 32 of its quantiles too.
+        baseline: Measure before training.
+        **readout_options: Passed on to :func:`~lyap_optuna.lyapunov_readout` (with
+            ``full_spectrum`` to :func:`~lyap_optuna.lyapunov_spectrum`): ``state``, ``k``,
+            ``warmup``, ``mean_tolerance``, ``seed``, ``initial_state``.
+
+    Raises:
+        ValueError: An argument is bad, or the batch does not fit the model. NaN or infinite
+            weights are a warning: there is no readout, and the trial goes on.
+
+    Example:
+        >>> import optuna
+        >>> import torch
+        >>> import lyap_optuna as lyap
+        >>> def objective(trial):
+        ...     model = torch.nn.GRU(input_size=3, hidden_size=8, batch_first=True)
+        ...     probe = lyap.LyapunovProbe(model, torch.randn(10, 50, 3))
+        ...     for epoch in range(1, 4):
+        ...         loss = 1 / epoch  # train the model here
+        ...         probe.report(trial, loss, epoch)
+        ...         if trial.should_prune():
+        ...             raise optuna.TrialPruned()
+        ...     return loss
+        >>> study = optuna.create_study(pruner=lyap.LyapunovPruner())
+        >>> study.optimize(objective, n_trials=1)
+        >>> sorted(study.trials[0].user_attrs["lyapunov:readouts"])
+        ['0', '1', '2', '3']
+    """
+
+    def __init__(
+        self,
+        model: nn.Module | Dynamics,
+        batch: Any,
+        *,
+        module: str | nn.Module | None = None,
+        last_step: int = 5,
+        full_spectrum: bool = False,
+        baseline: bool = True,
+        **readout_options: Any,
+    ) -> None:
+        if isinstance(last_step, bool) or not isinstance(last_step, int):
+            raise ValueError(f"last_step must be an integer, but got {last_step!r}.")
+        known = _READOUT_OPTIONS | (_SPECTRUM_OPTIONS if full_spectrum else frozenset())
+        unknown = sorted(set(readout_options) - known)
+        if unknown:
+            raise ValueError(
+                f"Unknown option(s) {unknown}: a probe takes {sorted(known)} besides its own."
+            )
+        if module is not None and "layer" in readout_options:
+            raise ValueError("Name the recurrent layer once: by module=, not by layer= too.")
+        self._model = model
+        self._batch = _detached(batch)
+        self._last_step = last_step
+        self._full_spectrum = full_spectrum
+        self._options = dict(readout_options)
+        if module is not None:
+            self._options["layer"] = module
+        self._warned: set[str] = set()
+        self._first_step: int | None = None
+        self._baseline: LyapunovReadout | None = None
+        self._baseline_failure: str | None = None
+        try:
+            if baseline:
+                self._baseline = self.measure()
+            else:  # bad arguments are found now, not in the middle of training
+                lyapunov_readout(self._model, self._batch, **self._known(_READOUT_OPTIONS))
+        except NonFiniteParametersError as error:
+            self._baseline_failure = str(error)
+            self._warn_once("weights", f"No baseline: {error} The trial goes on.")
+
+    def measure(self) -> LyapunovReadout:
+        """Measure now and store nothing.
+
+        Returns:
+            The readout; with ``full_spectrum`` it holds the spectrum too.
+
+        Raises:
+            ValueError: The network has NaN or infinite weights, or the batch does not fit it.
+        """
+        if not self._full_spectrum:
+            return lyapunov_readout(self._model, self._batch, **self._known(_READOUT_OPTIONS))
+        return LyapunovReadout.from_spectrum(
+            lyapunov_spectrum(self._model, self._batch, **self._known(_SPECTRUM_OPTIONS))
+        )
+
+    def report(self, trial: BaseTrial, value: float, step: int) -> None:
+        """Report a value to the trial, as ``trial.report(value, step)``, and store a readout.
+
+        The value is reported first, whatever becomes of the readout. While ``step`` is at most
+        ``last_step`` a readout is measured and stored with the trial; the first call stores the
+        baseline too, at the step before. A step that was reported before keeps its first readout.
+
+        Args:
+            trial: The running trial.
+            value: The intermediate value, for example the validation loss.
+            step: The step, counted from wherever the training loop does.
+
+        Raises:
+            NotImplementedError: By Optuna, in a multi-objective study; use :meth:`record`.
+        """
+        trial.report(value, step)
+        first = self._first_step is None
+        if self._first_step is None:
+            self._first_step = step
+        if step > self._last_step:
+            if first:
+                self._warn_once(
+                    "last_step",
+                    f"last_step={self._last_step} lies before the first reported step, {step}: "
+                    "no readout is taken while training. Raise last_step.",
+                )
+                self._store(trial, step, None, with_baseline=True)
+            return
+        self._measure_and_store(trial, step, with_baseline=first)
+
+    def record(self, trial: BaseTrial, step: int) -> None:
+        """Store a readout with the trial, at a step of one's own choosing, without a value.
+
+        Works in multi-objective studies too. No baseline is stored: record one before training.
+
+        Args:
+            trial: The running trial.
+            step: The step.
+        """
+        self._measure_and_store(trial, step, with_baseline=False)
+
+    def _measure_and_store(self, trial: BaseTrial, step: int, *, with_baseline: bool) -> None:
+        try:
+            if has_readout(trial, step):
+                return
+            readout = self.measure()
+        except Exception as error:
+            reason = str(error) or type(error).__name__
+            kind = "weights" if isinstance(error, NonFiniteParametersError) else "readout"
+            self._warn_once(kind, f"No readout at step {step}: {reason} The trial goes on.")
+            self._store(trial, step, None, with_baseline=with_baseline, failure=reason)
+            return
+        self._store(trial, step, readout, with_baseline=with_baseline)
+
+    def _store(
+        self,
+        trial: BaseTrial,
+        step: int,
+        readout: LyapunovReadout | None,
+        *,
+        with_baseline: bool,
+        failure: str | None = None,
+    ) -> None:
+        try:
+            baseline = None
+            if with_baseline and self._baseline is not None and begins_training(trial, step):
+                baseline = (step - 1, _record(self._baseline))
+            new = {} if readout is None else {step: _record(readout)}
+            if new or baseline is not None:
+                write_readouts(trial, new, baseline=baseline)
+            if with_baseline and self._baseline_failure is not None:
+                write_failure(trial, step - 1, self._baseline_failure)
+            if failure is not None:
+                write_failure(trial, step, failure)
+        except Exception as error:
+            # The type only: messages of database drivers may hold the URL with its password.
+            self._warn_once(
+                "storage",
+                f"The readout at step {step} was not stored ({type(error).__name__}). The trial "
+                "goes on.",
+            )
+            _logger.debug("Storing a readout failed.", exc_info=True)
+
+    def _known(self, names: frozenset[str]) -> dict[str, Any]:
+        return {name: value for name, value in self._options.items() if name in names}
+
+    def _warn_once(self, kind: str, message: str) -> None:
+        if kind not in self._warned:
+            self._warned.add(kind)
+            warnings.warn(message, LyapunovWarning, stacklevel=4)
+
+
+def _record(readout: LyapunovReadout) -> ReadoutRecord:
+    quantiles = clipped = None
+    if readout.spectrum is not None:
+        quantiles = tuple(float(q) for q in readout.spectrum.quantiles(N_QUANTILES))
+        clipped = float((readout.spectrum.exponents < FLOOR).double().mean())
+    return ReadoutRecord.from_measurement(
+        max=readout.max,
+        mean=readout.mean,
+        max_stderr=readout.max_stderr,
+        mean_stderr=readout.mean_stderr,
+        quantiles=quantiles,
+        clipped_fraction=clipped,
+    )
+
+
+def _detached(batch: Any) -> Any:
+    if isinstance(batch, Tensor):
+        return batch.detach().clone()
+    if isinstance(batch, nn.utils.rnn.PackedSequence):
+        return batch
+    if isinstance(batch, (tuple, list)):
+        return tuple(_detached(item) for item in batch)
+    if isinstance(batch, Mapping):
+        return {key: _detached(item) for key, item in batch.items()}
+    return copy.copy(batch)
+
+
+__all__ = ["LyapunovProbe"]
