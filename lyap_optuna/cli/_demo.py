@@ -214,6 +214,8 @@ def _report(console: "Console", study: "optuna.Study", epochs: int, url: str, ou
                 title="Rank correlation of the predicted with the actual final loss, out of sample",
             )
         )
+        if any(skill.chosen for skill in skills):
+            print_line(console, "* used for the prediction at that step\n")
     verdict = skill_verdict(skills)
     print_line(console, verdict)
 
@@ -260,7 +262,7 @@ def skill_rows(
     for skill in skills:
         if skill.step in steps:
             row = rows.setdefault(skill.evidence, {"evidence": skill.evidence})
-            row[f"step{skill.step}"] = _two_digits(skill.rank_correlation)
+            row[f"step{skill.step}"] = _correlation(skill)
             row[f"n{skill.step}"] = skill.n_trials
     return list(rows.values()), columns
 
@@ -272,27 +274,23 @@ def skill_verdict(skills: Sequence["EvidenceSkill"]) -> str:
     """
     by_step: dict[int, dict[str, EvidenceSkill]] = {}
     for skill in skills:
-        if math.isfinite(skill.rank_correlation):
+        if skill.rank_correlation is not None:
             by_step.setdefault(skill.step, {})[skill.evidence] = skill
     compared = []
     for _step, kinds in sorted(by_step.items()):
-        ours = max(
-            (kinds[name] for name in _OURS if name in kinds),
-            key=lambda skill: skill.rank_correlation,
-            default=None,
-        )
+        ours = max((kinds[name] for name in _OURS if name in kinds), key=_skill_of, default=None)
         if ours is not None and "loss" in kinds:
             compared.append((ours, kinds["loss"]))
     compared = compared[:2]
     if not compared:
         return "Too few trials ran to the end to compare the kinds of evidence."
-    ours, loss = max(compared, key=lambda pair: pair[0].rank_correlation - pair[1].rank_correlation)
+    ours, loss = max(compared, key=lambda pair: _skill_of(pair[0]) - _skill_of(pair[1]))
     error = 1 / math.sqrt(max(ours.n_trials - 1, 1))
     measured = (
-        f"{ours.rank_correlation:.2f} against {loss.rank_correlation:.2f} on {ours.n_trials} "
-        f"trials; by chance alone a correlation is off by about {error:.2f}"
+        f"{_skill_of(ours):.2f} against {_skill_of(loss):.2f} on {ours.n_trials} trials; by chance "
+        f"alone a correlation is off by about {error:.2f}"
     )
-    if ours.rank_correlation > loss.rank_correlation:
+    if _skill_of(ours) > _skill_of(loss):
         return (
             f"After epoch {ours.step} the {ours.evidence} of the network predicted the final loss "
             f"better than the loss itself ({measured})."
@@ -306,8 +304,14 @@ def skill_verdict(skills: Sequence["EvidenceSkill"]) -> str:
     )
 
 
-def _two_digits(value: float) -> str | None:
-    return f"{value:.2f}" if math.isfinite(value) else None
+def _correlation(skill: "EvidenceSkill") -> str | None:
+    if skill.rank_correlation is None:
+        return None
+    return f"{skill.rank_correlation:.2f}{'*' if skill.chosen else ' '}"
+
+
+def _skill_of(skill: "EvidenceSkill") -> float:
+    return -1.0 if skill.rank_correlation is None else skill.rank_correlation
 
 
 def _best_accuracy(study: "optuna.Study") -> str | None:

@@ -6,8 +6,6 @@ from typing import Any
 import click
 
 from lyap_optuna.cli import _format, _storage
-from lyap_optuna.cli._rank import OTHER_EVIDENCE
-from lyap_optuna.records import read_readouts
 
 
 @click.command()
@@ -44,8 +42,6 @@ def explain(
         click.echo(
             _format.dump(_jsonable(dataclasses.asdict(explanation)), output_format), nl=False
         )
-    if not any(read_readouts(trial) for trial in trials):
-        click.echo(OTHER_EVIDENCE, err=True)
 
 
 def _jsonable(value: Any) -> Any:

@@ -66,8 +66,8 @@ def rank(
     else:
         click.echo(_format.dump(rows, output_format), nl=False)
     if not has_readouts(study):
-        click.echo(OTHER_EVIDENCE, err=True)
-    click.echo(_predicted_by(ranking), err=True)
+        _storage.note(OTHER_EVIDENCE)
+    _storage.note(_predicted_by(ranking))
 
 
 def ranking_rows(ranking: Sequence["TrialPrediction"]) -> list[dict[str, Any]]:

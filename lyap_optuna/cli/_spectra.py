@@ -77,7 +77,7 @@ def spectra(
         click.echo(text, nl=False)
     else:
         _format.write_whole(output, text)
-        click.echo(f"{len(rows)} readouts written to {_format.printable(output)}", err=True)
+        _storage.note(f"{len(rows)} readouts written to {_format.printable(output)}")
 
 
 def readout_rows(study: "Study", trial_numbers: tuple[int, ...] = ()) -> list[dict[str, Any]]:

@@ -26,8 +26,24 @@ _F = TypeVar("_F", bound=Callable[..., Any])
 
 
 def study_options(command: _F) -> _F:
-    """Add ``--storage``, ``--storage-class`` and ``--study-name``, as in Optuna's command."""
+    """Add ``--storage``, ``--study-name``, ``-v`` and the like, as in Optuna's command."""
     for option in (
+        click.option(
+            "-q",
+            "--quiet",
+            is_flag=True,
+            expose_value=False,
+            callback=_be_quiet,
+            help="Print no notes, only the result and errors.",
+        ),
+        click.option(
+            "-v",
+            "--verbose",
+            count=True,
+            expose_value=False,
+            callback=_be_verbose,
+            help="Show the log; -vv with details.",
+        ),
         click.option("--study-name", help="The name of the study; not needed where there is one."),
         click.option(
             "--storage-class",
@@ -43,6 +59,25 @@ def study_options(command: _F) -> _F:
     ):
         command = option(command)
     return command
+
+
+def note(text: str) -> None:
+    """Print a note beside the result, on the error stream, unless ``--quiet`` was given."""
+    if not click.get_current_context().meta.get("lyap_optuna.quiet"):
+        click.echo(text, err=True)
+
+
+def _be_quiet(ctx: click.Context, _: click.Parameter, quiet: bool) -> None:
+    ctx.meta["lyap_optuna.quiet"] = quiet
+
+
+def _be_verbose(ctx: click.Context, _: click.Parameter, count: int) -> None:
+    import optuna
+
+    before = optuna.logging.get_verbosity()
+    ctx.call_on_close(lambda: optuna.logging.set_verbosity(before))
+    levels = (optuna.logging.WARNING, optuna.logging.INFO, optuna.logging.DEBUG)
+    optuna.logging.set_verbosity(levels[min(count, 2)])
 
 
 def scrub(text: str) -> str:

@@ -55,7 +55,7 @@ def _get_info(study: "Study") -> list[_SkillLine]:
 
     lines: dict[str, _SkillLine] = {}
     for skill in sorted(lyap_optuna.prediction_skill(study), key=lambda skill: skill.step):
-        if not math.isfinite(skill.rank_correlation):
+        if skill.rank_correlation is None:
             continue
         line = lines.setdefault(skill.evidence, _SkillLine(skill.evidence, [], [], []))
         line.steps.append(skill.step)
@@ -94,6 +94,9 @@ def _draw(lines: list[_SkillLine]) -> "go.Figure":
             text=[f"{n} trials, ± {1 / math.sqrt(max(n - 1, 1)):.2f}" for n in line.n_trials],
             hovertemplate="step %{x}: %{y:.2f}<br>%{text}",
         )
+    steps = sorted({step for line in lines for step in line.steps})
+    if 0 < len(steps) <= 16:
+        figure.update_xaxes(tickvals=steps)
     if lines:
         _style.zero_line(figure, [step for line in lines for step in line.steps])
     return figure

@@ -122,7 +122,7 @@ def _draw(info: _TimelineInfo) -> "go.Figure":
             x=[bar.saved for bar in bars],
             y=[bar.number for bar in bars],
             orientation="h",
-            marker={"color": "rgba(230, 159, 0, 0.25)", "line": {"width": 0}},
+            marker={"color": "rgba(230, 159, 0, 0.4)", "line": {"width": 0}},
             name="saved",
             text=[_hover(bar) for bar in bars],
             textposition="none",

@@ -176,21 +176,24 @@ def _draw_study(infos: list[_TrialSpectrum]) -> "go.Figure":
 def _add_group(figure: "go.Figure", infos: list[_TrialSpectrum], color: str) -> None:
     x: list[float | None] = []
     y: list[float | None] = []
-    labels: list[str] = []
+    numbers: list[int] = []
     for info in infos:
-        label = f"trial {info.number}, {info.state}, step {info.step}"
-        label += f"<br>value {_style.number(info.value)}"
         x += [*(round(p, 4) for p in info.position), None]
         y += [*(float(f"{e:.4g}") for e in info.exponents), None]
-        labels += [label] * (len(info.exponents) + 1)
+        numbers += [info.number] * (len(info.exponents) + 1)
+    label = "trial %{customdata}"
+    if len(infos) == 1:
+        label += (
+            f", {infos[0].state}, step {infos[0].step}<br>value {_style.number(infos[0].value)}"
+        )
     figure.add_scatter(
         x=x[:-1],
         y=y[:-1],
         mode="lines",
         line={"color": color, "width": 1.5},
         opacity=0.8,
-        text=labels[0] if len(infos) == 1 else labels[:-1],
-        hovertemplate="%{text}<br>exponent %{y:.4g}<extra></extra>",
+        customdata=numbers[:-1],
+        hovertemplate=f"{label}<br>exponent %{{y:.4g}}<extra></extra>",
     )
 
 

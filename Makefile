@@ -1,0 +1,61 @@
+# make demo     a real study, pruned and ranked by Lyapunov exponents (a few minutes)
+# make test     the tests
+# make check    linter, formatter and type checker over everything
+#
+# The first of them creates .venv and installs torch, then this package with its test tools.
+#   make demo TORCH=torch            another torch (any requirement pip understands)
+#   make demo SYSTEM_SITE_PACKAGES=1 TORCH=    the torch that PYTHON already has
+#   make demo DEMO='--trials 20'     other options of the demo
+
+PYTHON ?= python3
+VENV ?= .venv
+TORCH ?= torch==2.13.0
+SYSTEM_SITE_PACKAGES ?=
+DEMO ?=
+PYTEST ?=
+
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+# One thread per process: the tests run in two processes, the demo in one.
+export OMP_NUM_THREADS := 1
+export MKL_NUM_THREADS := 1
+export OPENBLAS_NUM_THREADS := 1
+
+.PHONY: help install demo test test-fast check format clean
+.DEFAULT_GOAL := help
+
+help:
+	@sed -n 's/^# \{0,1\}//p' Makefile
+
+install: $(STAMP)
+
+$(STAMP): pyproject.toml
+	$(PYTHON) -m venv $(if $(SYSTEM_SITE_PACKAGES),--system-site-packages) $(VENV)
+	@echo 'Installing $(strip $(TORCH)) and the package; this takes a while the first time.'
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(if $(strip $(TORCH)),$(BIN)/python -m pip install --quiet '$(strip $(TORCH))')
+	$(BIN)/python -m pip install --quiet --editable '.[test]'
+	@touch $@
+
+demo: $(STAMP)
+	@$(BIN)/lyap-optuna demo $(DEMO)
+
+test: $(STAMP)
+	$(BIN)/python -m pytest -n 2 $(PYTEST)
+
+test-fast: $(STAMP)
+	$(BIN)/python -m pytest -n 2 -m "not slow" $(PYTEST)
+
+check: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(STAMP)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
