@@ -14,7 +14,7 @@ import numpy as np
 from lyap_optuna.prediction._scores import scores_within
 from lyap_optuna.prediction.evidence.base import FloatArray
 
-_NOISE = np.array([0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0])
+_NOISE = np.array([0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0])
 """Noise variances tried, relative to the kernel's variance."""
 
 
@@ -84,6 +84,38 @@ def _kernels(a: FloatArray, b: FloatArray, weights: FloatArray) -> dict[str, Flo
 
 
 @dataclass(frozen=True)
+class _Centring:
+    """Makes the covariance of pairs of fitted rows average to zero.
+
+    The targets sum to zero, so what is known of one says a little about the others. Centring the
+    kernel in feature space takes the common level out of it, and the constant added afterwards
+    makes its off-diagonal mean zero: then the leave-one-out predictions of worthless features
+    have, to first order, covariance zero with the targets. Both keep it positive semidefinite.
+    """
+
+    rows: FloatArray  # (n,) mean covariance of each fitted row with the others and itself
+    mean: float
+    constant: float
+
+    @classmethod
+    def of(cls, kernel: FloatArray) -> "_Centring":
+        n = len(kernel)
+        rows, mean = kernel.mean(axis=1), float(kernel.mean())
+        trace = float(np.trace(kernel)) - n * mean
+        return cls(rows, mean, trace / max(n * (n - 1), 1))
+
+    def cross(self, kernel: FloatArray) -> FloatArray:
+        """Centre the kernel of further rows with the fitted, shape (m, n)."""
+        level: FloatArray = kernel.mean(axis=1, keepdims=True)
+        return kernel - level - self.rows + (self.mean + self.constant)
+
+    def own(self, diagonal: FloatArray, kernel: FloatArray) -> FloatArray:
+        """Centre the kernel of further rows with themselves, shape (m,)."""
+        level: FloatArray = kernel.mean(axis=1)
+        return diagonal - 2 * level + (self.mean + self.constant)
+
+
+@dataclass(frozen=True)
 class GaussianProcess:
     """A fitted Gaussian process with prior mean zero.
 
@@ -91,7 +123,7 @@ class GaussianProcess:
         features: Standardised columns it was fitted on, shape (n, d).
         weights: Weight of each column in the kernel, summing to 1, shape (d,).
         kernel: Which kernel the marginal likelihood preferred.
-        offset: Constant taken off the kernel.
+        centring: How that kernel is centred.
         precision: Inverse of the kernel matrix with noise, shape (n, n).
         alpha: ``precision @ targets``, shape (n,).
         variance: Kernel variance.
@@ -103,7 +135,7 @@ class GaussianProcess:
     features: FloatArray
     weights: FloatArray
     kernel: str
-    offset: float
+    centring: _Centring
     precision: FloatArray
     alpha: FloatArray
     variance: float
@@ -117,34 +149,28 @@ class GaussianProcess:
     ) -> "GaussianProcess":
         """Fit to ``targets`` of mean zero; kernel and noise maximise the marginal likelihood."""
         n = len(targets)
-        best: tuple[float, str, float, FloatArray, FloatArray, float, float] | None = None
+        best_likelihood = -math.inf
         for name, kernel in _kernels(features, features, weights).items():
-            # The targets sum to zero, so their expected product over pairs is slightly negative;
-            # with the mean covariance of pairs taken off the kernel, the leave-one-out
-            # predictions of worthless features have covariance zero with the targets.
-            offset = float((kernel.sum() - np.trace(kernel)) / max(n * (n - 1), 1))
-            values, vectors = np.linalg.eigh(kernel - offset)
+            centred = _Centring.of(kernel)
+            values, vectors = np.linalg.eigh(centred.cross(kernel))
             values = np.maximum(values, 0.0)
             projected = vectors.T @ targets
             spectrum = values[:, None] + _NOISE  # (n, n_noise)
             variances = (projected[:, None] ** 2 / spectrum).sum(axis=0) / n
             likelihoods = -0.5 * n * np.log(variances) - 0.5 * np.log(spectrum).sum(axis=0)
             k = int(np.argmax(likelihoods))
-            if best is None or likelihoods[k] > best[0] + 1e-9:
-                best = (
-                    float(likelihoods[k]), name, offset, values, vectors,
-                    float(_NOISE[k]), float(variances[k]),
-                )  # fmt: skip
-        assert best is not None
-        _, name, offset, values, vectors, noise, variance = best
-        precision = (vectors / (values + noise)) @ vectors.T
+            if likelihoods[k] > best_likelihood + 1e-9:
+                best_likelihood = float(likelihoods[k])
+                chosen, centring = name, centred
+                noise, variance = float(_NOISE[k]), float(variances[k])
+                precision = (vectors / (values + noise)) @ vectors.T
         alpha = precision @ targets
         diagonal = np.diag(precision)
         return cls(
             features=features,
             weights=weights,
-            kernel=name,
-            offset=offset,
+            kernel=chosen,
+            centring=centring,
             precision=precision,
             alpha=alpha,
             variance=variance,
@@ -155,10 +181,11 @@ class GaussianProcess:
 
     def predict(self, features: FloatArray) -> tuple[FloatArray, FloatArray]:
         """Return means and standard deviations (noise included) of further rows."""
-        cross = _kernels(features, self.features, self.weights)[self.kernel] - self.offset
-        own = np.array(
+        kernel = _kernels(features, self.features, self.weights)[self.kernel]
+        diagonal = np.array(
             [_kernels(row[None], row[None], self.weights)[self.kernel][0, 0] for row in features]
         )
-        explained = np.einsum("ij,jk,ik->i", cross, self.precision, cross, optimize=True)
-        variance = self.variance * np.maximum(own - self.offset - explained + self.noise, 1e-12)
-        return cross @ self.alpha, np.sqrt(np.maximum(variance, self.variance * self.noise))
+        cross = self.centring.cross(kernel)
+        explained = np.einsum("ij,ij->i", cross @ self.precision, cross)
+        unexplained = np.maximum(self.centring.own(diagonal, kernel) - explained, 0.0)
+        return cross @ self.alpha, np.sqrt(self.variance * (unexplained + self.noise))
