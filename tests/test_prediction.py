@@ -1,0 +1,382 @@
+"""Evidence, the predictor on arrays, and the models of a study."""
+
+import math
+
+import numpy as np
+import optuna
+import pytest
+from _studies import DISTRIBUTIONS, specs, study_of
+from optuna.trial import TrialState
+
+from lyap_optuna.prediction import RankPredictor, prediction_skill
+from lyap_optuna.prediction._scores import rank_correlation, scores_within
+from lyap_optuna.prediction._study import StudyModels, model_step, refit_size
+from lyap_optuna.prediction._table import FeatureTable
+from lyap_optuna.prediction.evidence import EVIDENCE, TrialView, check_evidence
+
+
+def view(sign: int = 1, **trial: object) -> TrialView:
+    trial.setdefault("state", TrialState.RUNNING)
+    return TrialView.of(optuna.create_trial(**trial), sign)
+
+
+def arrays(n: int, seed: int = 0) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    rng = np.random.default_rng(seed)
+    quality = rng.normal(size=n)
+    features = {
+        "loss": rng.normal(size=(n, 2)),
+        "exponents": rng.normal(size=(n, 2)),
+        "displacement": quality[:, None] + 0.3 * rng.normal(size=(n, 2)),
+    }
+    return features, np.exp(quality)
+
+
+# Evidence
+
+
+def test_loss_is_last_and_best_so_far() -> None:
+    trial = view(intermediate_values={5: 0.1, 3: 0.4, 1: 0.3})
+    assert EVIDENCE["loss"].features(trial, 3) == {"last": 0.4, "best": 0.3}
+    assert EVIDENCE["loss"].features(trial, 4) == {"last": 0.4, "best": 0.3}
+    assert EVIDENCE["loss"].features(trial, 0) == {}
+    assert EVIDENCE["loss"].features(trial, None) == {}
+
+
+def test_loss_is_oriented() -> None:
+    trial = view(-1, intermediate_values={0: 0.9, 1: 0.7})
+    assert EVIDENCE["loss"].features(trial, 1) == {"last": -0.7, "best": -0.9}
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize("odd", [math.nan, math.inf, -math.inf])
+def test_reported_nan_and_infinity_are_worst(odd: float, sign: int) -> None:
+    trial = view(sign, intermediate_values={0: 0.5, 1: odd})
+    features = EVIDENCE["loss"].features(trial, 1)
+    assert features == {"last": math.inf, "best": sign * 0.5}
+
+
+@pytest.mark.parametrize("first", [0, 1, 7])
+def test_displacement_wherever_the_loop_begins(first: int) -> None:
+    trial = view(
+        intermediate_values={first: 1.0, first + 1: 0.9},
+        user_attrs={
+            "lyapunov:readouts": {
+                str(first - 1): {"max": 0.0, "mean": -1.0, "quantiles": [-2.0, 0.0]},
+                str(first): {"max": 0.25, "mean": -0.5, "quantiles": [-1.0, 0.0]},
+            }
+        },
+    )
+    for step in (first, first + 1):
+        assert EVIDENCE["displacement"].features(trial, step) == pytest.approx(
+            {"max": 0.25, "mean": 0.5, "rms": math.sqrt(0.5)}
+        )
+        assert EVIDENCE["exponents"].features(trial, step) == {"max": 0.25, "mean": -0.5}
+    assert EVIDENCE["exponents"].features(trial, first - 1) == {}
+
+
+def test_no_displacement_without_a_baseline() -> None:
+    trial = view(
+        intermediate_values={0: 1.0},
+        user_attrs={"lyapunov:readouts": {"0": {"max": 0.25, "mean": -0.5}}},
+    )
+    assert EVIDENCE["displacement"].features(trial, 0) == {}
+    assert EVIDENCE["exponents"].features(trial, 0) == {"max": 0.25, "mean": -0.5}
+
+
+def test_later_readouts_do_not_exist_yet() -> None:
+    series = {str(s): {"max": float(s), "mean": 0.0} for s in range(-1, 5)}
+    trial = view(
+        intermediate_values=dict.fromkeys(range(5), 1.0), user_attrs={"lyapunov:readouts": series}
+    )
+    assert EVIDENCE["exponents"].features(trial, 2)["max"] == 2.0
+    assert EVIDENCE["displacement"].features(trial, 2)["max"] == 3.0
+
+
+def test_hyperparameters_numeric_log_categorical_conditional_single() -> None:
+    full = view(
+        params={"lr": 1e-2, "units": 20, "cell": "GRU", "fixed": 0.5}, distributions=DISTRIBUTIONS
+    )
+    assert EVIDENCE["hyperparameters"].features(full, None) == {
+        "lr": math.log(1e-2),
+        "units": 20.0,
+        "cell": "str:GRU",
+    }
+    partial = view(params={"lr": 1e-3}, distributions={"lr": DISTRIBUTIONS["lr"]})
+    table = FeatureTable(["hyperparameters"], [full, partial], None)
+    # Columns: cell=GRU, lr, units.
+    np.testing.assert_allclose(
+        table.fitted["hyperparameters"],
+        [[1.0, math.log(1e-2), 20.0], [0.0, math.log(1e-3), math.nan]],
+    )
+
+
+def test_evidence_names_are_checked() -> None:
+    assert check_evidence(["displacement", "loss"]) == ("loss", "displacement")
+    assert check_evidence("loss") == ("loss",)
+    with pytest.raises(ValueError, match="'moon'"):
+        check_evidence(["moon"])
+    with pytest.raises(ValueError, match="At least one"):
+        check_evidence([])
+
+
+# The predictor
+
+
+def test_scores_depend_on_order_alone() -> None:
+    reference = np.array([1.0, 2.0, 3.0, np.inf])
+    values = np.array([-1e30, 2.0, 2.5, np.inf])
+    expected = scores_within(values**3, reference**3)
+    np.testing.assert_array_equal(scores_within(values, reference), expected)
+
+
+def test_rank_correlation_agrees_with_scipy() -> None:
+    from scipy.stats import spearmanr
+
+    rng = np.random.default_rng(0)
+    a, b = rng.integers(0, 8, size=30).astype(float), rng.normal(size=30)
+    assert rank_correlation(a, b) == pytest.approx(spearmanr(a, b).statistic)
+    assert rank_correlation(np.ones(5), np.arange(5.0)) == 0.0
+
+
+def test_leave_one_out_is_what_refitting_without_the_trial_gives() -> None:
+    from lyap_optuna.prediction._gaussian_process import GaussianProcess
+
+    rng = np.random.default_rng(1)
+    x, weights = rng.normal(size=(30, 2)), np.full(2, 0.5)
+    y = x[:, 0] + 0.5 * rng.normal(size=30)
+    y = y - y.mean()
+    model = GaussianProcess.fit(x, weights, y)
+    kernel = np.linalg.inv(model.precision)
+    for i in (0, 13, 29):
+        rest = np.delete(np.arange(30), i)
+        expected = kernel[i, rest] @ np.linalg.solve(kernel[np.ix_(rest, rest)], y[rest])
+        assert model.out_of_fold[i] == pytest.approx(expected, abs=1e-8)
+    # A fitted row predicts as the kernel says, so further rows are centred consistently.
+    mean, _ = model.predict(x)
+    np.testing.assert_allclose(mean, y - model.noise * model.alpha, atol=1e-8)
+
+
+@pytest.mark.parametrize("odd", [1e30, math.inf])
+def test_one_diverged_trial_moves_no_other(odd: float) -> None:
+    features, values = arrays(40)
+    worst = int(np.argmax(values))
+    diverged = values.copy()
+    diverged[worst] = odd
+    calm, wild = RankPredictor().fit(features, values), RankPredictor().fit(features, diverged)
+    np.testing.assert_array_equal(calm.out_of_fold.score, wild.out_of_fold.score)
+    below = calm.out_of_fold.score < calm.score_of(np.sort(values)[[-2]])
+    assert below.sum() > 30
+    np.testing.assert_array_equal(
+        calm.value_of(calm.out_of_fold.score)[below], wild.value_of(wild.out_of_fold.score)[below]
+    )
+    assert np.isfinite(wild.value_of(np.array([-9.0, 0.0, 9.0]))).all()
+
+
+def test_diverged_features_are_ranked_too() -> None:
+    features, values = arrays(40)
+    worst = int(np.argmax(values))
+    features["displacement"][worst] = 50.0
+    calm = RankPredictor().fit(features, values).out_of_fold.score
+    features["displacement"][worst] = math.inf
+    np.testing.assert_array_equal(calm, RankPredictor().fit(features, values).out_of_fold.score)
+
+
+def test_noise_is_rarely_chosen() -> None:
+    chosen = 0
+    for seed in range(40):
+        rng = np.random.default_rng(seed)
+        features = {kind: rng.normal(size=(25, 2)) for kind in EVIDENCE}
+        chosen += bool(RankPredictor().fit(features, rng.normal(size=25)).chosen)
+    assert chosen <= 5
+
+
+def test_the_skill_of_noise_is_around_zero() -> None:
+    skills = []
+    for seed in range(60):
+        rng = np.random.default_rng(seed)
+        predictor = RankPredictor().fit({"loss": rng.normal(size=(40, 2))}, rng.normal(size=40))
+        skills.append(predictor.skills["loss",])
+    assert abs(np.mean(skills)) < 0.1
+
+
+def test_informative_evidence_alone_is_chosen() -> None:
+    features, values = arrays(40)
+    predictor = RankPredictor().fit(features, values)
+    assert predictor.chosen == ("displacement",)
+    assert predictor.skill > 0.8
+
+
+def test_two_complementary_kinds_are_chosen_together() -> None:
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(size=(2, 60))
+    features = {"loss": a[:, None], "exponents": rng.normal(size=(60, 2)), "displacement": b[:, None]}
+    predictor = RankPredictor().fit(features, a + b + 0.2 * rng.normal(size=60))
+    assert predictor.chosen == ("loss", "displacement")
+
+
+def test_equal_evidence_leaves_loss_alone() -> None:
+    features, values = arrays(40)
+    features["loss"] = features["displacement"]
+    assert RankPredictor().fit(features, values).chosen == ("loss",)
+
+
+def test_intervals_cover_what_they_say() -> None:
+    covered = []
+    for seed in range(20):
+        features, values = arrays(240, seed)
+        predictor = RankPredictor().fit({k: f[:40] for k, f in features.items()}, values[:40])
+        prediction = predictor.predict({k: f[40:] for k, f in features.items()})
+        away = np.abs(predictor.score_of(values[40:]) - prediction.score)
+        covered.append(np.mean(away < 1.2816 * prediction.spread))
+    assert 0.7 < np.mean(covered) < 0.9
+
+
+def test_missing_constant_and_repeated_columns() -> None:
+    features, values = arrays(40)
+    d = features["displacement"]
+    padded = np.column_stack([d, d, np.ones(40), np.full(40, math.nan)])
+    np.testing.assert_allclose(
+        RankPredictor().fit({"displacement": padded}, values).out_of_fold.score,
+        RankPredictor().fit({"displacement": d}, values).out_of_fold.score,
+    )
+    gaps = d.copy()
+    gaps[::5] = math.nan
+    predictor = RankPredictor().fit({"displacement": gaps}, values)
+    assert predictor.chosen == ("displacement",)
+    prediction = predictor.predict({"displacement": np.full((1, 2), math.nan)})
+    assert np.isfinite(prediction.score).all()
+    assert np.isfinite(prediction.spread).all()
+
+
+def test_whether_a_readout_is_missing_may_itself_tell() -> None:
+    values = np.arange(30.0)
+    exponents = np.where(values < 15, 0.1, math.nan)[:, None]
+    assert RankPredictor().fit({"exponents": exponents}, values).chosen == ("exponents",)
+
+
+def test_too_few_or_equal_values_predict_nothing() -> None:
+    features, values = arrays(5)
+    assert RankPredictor().fit(features, values).chosen == ()
+    features, values = arrays(30)
+    predictor = RankPredictor().fit(features, np.ones(30))
+    assert predictor.chosen == ()
+    with pytest.raises(RuntimeError, match="No evidence"):
+        predictor.predict(features)
+
+
+def test_bad_arrays_are_named() -> None:
+    with pytest.raises(ValueError, match="'loss' must have shape \\(3, n_columns\\)"):
+        RankPredictor().fit({"loss": np.zeros((2, 1))}, np.zeros(3))
+    with pytest.raises(ValueError, match="NaN"):
+        RankPredictor().fit({"loss": np.zeros((2, 1))}, np.array([0.0, math.nan]))
+
+
+def test_a_capped_fit_predicts_every_row() -> None:
+    features, values = arrays(500)
+    predictor = RankPredictor().fit(features, values)
+    assert predictor.n_trials == 200
+    assert predictor.out_of_fold.score.shape == (500,)
+    assert rank_correlation(predictor.out_of_fold.score, values) > 0.8
+
+
+# Steps and refits
+
+
+def test_steps_are_thinned_after_sixteen_reports() -> None:
+    steps = np.arange(100, 100 + 10_000)
+    looked_at = {model_step(steps, int(s)) for s in steps}
+    assert [model_step(steps, s) for s in range(100, 116)] == list(range(100, 116))
+    assert model_step(steps, 133) == 132
+    assert len(looked_at) < 16 * 11
+    assert all(model_step(steps, int(s)) <= s for s in steps)
+    assert model_step(steps, 99) is None
+    assert model_step(steps, None) is None
+
+
+def test_refits_grow_by_a_tenth() -> None:
+    assert [refit_size(n) for n in (0, 1, 7, 19, 20, 21, 22, 23, 32, 33)] == [
+        0, 1, 7, 19, 20, 20, 22, 22, 30, 33,
+    ]  # fmt: skip
+    sizes = {refit_size(n) for n in range(1, 1001)}
+    assert len(sizes) < 70
+
+
+def test_finished_trials_are_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    study = study_of(specs("easy", 12))
+    models = StudyModels(1, ("loss",))
+    models.update(study.get_trials(deepcopy=False))
+    read = []
+    original = TrialView.of.__func__
+    monkeypatch.setattr(
+        TrialView, "of", classmethod(lambda cls, t, sign: read.append(t) or original(cls, t, sign))
+    )
+    study.add_trials([optuna.create_trial(**s) for s in specs("easy", 2, seed=1)])
+    models.update(study.get_trials(deepcopy=False))
+    assert [t.number for t in read] == [12, 13]
+    assert len(models.complete) == 14
+
+
+def test_a_study_deleted_and_made_anew_is_read_anew() -> None:
+    models = StudyModels(1, ("loss",))
+    models.update(study_of(specs("easy", 12)).get_trials(deepcopy=False))
+    models.update(study_of(specs("easy", 3, seed=5)).get_trials(deepcopy=False))
+    assert len(models.complete) == 3
+
+
+def test_failed_trials_count_only_where_they_diverged() -> None:
+    trials = specs("easy", 10)
+    for k, loss in ((3, math.nan), (4, 0.5)):
+        trials[k] |= {"value": None, "state": TrialState.FAIL}
+        trials[k]["intermediate_values"] = {0: 1.0, 1: loss}
+    models = StudyModels(1, ("loss",))
+    models.update(study_of(trials).get_trials(deepcopy=False))
+    assert [v.number for v in models.finished if v.value is None] == [3]
+    assert models.at(1).n_complete == 8
+    assert math.isinf(models.at(1).values.max())
+
+
+# Skill
+
+
+def chosen(study: optuna.study.Study, step: int) -> list[str]:
+    return [s.evidence for s in prediction_skill(study) if s.chosen and s.step == step]
+
+
+def test_displacement_is_chosen_on_a_plateau() -> None:
+    study = study_of(specs("plateau", 40))
+    assert chosen(study, 1) == ["displacement"]
+    skills = {s.evidence: s for s in prediction_skill(study) if s.step == 1}
+    assert skills["displacement"].rank_correlation > 0.8
+    assert skills["displacement"].n_trials == 40
+    assert abs(skills["loss"].rank_correlation) < 0.4
+
+
+def test_loss_is_chosen_on_an_easy_task() -> None:
+    assert chosen(study_of(specs("easy", 40)), 3) == ["loss"]
+
+
+def test_nothing_is_chosen_from_noise() -> None:
+    assert not any(s.chosen for s in prediction_skill(study_of(specs("noise", 40)), steps=[0, 1, 2]))
+
+
+def test_skill_without_readouts_says_so() -> None:
+    skills = prediction_skill(study_of(specs("easy", 20, readouts=False)), steps=[2])
+    by_kind = {s.evidence: (s.rank_correlation, s.n_trials) for s in skills}
+    assert by_kind["exponents"] == by_kind["displacement"] == (None, 0)
+
+
+def test_skill_of_the_kinds_asked_for() -> None:
+    skills = prediction_skill(study_of(specs("plateau", 40)), evidence=["loss", "exponents"])
+    assert {s.evidence for s in skills} == {"loss", "exponents"}
+
+
+def test_skill_of_an_empty_study_is_empty() -> None:
+    assert prediction_skill(optuna.create_study()) == []
+
+
+def test_loops_from_zero_and_one_have_the_same_skill() -> None:
+    zero = prediction_skill(study_of(specs("plateau", 30, first=0)))
+    one = prediction_skill(study_of(specs("plateau", 30, first=1)))
+    assert [(s.step + 1, s.evidence, s.rank_correlation) for s in zero] == [
+        (s.step, s.evidence, s.rank_correlation) for s in one
+    ]
