@@ -1,0 +1,204 @@
+"""Ranking and explanation."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import optuna
+import pytest
+from _studies import pruned_at, specs, start, study_of
+from optuna.trial import TrialState
+
+from lyap_optuna.prediction import explain, prediction_skill, rank_trials
+from lyap_optuna.pruner import LyapunovPruner
+
+
+def half_run(kind: str = "easy", **options: Any) -> list[dict[str, Any]]:
+    """Thirty COMPLETE trials, and ten pruned after four epochs."""
+    trials = specs(kind, 40, **options)
+    for t in trials[30:]:
+        kept = dict(list(t["intermediate_values"].items())[:4])
+        t |= {"intermediate_values": kept, "value": None, "state": TrialState.PRUNED}
+    return trials
+
+
+def test_complete_trials_stand_by_their_value() -> None:
+    study = study_of(specs("easy", 30))
+    ranking = rank_trials(study)
+    values = [t.value for t in ranking]
+    assert values == sorted(values)
+    assert all(t.lower <= t.predicted_value <= t.upper for t in ranking)
+    assert all(t.step == 2 and t.max is not None for t in ranking)
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_pruned_and_running_trials_stand_by_their_prediction(sign: int) -> None:
+    study = study_of(half_run(sign=sign), sign=sign)
+    running = start(study, specs("easy", 1, seed=5, sign=sign)[0])
+    running.report(sign * 0.01, 0)
+    study.enqueue_trial({})
+    study.add_trial(optuna.create_trial(state=TrialState.FAIL))
+    ranking = rank_trials(study)
+    assert len(ranking) == 41
+    keys = [sign * (t.predicted_value if t.value is None else t.value) for t in ranking]
+    assert keys == sorted(keys)
+    assert all(t.value is None for t in ranking if t.state != TrialState.COMPLETE)
+    assert ranking[[t.number for t in ranking].index(40)].step == 0
+
+
+def test_predictions_of_complete_trials_have_not_seen_their_value() -> None:
+    trials = specs("noise", 30)
+    for t in trials:  # what tells nothing but of the trial itself must not be learned by heart
+        t["user_attrs"] = {}
+    assert all(t.predicted_value is None for t in rank_trials(study_of(trials), step=2))
+
+
+@pytest.mark.parametrize("transform", [np.cbrt, lambda v: v**3, lambda v: 5 * v - 2, np.log])
+def test_the_ranking_depends_on_order_alone(transform: Callable[[float], float]) -> None:
+    def numbers(f: Callable[[float], float]) -> list[int]:
+        trials = half_run()
+        for t in trials:
+            t["value"] = None if t["value"] is None else float(f(t["value"]))
+            t["intermediate_values"] = {s: float(f(v)) for s, v in t["intermediate_values"].items()}
+        return [t.number for t in rank_trials(study_of(trials))]
+
+    assert numbers(transform) == numbers(lambda v: v)
+
+
+def test_maximise_mirrors_minimise() -> None:
+    down = rank_trials(study_of(half_run()))
+    up = rank_trials(study_of(half_run(sign=-1), sign=-1))
+    assert [t.number for t in down] == [t.number for t in up]
+    assert [t.predicted_value for t in down] == [-t.predicted_value for t in up]
+    assert [t.lower for t in down] == [-t.upper for t in up]
+
+
+def test_copying_a_study_keeps_its_ranking() -> None:
+    source, target = (optuna.storages.InMemoryStorage() for _ in range(2))
+    study = study_of(half_run("plateau"), study_name="s", storage=source)
+    optuna.copy_study(from_study_name="s", from_storage=source, to_storage=target)
+    assert rank_trials(optuna.load_study(study_name="s", storage=target)) == rank_trials(study)
+
+
+def test_at_a_step_only_what_was_known_then_counts() -> None:
+    trials = half_run()
+    early = rank_trials(study_of(trials), step=1)
+    for t in trials:
+        for step in [s for s in t["intermediate_values"] if s > 1]:
+            t["intermediate_values"][step] = 7.0
+    assert rank_trials(study_of(trials), step=1) == early
+    assert all(t.step == 1 for t in early)
+
+
+def test_unpredictable_trials_come_last() -> None:
+    ranking = rank_trials(study_of(half_run("noise")))
+    assert [t.state for t in ranking[:30]] == [TrialState.COMPLETE] * 30
+    assert [t.number for t in ranking[30:]] == list(range(30, 40))
+    assert all(t.predicted_value is t.lower is t.upper is None for t in ranking[30:])
+
+
+def test_infeasible_trials_come_after_feasible_ones() -> None:
+    trials = half_run()
+    best = min(range(30), key=lambda i: trials[i]["value"])
+    for i, t in enumerate(trials[:30]):
+        t["constraints"] = {"c": 1.0 if i == best else 0.0}
+    ranking = rank_trials(study_of(trials))
+    assert ranking[-1].number == best
+    assert ranking[-1].feasible is False
+    assert {t.feasible for t in ranking if t.state == TrialState.PRUNED} == {None}
+    assert {t.feasible for t in rank_trials(study_of(half_run()))} == {True}
+
+
+def test_a_diverged_trial_is_last_and_moves_no_other() -> None:
+    trials = specs("easy", 30)
+    worst = max(range(30), key=lambda i: trials[i]["value"])
+    calm = {t.number: t.predicted_value for t in rank_trials(study_of(trials))}
+    trials[worst]["value"] = math.inf
+    ranking = rank_trials(study_of(trials))
+    assert (ranking[-1].number, ranking[-1].value) == (worst, math.inf)
+    second = ranking[-2].value
+    for t in ranking[:-1]:
+        if calm[t.number] <= second:
+            assert t.predicted_value == calm[t.number]
+        assert t.predicted_value <= max(second, calm[t.number])
+
+
+def test_a_study_without_reports_is_ranked_by_hyperparameters() -> None:
+    rng = np.random.default_rng(0)
+    study = optuna.create_study()
+    distribution = optuna.distributions.FloatDistribution(0.0, 1.0)
+    for x in rng.uniform(size=30):
+        study.add_trial(
+            optuna.create_trial(value=x**2, params={"x": x}, distributions={"x": distribution})
+        )
+    study.enqueue_trial({"x": 0.5})
+    study.ask({"x": distribution})
+    by_number = {t.number: t for t in rank_trials(study)}
+    assert by_number[30].predicted_value == pytest.approx(0.25, abs=0.1)
+    assert by_number[30].step is None
+    assert by_number[30].evidence == ("hyperparameters",)
+
+
+def test_evidence_can_be_switched_off() -> None:
+    study = study_of(half_run("plateau"))
+    assert {t.evidence for t in rank_trials(study)} == {("displacement",)}
+    assert {t.evidence for t in rank_trials(study, evidence=["loss"])} == {()}
+
+
+def test_an_empty_study_has_an_empty_ranking() -> None:
+    assert rank_trials(optuna.create_study()) == []
+
+
+@pytest.mark.parametrize("function", [rank_trials, prediction_skill, lambda s: explain(s, 0)])
+def test_several_objectives_are_named(function: Callable[[optuna.study.Study], Any]) -> None:
+    study = optuna.create_study(directions=["minimize", "maximize"])
+    study.add_trial(optuna.create_trial(values=[1.0, 2.0]))
+    with pytest.raises(ValueError, match="minimize, maximize"):
+        function(study)
+
+
+# Explanation
+
+
+def test_a_pruned_trial_tells_why() -> None:
+    study = study_of(specs("plateau", 40), pruner=LyapunovPruner())
+    worst = max(specs("plateau", 40, seed=1), key=lambda t: t["value"])
+    step = pruned_at(study, worst)
+    explanation = explain(study, 40)
+    story = str(explanation)
+    assert f"Pruned at step {step}." in story
+    assert "from displacement" in story
+    assert "rank correlation" in story
+    assert "nats/step" in story
+    assert explanation.decisions[-1].verdict == "pruned"
+    assert explanation.prediction is None
+
+
+def test_a_trial_without_a_decision_is_predicted_now() -> None:
+    study = study_of(half_run())
+    explanation = explain(study, 35)
+    assert "No decision is recorded" in str(explanation)
+    assert "The default predictor" in str(explanation)
+    assert explanation.prediction.predicted_value is not None
+    assert "has not seen its value" in str(explain(study, 0))
+
+
+def test_nothing_known_is_said() -> None:
+    study = study_of(specs("noise", 20))
+    assert "no evidence has measurable skill on 20 COMPLETE trials" in str(explain(study, 0))
+    study.enqueue_trial({})
+    assert "WAITING" in str(explain(study, 20))
+
+
+def test_a_study_without_readouts_says_so() -> None:
+    study = study_of(specs("easy", 20, readouts=False))
+    assert "No trial of this study has Lyapunov readouts" in str(explain(study, 0))
+    assert "without a baseline" not in str(explain(study, 0))
+
+
+def test_an_unknown_trial_is_named() -> None:
+    with pytest.raises(ValueError, match=r"no trial 7; it has trials 0 to 2"):
+        explain(study_of(specs("easy", 3)), 7)
+    with pytest.raises(ValueError, match=r"no trial 0; it has none"):
+        explain(optuna.create_study(), 0)
