@@ -130,7 +130,7 @@ def objective(trial: optuna.Trial, digits: Digits, epochs: int, seed: int = 0) -
         # Line 2 of 3: in place of trial.report(loss, epoch).
         probe.report(trial, loss, epoch)
         trial.set_user_attr("accuracy", accuracy)
-        if trial.should_prune():
+        if epoch < epochs and trial.should_prune():  # after the last epoch it would save nothing
             raise optuna.TrialPruned
     return loss
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lyap_optuna.cli import _format, _storage
-from lyap_optuna.cli._rank import COLUMNS, ranking_rows
+from lyap_optuna.cli._rank import ranking_rows, ranking_table
 
 if TYPE_CHECKING:
     import optuna
@@ -198,7 +198,7 @@ def _report(console: "Console", study: "optuna.Study", epochs: int, url: str, ou
     ranking = lyap_optuna.rank_trials(study)
     skills = lyap_optuna.prediction_skill(study)
 
-    console.print(_format.table(ranking_rows(ranking)[:10], COLUMNS, title="The ten best trials"))
+    console.print(ranking_table(ranking_rows(ranking)[:10], title="The best trials"))
     spent = epochs_spent(study, epochs)
     print_line(console, spent)
     best = _best_accuracy(study)
@@ -286,21 +286,26 @@ def skill_verdict(skills: Sequence["EvidenceSkill"]) -> str:
         return "Too few trials ran to the end to compare the kinds of evidence."
     ours, loss = max(compared, key=lambda pair: _skill_of(pair[0]) - _skill_of(pair[1]))
     error = 1 / math.sqrt(max(ours.n_trials - 1, 1))
+    gain = _skill_of(ours) - _skill_of(loss)
     measured = (
-        f"{_skill_of(ours):.2f} against {_skill_of(loss):.2f} on {ours.n_trials} trials; by chance "
-        f"alone a correlation is off by about {error:.2f}"
+        f"rank correlation {_skill_of(ours):.2f} against {_skill_of(loss):.2f} on {ours.n_trials} "
+        "trials"
     )
-    if _skill_of(ours) > _skill_of(loss):
+    if gain <= 0:
         return (
-            f"After epoch {ours.step} the {ours.evidence} of the network predicted the final loss "
-            f"better than the loss itself ({measured})."
-            if ours.evidence == "displacement"
-            else f"After epoch {ours.step} the exponents predicted the final loss better than the "
-            f"loss itself ({measured})."
+            "At the first two epochs the Lyapunov exponents predicted the final loss no better "
+            f"than the loss itself did (at best {measured})."
         )
+    name = "displacement of the exponents" if ours.evidence == "displacement" else "exponents"
     return (
-        "At the first two epochs the Lyapunov exponents predicted the final loss no better than "
-        f"the loss itself did (at best {measured})."
+        f"After epoch {ours.step} the {name} predicted the final loss better than the loss itself "
+        f"did: {measured}."
+        + (
+            f" So few trials leave each of the two uncertain by about {error:.2f}, so this study "
+            "alone does not settle it."
+            if gain < error
+            else f" Each of the two is uncertain by about {error:.2f}."
+        )
     )
 
 

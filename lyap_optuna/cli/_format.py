@@ -24,6 +24,11 @@ def printable(text: object) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
 
 
+def quoted(text: object) -> str:
+    """Return ``text`` printable and in quotes."""
+    return f"'{printable(text)}'"
+
+
 def console(*, stderr: bool = False) -> "Console":
     """Return a console that takes every text literally and never shortens what is piped."""
     from rich.console import Console
@@ -45,16 +50,29 @@ def cell(value: Any) -> str:
     return printable(value)
 
 
-def table(rows: Sequence[Row], columns: Mapping[str, str], title: str | None = None) -> "Table":
-    """Build a table of ``columns`` (key in the row, heading); numbers go to the right."""
+def table(
+    rows: Sequence[Row],
+    columns: Mapping[str, str],
+    title: str | None = None,
+    caption: str | None = None,
+) -> "Table":
+    """Build a table of ``columns`` (key in the row, heading); words go left, numbers right."""
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
-    made = Table(title=None if title is None else Text(printable(title)), box=box.SIMPLE_HEAD)
+    made = Table(
+        title=None if title is None else Text(printable(title)),
+        title_justify="left",
+        caption=None if caption is None else Text(printable(caption)),
+        caption_justify="left",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
+    )
     for key, heading in columns.items():
-        text = any(isinstance(row.get(key), str) for row in rows)
-        made.add_column(Text(heading), justify="left" if text else "right", no_wrap=True)
+        words = any(str(row.get(key, ""))[:1].isalpha() for row in rows)
+        made.add_column(Text(heading), justify="left" if words else "right", no_wrap=True)
     for row in rows:
         made.add_row(*(Text(cell(row.get(key))) for key in columns))
     return made

@@ -10,20 +10,20 @@ from lyap_optuna.cli import _format, _storage
 
 if TYPE_CHECKING:
     from optuna.study import Study
+    from rich.table import Table
 
     from lyap_optuna import TrialPrediction
 
-COLUMNS = {
-    "rank": "rank",
+_COLUMNS = {
+    "rank": "#",
     "number": "trial",
     "state": "state",
     "step": "step",
     "value": "value",
     "predicted_value": "predicted",
-    "lower": "lower",
-    "upper": "upper",
-    "max": "max exponent",
-    "mean": "mean exponent",
+    "interval": "80 % interval",
+    "max": "max λ",
+    "mean": "mean λ",
 }
 
 OTHER_EVIDENCE = (
@@ -62,7 +62,7 @@ def rank(
         raise click.ClickException(_storage.scrub(str(error))) from None
     rows = ranking_rows(ranking)[:top]
     if output_format == "table":
-        _format.console().print(_format.table(rows, COLUMNS))
+        _format.console().print(ranking_table(rows))
     else:
         click.echo(_format.dump(rows, output_format), nl=False)
     if not has_readouts(study):
@@ -78,6 +78,26 @@ def ranking_rows(ranking: Sequence["TrialPrediction"]) -> list[dict[str, Any]]:
         row["state"] = prediction.state.name
         rows.append(row)
     return rows
+
+
+def ranking_table(rows: Sequence[_format.Row], title: str | None = None) -> "Table":
+    """Return the ranking as a table that fits a terminal of 80 columns."""
+    shown = [
+        {
+            **{key: _short(value) for key, value in row.items()},
+            "interval": ""
+            if row["lower"] is None
+            else f"{_short(row['lower'])} to {_short(row['upper'])}",
+        }
+        for row in rows
+    ]
+    return _format.table(
+        shown, _COLUMNS, title, caption="λ: exponents at that step or before, in nats/step"
+    )
+
+
+def _short(value: Any) -> Any:
+    return f"{value:.3g}" if isinstance(value, float) else value
 
 
 def has_readouts(study: "Study") -> bool:

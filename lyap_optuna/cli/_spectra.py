@@ -63,7 +63,7 @@ def spectra(
     rows = readout_rows(study, trial_numbers)
     if not rows:
         raise click.ClickException(
-            f"No readouts in study {_format.printable(study.study_name)!r}"
+            f"No readouts in study {_format.quoted(study.study_name)}"
             + (f", trial {', '.join(map(str, trial_numbers))}" if trial_numbers else "")
             + f".\n\n{HOW_TO_RECORD}"
         )

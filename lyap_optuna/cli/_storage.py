@@ -6,13 +6,14 @@ Reading creates nothing: no empty SQLite file, no tables in a database that is n
 import difflib
 import os
 import re
+import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote, quote_plus, unquote, unquote_plus
 
 import click
 
-from lyap_optuna.cli._format import printable
+from lyap_optuna.cli._format import printable, quoted
 
 if TYPE_CHECKING:
     from optuna.storages import BaseStorage
@@ -153,13 +154,13 @@ def load_study(url: str | None, storage_class: str | None, study_name: str | Non
         near = difflib.get_close_matches(study_name, names, n=10, cutoff=0.3)
         names = near + [name for name in names if name not in near]
         raise click.ClickException(
-            f"There is no study {printable(study_name)!r} in {shown}. It holds {_listed(names)}."
+            f"There is no study {quoted(study_name)} in {shown}. It holds {_listed(names)}."
         )
     return optuna.load_study(study_name=study_name, storage=storage)
 
 
 def _listed(names: list[str], most: int = 10) -> str:
-    text = ", ".join(repr(printable(name)) for name in names[:most])
+    text = ", ".join(quoted(name) for name in names[:most])
     return text if len(names) <= most else f"{text} and {len(names) - most} more"
 
 
@@ -175,10 +176,13 @@ def _remember_secrets(url: str) -> None:
 
 
 def _open_redis(url: str) -> "BaseStorage":
+    from optuna.exceptions import ExperimentalWarning
     from optuna.storages import JournalStorage
     from optuna.storages.journal import JournalRedisBackend
 
-    return JournalStorage(JournalRedisBackend(url))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExperimentalWarning)  # the user asked for it by its URL
+        return JournalStorage(JournalRedisBackend(url))
 
 
 def _open_journal(path: str) -> "BaseStorage":

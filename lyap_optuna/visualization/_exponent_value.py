@@ -119,6 +119,20 @@ def _correlation(points: list[_Point]) -> float | None:
     return rho if math.isfinite(rho) else None
 
 
+def _axis_range(x: list[float]) -> tuple[list[float] | None, int]:
+    """Return a range without the far outliers, and their number; None where there are none."""
+    if len(x) < 10:
+        return None, 0
+    ordered = sorted(x)
+    cut = max(len(x) // 20, 1)
+    lower, upper = min(ordered[cut], 0.0), max(ordered[-1 - cut], 0.0)
+    margin = 0.25 * (upper - lower)
+    if margin == 0 or ordered[-1] - ordered[0] < 4 * (upper - lower):
+        return None, 0
+    seen = [lower - margin, upper + margin]
+    return seen, sum(not seen[0] <= value <= seen[1] for value in x)
+
+
 def _draw(info: _ExponentValueInfo, study: "Study") -> "go.Figure":
     import plotly.graph_objects as go
 
@@ -127,11 +141,16 @@ def _draw(info: _ExponentValueInfo, study: "Study") -> "go.Figure":
     if info.step is not None:
         title += f" at step {info.step}"
     title += " against the final value"
+    remarks = []
     if info.correlation is not None:
-        title += (
-            f"<br><sub>rank correlation {info.correlation:.2f} over {info.n_complete} "
-            "COMPLETE trials</sub>"
+        remarks.append(
+            f"rank correlation {info.correlation:.2f} over {info.n_complete} COMPLETE trials"
         )
+    seen, n_outside = _axis_range([point.x for point in info.points])
+    if n_outside:
+        remarks.append(f"{n_outside} far outside: double-click to see")
+    if remarks:
+        title += f"<br><sub>{'; '.join(remarks)}</sub>"
     figure = go.Figure(
         layout={
             "title": {"text": title},
@@ -164,5 +183,7 @@ def _draw(info: _ExponentValueInfo, study: "Study") -> "go.Figure":
             text=[f"trial {point.number}" for point in points],
             hovertemplate="%{text}<br>%{x:.4g} nats/step<br>value %{y:.4g}<extra></extra>",
         )
+    if seen is not None:
+        figure.update_xaxes(range=seen)
     figure.add_vline(x=0, line={"color": _style.GREY, "width": 1.5, "dash": "dash"})
     return figure

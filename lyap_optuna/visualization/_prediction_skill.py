@@ -75,7 +75,10 @@ def _draw(lines: list[_SkillLine]) -> "go.Figure":
             "xaxis": {"title": {"text": "step"}, "zeroline": False},
             "yaxis": {
                 "title": {"text": "rank correlation, out of sample"},
-                "range": [-1.05, 1.05],
+                "range": [
+                    min([-0.3, *(c - 0.1 for line in lines for c in line.correlations)]),
+                    1.05,
+                ],
                 "zeroline": False,
             },
             "showlegend": True,

@@ -1,0 +1,310 @@
+"""The command: what it prints, what it refuses, and what it never shows."""
+
+import csv
+import io
+import json
+import sqlite3
+from pathlib import Path
+
+import optuna
+import pytest
+import yaml
+from click.testing import CliRunner, Result
+from optuna.trial import TrialState
+
+import lyap_optuna
+from lyap_optuna.cli import main
+from lyap_optuna.cli._format import cell, dump, printable, write_whole
+from lyap_optuna.cli._storage import scrub, shown_url
+
+NASTY = "<script>alert(1)</script>[bold]x[/bold]:smile:\x1b[31m\nline two"
+
+
+@pytest.fixture(autouse=True)
+def _no_storage_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OPTUNA_STORAGE", raising=False)
+
+
+def _run(*arguments: str, code: int = 0) -> Result:
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == code, result.output
+    return result
+
+
+def _series(*maxima: float, first: int = 0) -> dict[str, dict[str, float]]:
+    return {
+        str(step): {"max": m, "mean": m - 1.0, "max_stderr": 0.01, "mean_stderr": 0.02}
+        for step, m in enumerate(maxima, start=first)
+    }
+
+
+def _study(url: str, name: str = "tune", n_trials: int = 12, readouts: bool = True) -> str:
+    study = optuna.create_study(study_name=name, storage=url)
+    for i in range(n_trials):
+        value = 1.0 + i / 10
+        attrs = {"lyapunov:readouts": _series(-1.0, -0.9 + i / 50)} if readouts else {}
+        study.add_trial(
+            optuna.create_trial(
+                value=value,
+                intermediate_values={1: 3.0 + i / 100, 2: value},
+                user_attrs=attrs,
+                params={"cell": NASTY},
+                distributions={
+                    "cell": optuna.distributions.CategoricalDistribution([NASTY, "LSTM"])
+                },
+            )
+        )
+    return url
+
+
+@pytest.fixture
+def url(tmp_path: Path) -> str:
+    return _study(f"sqlite:///{tmp_path}/study.db")
+
+
+def test_version() -> None:
+    assert _run("--version").output == f"lyap-optuna {lyap_optuna.__version__}\n"
+
+
+def test_rank_puts_the_best_first(url: str) -> None:
+    rows = json.loads(_run("rank", "--storage", url, "-f", "json").stdout)
+    assert [row["number"] for row in rows] == list(range(12))
+    assert [row["rank"] for row in rows] == list(range(1, 13))
+    assert rows[0]["value"] == 1.0
+    assert rows[0]["state"] == "COMPLETE"
+
+
+def test_rank_top_and_formats(url: str) -> None:
+    assert len(yaml.safe_load(_run("rank", "--storage", url, "-f", "yaml").stdout)) == 12
+    rows = list(
+        csv.DictReader(
+            io.StringIO(_run("rank", "--storage", url, "--top", "3", "-f", "csv").stdout)
+        )
+    )
+    assert [row["number"] for row in rows] == ["0", "1", "2"]
+    table = _run("rank", "--storage", url, "--top", "3").stdout
+    assert "COMPLETE" in table
+    assert "max λ" in table
+
+
+def test_the_storage_may_come_from_the_environment(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPTUNA_STORAGE", url)
+    assert len(json.loads(_run("rank", "-f", "json").stdout)) == 12
+
+
+def test_a_journal_file_is_recognised(tmp_path: Path, url: str) -> None:
+    path = str(tmp_path / "journal.log")
+    storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(path))
+    optuna.copy_study(from_study_name="tune", from_storage=url, to_storage=storage)
+    assert len(json.loads(_run("rank", "--storage", path, "-f", "json").stdout)) == 12
+
+
+def test_notes_go_to_the_error_stream_and_quiet_drops_them(tmp_path: Path) -> None:
+    url = _study(f"sqlite:///{tmp_path}/bare.db", readouts=False)
+    result = _run("rank", "--storage", url, "-f", "json")
+    json.loads(result.stdout)
+    assert "No trial of this study has Lyapunov readouts" in result.stderr
+    assert _run("rank", "--storage", url, "-f", "json", "-q").stderr == ""
+
+
+def test_explain_tells_the_recorded_decision(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/study.db"
+    study = optuna.create_study(storage=url)
+    decision = {"step": 3, "verdict": "pruned", "reason": f"Hopeless {NASTY}", "trial": 0}
+    study.add_trial(
+        optuna.create_trial(
+            state=TrialState.PRUNED,
+            intermediate_values={3: 2.0},
+            user_attrs={"lyapunov:decision": decision},
+        )
+    )
+    output = _run("explain", "--storage", url, "--trial-number", "0").output
+    assert "Hopeless" in output
+    assert "[bold]x[/bold]" in output
+    assert "\x1b" not in output
+    told = json.loads(_run("explain", "--storage", url, "--trial-number", "0", "-f", "json").stdout)
+    assert told["state"] == "PRUNED"
+    assert told["decisions"][0]["verdict"] == "pruned"
+
+
+def test_explain_without_readouts_says_so(tmp_path: Path) -> None:
+    url = _study(f"sqlite:///{tmp_path}/bare.db", readouts=False)
+    output = _run("explain", "--storage", url, "--trial-number", "3").output
+    assert "Trial 3 is COMPLETE" in output
+    assert "No trial of this study has Lyapunov readouts" in output
+
+
+@pytest.mark.parametrize("number", ["12", "-1"])
+def test_a_trial_that_does_not_exist(url: str, number: str) -> None:
+    output = _run("explain", "--storage", url, "--trial-number", number, code=1).output
+    assert f"no trial {number}" in output
+    assert "0 to 11" in output
+
+
+def test_spectra_gives_one_row_per_trial_and_step(url: str) -> None:
+    rows = json.loads(_run("spectra", "--storage", url, "-f", "json").stdout)
+    assert [(row["number"], row["step"]) for row in rows[:4]] == [(0, 0), (0, 1), (1, 0), (1, 1)]
+    assert [row["baseline"] for row in rows[:2]] == [True, False]
+    assert rows[1]["max"] == pytest.approx(-0.9)
+    assert rows[1]["intermediate_value"] == 3.0
+    assert rows[0]["intermediate_value"] is None
+    assert len(rows) == 24
+
+
+def test_spectra_as_csv_in_a_file(url: str, tmp_path: Path) -> None:
+    path = tmp_path / "new" / "readouts.csv"
+    result = _run("spectra", "--storage", url, "--trial-number", "3", "-f", "csv", "-o", str(path))
+    assert result.stdout == ""
+    rows = list(csv.DictReader(path.open()))
+    assert [row["step"] for row in rows] == ["0", "1"]
+    assert rows[0]["max"] == "-1.0"
+    assert [p.name for p in path.parent.iterdir()] == ["readouts.csv"]
+
+
+def test_spectra_without_readouts_says_how_to_record_them(tmp_path: Path) -> None:
+    url = _study(f"sqlite:///{tmp_path}/bare.db", readouts=False)
+    output = _run("spectra", "--storage", url, code=1).output
+    assert "LyapunovProbe" in output
+    assert "probe.report" in output
+
+
+def test_several_objectives_are_named(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/two.db"
+    optuna.create_study(storage=url, directions=["minimize", "maximize"])
+    output = _run("rank", "--storage", url, code=1).output.lower()
+    assert "minimize" in output
+    assert "maximize" in output
+
+
+def test_a_study_that_does_not_exist_names_those_that_do(url: str) -> None:
+    _study(url, NASTY)
+    output = _run("rank", "--storage", url, "--study-name", "tuna", code=1).output
+    assert "'tuna'" in output
+    assert "'tune'" in output
+    assert "[bold]x[/bold]:smile:\\x1b[31m\\nline two" in output
+    assert "\x1b" not in output
+
+
+def test_several_studies_need_a_name(url: str) -> None:
+    _study(url, "other")
+    assert "--study-name" in _run("rank", "--storage", url, code=2).output
+    assert json.loads(_run("rank", "--storage", url, "--study-name", "other", "-f", "json").stdout)
+
+
+def test_reading_creates_no_file(tmp_path: Path) -> None:
+    output = _run("rank", "--storage", f"sqlite:///{tmp_path}/typo.db", code=1).output
+    assert "typo.db" in output
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_reading_creates_no_table_in_a_database_of_someone_else(tmp_path: Path) -> None:
+    path = tmp_path / "theirs.db"
+    with sqlite3.connect(path) as connection:
+        connection.execute("CREATE TABLE theirs (x)")
+    before = path.read_bytes()
+    assert "no Optuna studies" in _run("rank", "--storage", f"sqlite:///{path}", code=1).output
+    assert path.read_bytes() == before
+
+
+def test_the_path_of_an_sqlite_file_is_answered_with_its_url(url: str, tmp_path: Path) -> None:
+    output = _run("rank", "--storage", str(tmp_path / "study.db"), code=1).output
+    assert f"sqlite:///{tmp_path}/study.db" in output
+
+
+def test_a_file_that_is_no_journal(tmp_path: Path) -> None:
+    path = tmp_path / "notes.txt"
+    path.write_text("not a journal\nat all\n")
+    assert "not an Optuna journal file" in _run("rank", "--storage", str(path), code=1).output
+
+
+def test_no_storage_is_wrong_usage() -> None:
+    assert "OPTUNA_STORAGE" in _run("rank", code=2).output
+
+
+@pytest.mark.parametrize(
+    ("storage", "secret"),
+    [
+        ("postgresql://user:hunter2@localhost:1/db", "hunter2"),
+        ("mysql+pymysql://user:hunter2@localhost:1/db", "hunter2"),
+        ("postgresql://user:p%40ss:w0rd@localhost:1/db", "w0rd"),
+        ("postgresql://user:p@ss/w0rd@localhost:1/db", "w0rd"),
+        ("postgresql://localhost:1/db?user=u&password=hunter2", "hunter2"),
+        ("redis://:hunter2@localhost:1/0", "hunter2"),
+        ("nonsense://user:hunter2@host", "hunter2"),
+        ("postgresql://user:hunter2@[bad", "hunter2"),
+    ],
+)
+@pytest.mark.parametrize("command", ["rank", "spectra", "demo"])
+def test_a_password_is_never_shown(command: str, storage: str, secret: str, tmp_path: Path) -> None:
+    extra = ["-o", str(tmp_path / "out")] if command == "demo" else []
+    result = CliRunner().invoke(main, ["--debug", command, "--storage", storage, *extra])
+    assert result.exit_code == 1
+    assert secret not in result.output
+    assert "***" in result.output
+
+
+def test_an_unforeseen_error_shows_no_password(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise RuntimeError("lost postgresql://user:hunter2@host/db")
+
+    monkeypatch.setattr(lyap_optuna, "rank_trials", broken)
+    result = CliRunner().invoke(main, ["--debug", "rank", "--storage", url])
+    assert result.exit_code == 1
+    assert "Traceback" in result.output
+    assert "RuntimeError: lost postgresql://user:***@host/db" in result.output
+    assert "hunter2" not in result.output
+
+
+def test_ctrl_c_has_its_own_exit_code(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(lyap_optuna, "rank_trials", interrupted)
+    _run("rank", "--storage", url, code=130)
+
+
+def test_shown_url_and_scrub() -> None:
+    assert shown_url("sqlite:///a.db") == "sqlite:///a.db"
+    assert shown_url("mysql://user@host/db") == "mysql://user@host/db"
+    assert shown_url("mysql://user:secret@host/db") == "mysql://user:***@host/db"
+    # Remembered from now on, in whatever form a driver repeats it.
+    assert scrub("password 'secret' was refused") == "password '***' was refused"
+
+
+def test_printable_escapes_what_moves_a_terminal() -> None:
+    assert printable("a\x1b[31mb\nc\u202e") == "a\\x1b[31mb\\nc\\u202e"
+    assert printable("λ Grüße 漢字") == "λ Grüße 漢字"
+
+
+def test_json_is_valid_where_a_value_is_infinite() -> None:
+    text = dump([{"value": float("inf"), "items": (float("nan"), 1.5)}], "json")
+    assert json.loads(text) == [{"value": None, "items": [None, 1.5]}]
+
+
+def test_csv_spreads_lists_and_fills_gaps() -> None:
+    text = dump([{"a": 1, "q": [1.0, 2.0]}, {"a": None, "q": []}], "csv")
+    assert text == "a,q_0,q_1\n1,1.0,2.0\n,,\n"
+
+
+def test_cells() -> None:
+    assert cell(None) == "-"
+    assert cell(True) == "yes"
+    assert cell(0.123456) == "0.1235"
+
+
+def test_a_failed_write_leaves_the_old_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a.csv"
+    write_whole(path, "old")
+
+    def full(*_: object) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr("os.replace", full)
+    with pytest.raises(OSError, match="disk full"):
+        write_whole(path, "new")
+    assert path.read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["a.csv"]

@@ -1,0 +1,246 @@
+"""The demo: its data, its study, its interruption and its continuation."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import optuna
+import pytest
+import torch
+from click.testing import CliRunner, Result
+from optuna.trial import TrialState
+
+from lyap_optuna import EvidenceSkill, demo
+from lyap_optuna.cli import main
+from lyap_optuna.cli._demo import epochs_spent, skill_rows, skill_verdict
+from lyap_optuna.cli._page import page
+from lyap_optuna.records import read_readouts
+
+
+@pytest.fixture(autouse=True)
+def _small(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Train on a few short sequences."""
+    whole = demo.load_digits(blank_steps=6)
+    small = demo.Digits(
+        whole.train_x[:128], whole.train_y[:128], whole.valid_x[:64], whole.valid_y[:64]
+    )
+    monkeypatch.setattr(demo, "load_digits", lambda: small)
+    state = torch.get_rng_state()
+    yield
+    torch.set_rng_state(state)
+
+
+def _demo(folder: Path, *arguments: str, code: int = 0) -> Result:
+    result = CliRunner().invoke(main, ["demo", "--output", str(folder), *arguments])
+    assert result.exit_code == code, result.output
+    return result
+
+
+def _load(folder: Path) -> optuna.Study:
+    return optuna.load_study(study_name="lyap-optuna-demo", storage=f"sqlite:///{folder}/study.db")
+
+
+def test_the_digits_are_the_real_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    digits = demo.load_digits()
+    assert len(digits.train_x) + len(digits.valid_x) == 1797
+    assert digits.train_x.shape[1:] == (64, 8)
+    assert float(digits.train_x[:, 8:].abs().max()) == 0.0
+    assert float(digits.train_x.max()) == 1.0
+    assert sorted(set(digits.valid_y.tolist())) == list(range(10))
+    # No image is in both parts: sklearn's are all different.
+    images = torch.cat([digits.train_x, digits.valid_x]).flatten(1)
+    assert len(torch.unique(images, dim=0)) == 1797
+
+
+@pytest.mark.parametrize("cell", ["GRU", "LSTM"])
+def test_the_gate_bias_goes_to_the_gate_that_holds_the_state(cell: str) -> None:
+    # With the gate open wide, what the state holds survives blank steps.
+    torch.manual_seed(0)
+    kept = {}
+    for gate_bias in (0.0, 12.0):
+        model = demo.Classifier(cell, 6, weight_scale=0.1, gate_bias=gate_bias, dropout=0.0)
+        start = torch.full((1, 1, 6), 0.5)
+        initial = start if cell == "GRU" else (torch.zeros_like(start), start)
+        _, final = model.recurrent(torch.zeros(1, 30, 8), initial)
+        held = final if cell == "GRU" else final[1]
+        kept[gate_bias] = float((held / start).detach().mean())
+    assert kept[0.0] < 0.2
+    assert kept[12.0] > 0.8
+
+
+def test_the_objective_reports_and_measures(tmp_path: Path) -> None:
+    study = demo.create_study(None)
+    study.optimize(lambda trial: demo.objective(trial, demo.load_digits(), epochs=2), n_trials=1)
+    trial = study.trials[0]
+    assert sorted(trial.intermediate_values) == [1, 2]
+    assert trial.value == trial.intermediate_values[2]
+    readouts = read_readouts(trial)
+    assert sorted(readouts) == [0, 1, 2]
+    assert all(len(readout.quantiles or ()) == 32 for readout in readouts.values())
+    assert 0.0 <= trial.user_attrs["accuracy"] <= 1.0
+
+
+def test_a_demo_from_start_to_page(tmp_path: Path) -> None:
+    result = _demo(tmp_path / "out", "--trials", "4", "--epochs", "2")
+    study = _load(tmp_path / "out")
+    assert [t.state for t in study.trials] == [TrialState.COMPLETE] * 4
+    assert "8 of 8 epochs spent (100%): 4 trials ran to the end, 0 were pruned." in result.output
+    assert "optuna-dashboard sqlite:///" in result.output
+    html = (tmp_path / "out" / "report.html").read_text()
+    assert html.count("Plotly.newPlot(") >= 6
+    assert len(re.findall(r"\* plotly\.js v", html)) == 1
+    assert not re.search(r"<(script|link)[^>]*(src|href)=", html)
+    best = min(study.trials, key=lambda t: t.value or 0.0)
+    assert re.search(rf"^\s*1\s+{best.number}\s+COMPLETE", result.output, re.MULTILINE)
+
+
+def test_the_same_seed_gives_the_same_study(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        _demo(tmp_path / name, "--trials", "2", "--epochs", "1", "--seed", "3")
+    first, second = _load(tmp_path / "a").trials, _load(tmp_path / "b").trials
+    assert [t.params for t in first] == [t.params for t in second]
+    assert [t.value for t in first] == [t.value for t in second]
+    assert [read_readouts(t) for t in first] == [read_readouts(t) for t in second]
+
+
+def test_ctrl_c_stops_cleanly_and_the_same_command_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = 0
+    train = demo.train_one_epoch
+
+    def interrupted_once(*arguments: object) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 4:
+            raise KeyboardInterrupt
+        train(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(demo, "train_one_epoch", interrupted_once)
+    arguments = ("--trials", "3", "--epochs", "2")
+    result = _demo(tmp_path, *arguments, code=130)
+    assert "Stopped after 1 of 3 trials" in result.output
+    assert "Traceback" not in result.output
+    command = re.search(r"To go on with it: lyap-optuna (demo .*)", result.output)
+    assert command is not None
+    assert [t.state for t in _load(tmp_path).trials] == [TrialState.COMPLETE, TrialState.FAIL]
+    assert not (tmp_path / "report.html").exists()
+
+    again = CliRunner().invoke(main, command[1].split())
+    assert again.exit_code == 0, again.output
+    assert "1 of 3 trials are there already; 2 more." in again.output
+    trials = _load(tmp_path).trials
+    assert [t.state for t in trials].count(TrialState.COMPLETE) == 3
+    assert "1 more failed or were interrupted" in again.output
+    # The sampler does not begin anew with the parameters it has already tried.
+    assert len({str(t.params) for t in trials}) == 4
+
+
+def test_an_interrupt_while_pruning_leaves_no_running_trial(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("optuna.study.Study._log_completed_trial", interrupted)
+    _demo(tmp_path, "--trials", "2", "--epochs", "1", code=130)
+    assert not _load(tmp_path).get_trials(states=(TrialState.RUNNING,))
+
+
+def test_a_finished_demo_only_reports(tmp_path: Path) -> None:
+    arguments = ("--trials", "2", "--epochs", "1")
+    _demo(tmp_path, *arguments)
+    assert "nothing to train" in _demo(tmp_path, *arguments).output
+    assert len(_load(tmp_path).trials) == 2
+
+
+def test_other_epochs_need_another_file(tmp_path: Path) -> None:
+    _demo(tmp_path, "--trials", "1", "--epochs", "1")
+    output = _demo(tmp_path, "--trials", "2", "--epochs", "2", code=1).output
+    assert "--epochs 1" in output
+    assert len(_load(tmp_path).trials) == 1
+
+
+def test_a_study_of_someone_else_is_left_alone(tmp_path: Path) -> None:
+    study = optuna.create_study(
+        study_name="lyap-optuna-demo", storage=f"sqlite:///{tmp_path}/study.db"
+    )
+    study.add_trial(optuna.create_trial(value=1.0))
+    _demo(tmp_path, "--trials", "2", "--epochs", "1", code=1)
+    assert len(study.trials) == 1
+    assert study.user_attrs == {}
+
+
+def test_thread_count_and_verbosity_are_put_back(tmp_path: Path) -> None:
+    before = torch.get_num_threads(), optuna.logging.get_verbosity()
+    _demo(tmp_path, "--trials", "1", "--epochs", "1")
+    assert (torch.get_num_threads(), optuna.logging.get_verbosity()) == before
+
+
+@pytest.mark.parametrize("option", ["--trials", "--epochs"])
+def test_options_must_be_positive(option: str, tmp_path: Path) -> None:
+    assert option in _demo(tmp_path / "out", option, "0", code=2).output
+    assert not (tmp_path / "out").exists()
+
+
+def test_epochs_spent_counts_pruned_trials_by_their_reports() -> None:
+    study = optuna.create_study()
+    study.add_trial(optuna.create_trial(value=1.0, intermediate_values=dict.fromkeys(range(5), 1)))
+    study.add_trial(
+        optuna.create_trial(state=TrialState.PRUNED, intermediate_values={0: 1.0, 1: 1.0})
+    )
+    assert epochs_spent(study, 5) == (
+        "7 of 10 epochs spent (70%): 1 trials ran to the end, 1 were pruned."
+    )
+
+
+def _skills(**by_kind: tuple[float | None, float | None]) -> list[EvidenceSkill]:
+    return [
+        EvidenceSkill(step=step, evidence=kind, rank_correlation=value, n_trials=26)
+        for kind, values in by_kind.items()
+        for step, value in enumerate(values, start=1)
+    ]
+
+
+def test_the_verdict_says_where_exponents_were_better() -> None:
+    verdict = skill_verdict(_skills(loss=(0.1, 0.5), exponents=(0.2, 0.3), displacement=(0.6, 0.5)))
+    assert "After epoch 1 the displacement" in verdict
+    assert "0.60 against 0.10 on 26 trials" in verdict
+    assert "uncertain by about 0.20" in verdict
+    assert "does not settle it" not in verdict
+
+
+def test_the_verdict_says_where_the_difference_may_be_chance() -> None:
+    verdict = skill_verdict(_skills(loss=(0.5, 0.5), exponents=(0.6, 0.4)))
+    assert "After epoch 1 the exponents" in verdict
+    assert "uncertain by about 0.20, so this study alone does not settle it" in verdict
+
+
+def test_the_verdict_says_where_they_were_not() -> None:
+    verdict = skill_verdict(_skills(loss=(0.7, 0.8), exponents=(0.2, 0.3), displacement=(0.6, 0.5)))
+    assert "no better" in verdict
+    # What comes later than the first two epochs does not count.
+    later = [EvidenceSkill(3, "loss", 0.0, 26), EvidenceSkill(3, "exponents", 0.9, 26)]
+    assert skill_verdict(_skills(loss=(0.7, 0.8), exponents=(0.2, 0.3)) + later) == verdict.replace(
+        "0.60 against 0.70", "0.20 against 0.70"
+    )
+
+
+def test_the_verdict_claims_nothing_without_numbers() -> None:
+    assert "Too few trials" in skill_verdict([])
+    assert "Too few trials" in skill_verdict(_skills(loss=(None, None), exponents=(0.9, None)))
+
+
+def test_skill_rows_give_each_number_with_its_trials() -> None:
+    rows, columns = skill_rows(_skills(loss=(0.1, None), exponents=(0.25, 0.3)))
+    assert rows[0] == {"evidence": "loss", "step1": "0.10 ", "n1": 26, "step2": None, "n2": 26}
+    assert list(columns) == ["evidence", "step1", "n1", "step2", "n2"]
+
+
+def test_the_page_takes_every_text_literally() -> None:
+    text = page("</title><script>alert(1)</script>", ["<img src=x>", "a\n<b>"], [])
+    assert "<script>alert" not in text
+    assert "<img" not in text
+    assert "&lt;img" in text
+    assert "<pre>a\n&lt;b&gt;</pre>" in text

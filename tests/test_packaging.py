@@ -1,0 +1,114 @@
+"""What a user gets who installs or imports the package."""
+
+import ast
+import configparser
+import importlib.metadata
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+import lyap_optuna
+
+ROOT = Path(__file__).parent.parent
+
+HEAVY = (
+    "sklearn",
+    "scipy",
+    "plotly",
+    "pandas",
+    "matplotlib",
+    "alembic",
+    "sqlalchemy.dialects",
+    "rich",
+    "click",
+    "yaml",
+)
+
+
+def _modules_after(code: str) -> set[str]:
+    script = f"{code}\nimport sys\nprint(*sys.modules, sep='\\n')"
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    return set(done.stdout.split())
+
+
+def _heavy(modules: set[str]) -> list[str]:
+    return sorted(
+        heavy for heavy in HEAVY if any(m == heavy or m.startswith(f"{heavy}.") for m in modules)
+    )
+
+
+def test_importing_loads_torch_and_optuna_and_nothing_else_heavy() -> None:
+    modules = _modules_after("import lyap_optuna")
+    assert {"torch", "optuna"} <= modules
+    assert _heavy(modules) == []
+
+
+def test_the_probe_and_a_pruner_without_history_load_nothing_heavy() -> None:
+    modules = _modules_after(
+        "import lyap_optuna as lyap, torch\n"
+        "lyap.LyapunovPruner()\n"
+        "lyap.LyapunovProbe(torch.nn.GRU(2, 3), torch.randn(12, 2, 2))\n"
+    )
+    assert _heavy(modules) == []
+
+
+def test_visualization_is_reached_as_an_attribute_and_loads_plotly_on_first_use() -> None:
+    modules = _modules_after("import lyap_optuna\nlyap_optuna.visualization.plot_spectrum")
+    assert "lyap_optuna.visualization" in modules
+    assert "plotly" not in modules
+
+
+def test_the_version_has_one_source() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert "version" not in project
+    assert project["dynamic"] == ["version"]
+    holders = [
+        path.name
+        for path in (ROOT / "lyap_optuna").rglob("*.py")
+        if re.search(r"^__version__\s*=", path.read_text(), re.MULTILINE)
+    ]
+    assert holders == ["_version.py"]
+
+
+def test_the_installed_version_is_that_of_the_source() -> None:
+    try:
+        installed = importlib.metadata.version("lyap-optuna")
+    except importlib.metadata.PackageNotFoundError:
+        pytest.skip("the package is not installed, only on the path")
+    assert installed == lyap_optuna.__version__
+
+
+def test_no_tool_is_set_up_in_both_files() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    in_toml = set(project.get("tool", {}))
+    config = configparser.ConfigParser()
+    config.read(ROOT / "setup.cfg")
+    in_cfg = {section.split("-")[0].split(":")[-1] for section in config.sections()}
+    assert in_cfg == {"mypy", "pytest"}
+    assert not in_cfg & in_toml
+
+
+def test_what_is_imported_is_declared() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    declared = {re.split(r"[\s<>=!~\[;]", d)[0].lower() for d in project["dependencies"]}
+    distribution = {"sklearn": "scikit-learn", "yaml": "pyyaml"}
+    imported = set()
+    for path in (ROOT / "lyap_optuna").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                imported |= {alias.name.split(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module is not None:
+                imported.add(node.module.split(".")[0])
+    third_party = {
+        distribution.get(name, name)
+        for name in imported
+        if name not in sys.stdlib_module_names and name != "lyap_optuna"
+    }
+    assert {"torch", "optuna", "click"} <= third_party
+    assert third_party <= declared

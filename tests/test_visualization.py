@@ -1,0 +1,339 @@
+"""The figures: their numbers, what they do without data, and that labels are harmless."""
+
+import json
+import logging
+import math
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import optuna
+import plotly.graph_objects as go
+import pytest
+import torch
+from optuna.trial import TrialState
+
+import lyap_optuna as lyap
+from lyap_optuna import visualization
+from lyap_optuna.visualization import (
+    _convergence,
+    _exponent_value,
+    _predictions,
+    _pruning_timeline,
+    _spectrum,
+    _style,
+)
+
+N_STEPS = 6
+
+
+def _study(n_trials: int = 30, *, quantiles: int = 8, direction: Any = "minimize") -> optuna.Study:
+    """Values fall as the maximum exponent moves up; every fifth trial was pruned after 2 steps."""
+    rng = np.random.default_rng(0)
+    study = optuna.create_study(direction=direction)
+    for i in range(n_trials):
+        moved = i / n_trials
+        pruned = i % 5 == 4
+        value = 2.0 - moved
+        n_reports = 2 if pruned else N_STEPS
+        series: dict[str, dict[str, Any]] = {}
+        for step in range(min(n_reports, 3) + 1):
+            maximum = -1.0 + (moved if step else 0.0)
+            spectrum = np.sort(maximum - rng.uniform(0, 2, quantiles))
+            spectrum[-1] = maximum
+            series[str(step)] = {"max": maximum, "mean": float(spectrum.mean())}
+            if quantiles:
+                series[str(step)]["quantiles"] = spectrum.tolist()
+        study.add_trial(
+            optuna.create_trial(
+                state=TrialState.PRUNED if pruned else TrialState.COMPLETE,
+                value=value,
+                intermediate_values={s: value + 1 / s for s in range(1, n_reports + 1)},
+                user_attrs={"lyapunov:readouts": series},
+            )
+        )
+    return study
+
+
+STUDY_PLOTS: dict[str, Callable[[optuna.Study], go.Figure]] = {
+    "plot_spectrum": visualization.plot_spectrum,
+    "plot_exponent_value": visualization.plot_exponent_value,
+    "plot_predictions": visualization.plot_predictions,
+    "plot_prediction_skill": visualization.plot_prediction_skill,
+    "plot_pruning_timeline": visualization.plot_pruning_timeline,
+}
+
+
+@pytest.fixture
+def warned(caplog: pytest.LogCaptureFixture) -> Any:
+    optuna.logging.enable_propagation()
+    caplog.set_level(logging.WARNING)
+    yield caplog
+    optuna.logging.disable_propagation()
+
+
+@pytest.mark.parametrize("name", STUDY_PLOTS)
+def test_a_study_without_data_gives_an_empty_figure_and_a_warning(name: str, warned: Any) -> None:
+    figure = STUDY_PLOTS[name](optuna.create_study())
+    assert len(figure.data) == 0
+    assert figure.layout.title.text
+    assert len(warned.records) == 1
+
+
+def test_a_trial_without_readouts_gives_an_empty_evolution(warned: Any) -> None:
+    study = optuna.create_study()
+    study.add_trial(optuna.create_trial(value=1.0))
+    assert len(visualization.plot_spectrum_evolution(study, 0).data) == 0
+    assert len(warned.records) == 1
+
+
+@pytest.mark.parametrize("name", STUDY_PLOTS)
+def test_a_study_with_data_gives_traces_that_serialise(name: str) -> None:
+    figure = STUDY_PLOTS[name](_study())
+    assert len(figure.data) > 0
+    assert json.loads(figure.to_json())["data"]
+
+
+@pytest.mark.parametrize("name", STUDY_PLOTS)
+def test_no_figure_sets_a_background_or_a_text_colour(name: str) -> None:
+    # So that light and dark templates both work.
+    layout = STUDY_PLOTS[name](_study()).layout.to_plotly_json()
+    layout.pop("template", None)
+    text = json.dumps(layout)
+    assert "bgcolor" not in text
+    assert '"font"' not in text
+
+
+@pytest.mark.parametrize(
+    "name", ["plot_exponent_value", "plot_predictions", "plot_prediction_skill"]
+)
+def test_several_objectives_are_refused_by_name(name: str) -> None:
+    study = optuna.create_study(directions=["minimize", "maximize"])
+    with pytest.raises(ValueError, match="minimize, maximize"):
+        STUDY_PLOTS[name](study)
+
+
+@pytest.mark.parametrize("name", ["plot_spectrum", "plot_pruning_timeline"])
+def test_figures_without_a_target_take_several_objectives(name: str) -> None:
+    study = optuna.create_study(directions=["minimize", "maximize"])
+    study.add_trial(
+        optuna.create_trial(
+            values=[1.0, 2.0],
+            user_attrs={"lyapunov:readouts": {"1": {"max": 0, "mean": -1, "quantiles": [-1, 0]}}},
+        )
+    )
+    STUDY_PLOTS[name](study)
+
+
+def test_the_spectrum_of_a_network_has_a_band_over_its_inputs() -> None:
+    torch.manual_seed(0)
+    spectrum = lyap.lyapunov_spectrum(torch.nn.GRU(2, 5), torch.randn(30, 4, 2))
+    info = _spectrum._get_spectrum_info(spectrum)
+    assert info.n_inputs == 4
+    assert info.position == pytest.approx((0, 0.25, 0.5, 0.75, 1))
+    assert info.exponents == pytest.approx(spectrum.exponents.tolist())
+    widths = np.subtract(info.upper, info.lower)
+    assert widths == pytest.approx((2 * spectrum.std).tolist())
+    assert len(visualization.plot_spectrum(spectrum).data) == 3
+
+
+def test_one_input_has_no_band() -> None:
+    torch.manual_seed(0)
+    spectrum = lyap.lyapunov_spectrum(torch.nn.RNN(2, 5), torch.randn(30, 1, 2))
+    assert len(visualization.plot_spectrum(spectrum).data) == 2
+
+
+def test_trial_numbers_do_not_belong_to_a_spectrum() -> None:
+    spectrum = lyap.lyapunov_spectrum(torch.nn.RNN(2, 3), torch.randn(9, 1, 2))
+    with pytest.raises(ValueError, match="trial_numbers"):
+        visualization.plot_spectrum(spectrum, [0])
+
+
+def test_study_spectra_descend_and_are_those_asked_for() -> None:
+    study = _study()
+    infos = _spectrum._get_study_info(study, [3, 4], None)
+    assert [(info.number, info.step) for info in infos] == [(3, 3), (4, 2)]
+    for info in infos:
+        assert list(info.exponents) == sorted(info.exponents, reverse=True)
+    assert [info.step for info in _spectrum._get_study_info(study, None, 0)] == [0] * 30
+
+
+def test_colours_go_by_rank_so_that_one_diverged_trial_moves_none() -> None:
+    assert _spectrum._shades([1.0, 2.0, 3.0, None]) == [0.0, 0.5, 1.0, None]
+    assert _spectrum._shades([1.0, 2.0, 1e9]) == [0.0, 0.5, 1.0]
+
+
+def test_the_evolution_marks_the_baseline() -> None:
+    figure = visualization.plot_spectrum_evolution(_study(), 29)
+    names = [trace.name for trace in figure.data if trace.name]
+    assert "step 0 (baseline)" in names
+    assert "max exponent" in names
+    assert list(figure.data[0].x) == [0, 1, 2]
+    assert figure.data[0].y[1] - figure.data[0].y[0] == pytest.approx(29 / 30)
+
+
+def test_the_evolution_of_a_trial_that_does_not_exist() -> None:
+    with pytest.raises(ValueError, match="not 30"):
+        visualization.plot_spectrum_evolution(_study(), 30)
+
+
+def test_displacement_is_counted_from_the_baseline() -> None:
+    info = _exponent_value._get_info(_study(), "max_displacement", None)
+    assert info.step == 1
+    assert [point.x for point in info.points] == pytest.approx([i / 30 for i in range(30)])
+    assert info.correlation == pytest.approx(-1.0)
+    assert info.n_complete == 24
+
+
+def test_without_a_baseline_there_is_no_displacement(warned: Any) -> None:
+    study = optuna.create_study()
+    study.add_trial(
+        optuna.create_trial(
+            value=1.0,
+            intermediate_values={1: 1.0},
+            user_attrs={"lyapunov:readouts": {"1": {"max": -0.5, "mean": -1.0}}},
+        )
+    )
+    assert _exponent_value._get_info(study, "max_displacement", 1).points == []
+    assert [point.x for point in _exponent_value._get_info(study, "max", 1).points] == [-0.5]
+
+
+def test_an_unknown_exponent_is_named() -> None:
+    with pytest.raises(ValueError, match="'median'"):
+        visualization.plot_exponent_value(_study(), exponent="median")
+
+
+def test_infinite_and_missing_values_are_left_out() -> None:
+    study = _study(3)
+    study.add_trial(
+        optuna.create_trial(
+            value=math.inf,
+            intermediate_values={1: math.inf},
+            user_attrs={"lyapunov:readouts": {"1": {"max": 9.0, "mean": 8.0}}},
+        )
+    )
+    assert len(_exponent_value._get_info(study, "max", 1).points) == 3
+    json.loads(visualization.plot_exponent_value(study).to_json())
+    json.loads(visualization.plot_spectrum(study).to_json())
+    json.loads(visualization.plot_predictions(study).to_json())
+
+
+@pytest.mark.parametrize(("direction", "word"), [("minimize", "lower"), ("maximize", "higher")])
+def test_the_value_axis_says_which_way_is_better(direction: str, word: str) -> None:
+    figure = visualization.plot_exponent_value(_study(direction=direction))
+    assert f"{word} is better" in figure.layout.yaxis.title.text
+
+
+def test_predictions_hold_the_intervals_that_the_ranking_gives() -> None:
+    study = _study()
+    ranked = {p.number: p for p in lyap.rank_trials(study)}
+    infos = _predictions._get_info(study, None)
+    assert {info.number for info in infos} == set(ranked)
+    for info in infos:
+        assert info.predicted == ranked[info.number].predicted_value
+        assert info.lower == ranked[info.number].lower
+        assert info.value is not None
+    complete = [info for info in infos if info.state == TrialState.COMPLETE]
+    assert [info.value for info in complete] == [study.trials[i.number].value for i in complete]
+
+
+def test_skill_names_every_kind_of_evidence() -> None:
+    figure = visualization.plot_prediction_skill(_study())
+    assert {"loss", "displacement"} <= {trace.name for trace in figure.data}
+
+
+def test_convergence_draws_equally_spaced_exponents() -> None:
+    torch.manual_seed(0)
+    spectrum = lyap.lyapunov_spectrum(
+        torch.nn.RNN(2, 9), torch.randn(40, 2, 2), warmup=5, keep_history=True
+    )
+    info = _convergence._get_info(spectrum, 3)
+    assert [line.column for line in info.lines] == [0, 4, 8]
+    assert info.lines[0].steps[-1] == 35
+    assert info.lines[0].estimates[-1] == pytest.approx(spectrum.max)
+    with pytest.raises(ValueError, match="n_exponents"):
+        visualization.plot_convergence(spectrum, n_exponents=0)
+
+
+def test_convergence_without_history_is_empty(warned: Any) -> None:
+    spectrum = lyap.lyapunov_spectrum(torch.nn.RNN(2, 3), torch.randn(9, 1, 2))
+    assert len(visualization.plot_convergence(spectrum).data) == 0
+    assert "keep_history" in warned.text
+
+
+def test_the_timeline_counts_what_was_saved() -> None:
+    info = _pruning_timeline._get_info(_study())
+    # 6 of 30 trials stopped after 2 of 6 steps.
+    assert info.n_saved == 6 * 4
+    assert info.n_spent == 24 * 6 + 6 * 2
+    title = visualization.plot_pruning_timeline(_study()).layout.title.text
+    assert title == "Pruning: 24 of 180 steps saved (13 %)"
+
+
+def test_running_trials_save_nothing() -> None:
+    study = _study(2)
+    trial = study.ask()
+    trial.report(1.0, 1)
+    bars = _pruning_timeline._get_info(study).bars
+    assert [(bar.state, bar.saved) for bar in bars][-1] == (TrialState.RUNNING, 0)
+
+
+def test_markup_in_a_recorded_reason_is_literal() -> None:
+    study = _study(1)
+    decision = {"step": 1, "verdict": "pruned", "reason": "<b>bold</b> <a href='x'>link</a>"}
+    study.add_trial(
+        optuna.create_trial(
+            state=TrialState.PRUNED,
+            intermediate_values={1: 1.0},
+            user_attrs={"lyapunov:decision": decision},
+        )
+    )
+    texts = [t for trace in visualization.plot_pruning_timeline(study).data for t in trace.text]
+    reasons = [text for text in texts if "bold" in text]
+    assert reasons
+    assert all("<b>" not in text and "<a" not in text for text in reasons)
+    assert all("&lt;b&gt;bold" in text for text in reasons)
+
+
+def test_the_value_axis_is_logarithmic_only_for_wide_positive_values() -> None:
+    assert _style.value_axis_type([0.01, 10.0]) == "log"
+    assert _style.value_axis_type([1.0, 2.0, math.inf]) == "linear"
+    assert _style.value_axis_type([-1.0, 1000.0]) == "linear"
+    assert _style.value_axis_type([]) == "linear"
+
+
+def test_the_zero_line_spans_the_axis() -> None:
+    figure = go.Figure()
+    _style.zero_line(figure, [3, 1, 2])
+    assert list(figure.data[0].x) == [1, 3]
+    assert list(figure.data[0].y) == [0, 0]
+
+
+@pytest.mark.slow
+def test_no_figure_of_a_thousand_trials_is_over_two_megabytes() -> None:
+    study = _study(1000, quantiles=32)
+    for name in ("plot_spectrum", "plot_exponent_value", "plot_pruning_timeline"):
+        assert len(STUDY_PLOTS[name](study).to_json()) < 2_000_000, name
+
+
+def test_spectra_of_floored_networks_are_drawn() -> None:
+    spectrum: Any = SimpleNamespace(
+        exponents=torch.tensor([0.1, -1.0, -math.inf]),
+        std=torch.tensor([0.1, math.nan, math.nan]),
+        per_input=torch.zeros(2, 3),
+    )
+    info = _spectrum._get_spectrum_info(spectrum)
+    assert info.exponents == pytest.approx((0.1, -1.0))
+    assert info.position == (0.0, 0.5)
+    json.loads(visualization.plot_spectrum(spectrum).to_json())
+
+
+def test_far_outliers_do_not_squash_the_axis() -> None:
+    bulk = [i / 100 for i in range(40)]
+    assert _exponent_value._axis_range(bulk) == (None, 0)
+    seen, n_outside = _exponent_value._axis_range([*bulk, 50.0])
+    assert n_outside == 1
+    assert seen is not None
+    assert seen[0] < 0.0
+    assert 0.39 < seen[1] < 1.0
