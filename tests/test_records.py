@@ -1,0 +1,218 @@
+"""What is stored with a trial survives, stays small, and is never trusted blindly."""
+
+import json
+import math
+
+import optuna
+import pytest
+
+from lyap_optuna import LyapunovWarning, records
+from lyap_optuna.records import Decision, ReadoutRecord
+
+optuna.logging.set_verbosity(optuna.logging.WARNING)
+
+
+def record(value=-0.1, **more):
+    return ReadoutRecord.from_measurement(
+        max=value, mean=value - 1, max_stderr=0.01, mean_stderr=None, **more
+    )
+
+
+def frozen(readouts, number=0, **more):
+    trial = optuna.create_trial(
+        value=more.pop("value", 1.0),
+        intermediate_values=more.pop("intermediate_values", {}),
+        user_attrs={"lyapunov:readouts": readouts, **more},
+    )
+    trial.number = number
+    return trial
+
+
+def test_round_trip_through_a_file(tmp_path):
+    url = f"sqlite:///{tmp_path / 'study.db'}"
+    study = optuna.create_study(study_name="a", storage=url)
+    trial = study.ask()
+    trial.report(0.5, 1)
+    new = {1: record(-0.25, quantiles=(-3.0, -0.25), clipped_fraction=0.5)}
+    records.write_readouts(trial, new, baseline=(0, record(-1 / 3)))
+    study.tell(trial, 0.5)
+    del study, trial
+    reopened = optuna.load_study(study_name="a", storage=url).trials[0]
+    readouts = records.read_readouts(reopened)
+    assert readouts == {0: record(-0.333333), 1: new[1]}
+    assert records.baseline_step(reopened, readouts) == 0
+    optuna.copy_study(
+        from_study_name="a", from_storage=url, to_storage=url, to_study_name="<b> 'c'\n"
+    )
+    copied = optuna.load_study(study_name="<b> 'c'\n", storage=url).trials[0]
+    assert records.read_readouts(copied) == readouts
+
+
+def test_stored_numbers_are_finite_json_of_six_digits():
+    r = ReadoutRecord.from_measurement(
+        max=0.123456789,
+        mean=-math.inf,
+        max_stderr=math.inf,
+        mean_stderr=math.nan,
+        quantiles=(-math.inf, -20.0, -1.0),
+    )
+    stored = r.to_json()
+    assert json.loads(json.dumps(stored, allow_nan=False)) == stored
+    assert stored["max"] == 0.123457
+    assert stored["mean"] == -16.0
+    assert stored["max_stderr"] is None
+    assert stored["mean_stderr"] is None
+    assert stored["quantiles"] == [-16.0, -16.0, -1.0]
+    assert stored["floored"] is True
+    assert "floored" not in record().to_json()
+    with pytest.raises(ValueError, match="max exponent is nan"):
+        record(math.nan)
+    with pytest.raises(ValueError, match="max exponent is inf"):
+        record(math.inf)
+
+
+def test_a_long_series_stays_below_the_size_limit_and_keeps_both_ends():
+    trial = optuna.create_study().ask()
+    quantiles = tuple(-q / 7 for q in range(32, 0, -1))
+    series = {step: record(-step / 7000, quantiles=quantiles) for step in range(400)}
+    records.write_readouts(trial, series)
+    for step in range(400, 420):
+        records.write_readouts(trial, {step: record(-step / 7000, quantiles=quantiles)})
+        stored = trial.study.trials[0].user_attrs["lyapunov:readouts"]
+        assert len(json.dumps(stored).encode()) <= 60_000
+        assert "0" in stored
+        assert str(step) in stored
+    steps = [int(s) for s in stored]
+    assert steps == sorted(steps)
+    assert len(steps) > 70
+
+
+def test_at_most_four_writes(monkeypatch):
+    trial = optuna.create_study().ask()
+    calls = []
+    real = trial.set_user_attr
+    monkeypatch.setattr(trial, "set_user_attr", lambda k, v: (calls.append(k), real(k, v)))
+    records.write_readouts(trial, {1: record()}, baseline=(0, record()))
+    assert len(calls) <= 4
+    calls.clear()
+    records.write_readouts(trial, {2: record()})
+    assert len(calls) <= 3
+
+
+def test_what_another_process_wrote_is_kept():
+    study = optuna.create_study()
+    trial = study.ask()
+    records.write_readouts(trial, {1: record()})
+    other = optuna.trial.Trial(study, trial._trial_id)
+    records.write_readouts(other, {2: record()})
+    records.write_readouts(trial, {3: record()})
+    assert list(records.read_readouts(study.trials[0])) == [1, 2, 3]
+
+
+def test_an_import_without_a_mark_counts():
+    trial = frozen({"0": {"max": -1, "mean": -2}, "1": {"max": -1, "mean": -2}}, number=9)
+    assert list(records.read_readouts(trial)) == [0, 1]
+
+
+@pytest.mark.parametrize(
+    "readouts",
+    [
+        "not an object",
+        {"x": {"max": 1, "mean": 1}},
+        {"1": [1, 2]},
+        {"1": {"max": "high", "mean": 1}},
+        {"1": {"max": float("nan"), "mean": 1}},
+        {"1": {"max": True, "mean": 1}},
+        {"1": {"max": 10**400, "mean": 1}},
+        {"1": {"mean": 1}},
+    ],
+)
+def test_what_does_not_validate_is_ignored_with_a_warning(readouts):
+    with pytest.warns(LyapunovWarning, match="Ignored 1 invalid readout"):
+        assert records.read_readouts(frozen(readouts)) == {}
+
+
+def test_valid_readouts_beside_invalid_ones_count():
+    with pytest.warns(LyapunovWarning):
+        read = records.read_readouts(frozen({"1": {}, "2": {"max": 0, "mean": -1}}))
+    assert list(read) == [2]
+
+
+def test_odd_details_are_dropped():
+    (read,) = records.read_readouts(
+        frozen({"1": {"max": 0, "mean": -1, "max_stderr": "x", "quantiles": [1, "a"]}})
+    ).values()
+    assert read.max_stderr is None
+    assert read.quantiles is None
+
+
+def decision(step, verdict="kept", evidence=("loss",)):
+    return Decision(
+        step=step,
+        verdict=verdict,
+        reason="because",
+        predicted_value=1 / 3,
+        evidence=evidence,
+        skill=0.5,
+        n_trials=12,
+    )
+
+
+def test_decisions_keep_those_they_differ_from():
+    study = optuna.create_study()
+    trial = study.ask()
+    stale = study.trials[0]  # the pruner's copy does not see later writes
+    for d in (
+        decision(1),
+        decision(2),
+        decision(3, evidence=("loss", "displacement")),
+        decision(4, "pruned", ("loss", "displacement")),
+    ):
+        records.write_decision(study, stale, d)
+    stored = study.trials[0]
+    assert [d.step for d in records.read_decisions(stored)] == [2, 3, 4]
+    assert records.read_decisions(stored)[-1].predicted_value == 0.333333
+    assert stored.user_attrs["lyapunov:predicted_value"] == 0.333333
+    del trial
+
+
+def test_decisions_are_at_most_32():
+    study = optuna.create_study()
+    study.ask()
+    for step in range(100):
+        records.write_decision(study, study.trials[0], decision(step, ("kept", "pruned")[step % 2]))
+    decisions = records.read_decisions(study.trials[0])
+    assert len(decisions) == 32
+    assert decisions[-1].step == 99
+
+
+def test_decisions_of_a_dead_attempt_are_not_the_retrys():
+    study = optuna.create_study()
+    study.ask()
+    records.write_decision(study, study.trials[0], decision(1))
+    retried = study.trials[0]
+    retried.number = 5
+    assert records.read_decisions(retried) == []
+
+
+@pytest.mark.parametrize("stored", [3, {"step": "1"}, {"step": 1, "verdict": "maybe"}])
+def test_decisions_that_do_not_validate_are_ignored(stored):
+    trial = optuna.create_trial(value=1.0, user_attrs={"lyapunov:decision": stored})
+    if isinstance(stored, dict):
+        with pytest.warns(LyapunovWarning, match="invalid decision"):
+            assert records.read_decisions(trial) == []
+    else:
+        assert records.read_decisions(trial) == []
+
+
+def test_a_decision_that_cannot_be_written_is_a_warning(monkeypatch):
+    study = optuna.create_study()
+    study.ask()
+
+    def refuse(*args):
+        raise OSError("mysql://user:secret@host")
+
+    monkeypatch.setattr(study._storage, "set_trial_user_attr", refuse)
+    with pytest.warns(LyapunovWarning, match="OSError") as caught:
+        records.write_decision(study, study.trials[0], decision(1))
+    assert not any("secret" in str(w.message) for w in caught)
