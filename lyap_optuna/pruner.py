@@ -29,6 +29,11 @@ class LyapunovPruner(BasePruner):
     COMPLETE trials is below ``min_probability``. Where the study uses constraints, the best are
     the best feasible trials. Where no evidence has skill, nothing is pruned.
 
+    That early exponents foretell the final loss is the finding of Vogt, Puelma Touzel, Shlizerman
+    and Lajoie, *On Lyapunov Exponents for RNNs* (arXiv:2006.14123); that their displacement
+    since the baseline often foretells it better, and that the evidence must be chosen study by
+    study, is ours.
+
     Studies whose objective never calls a :class:`~lyap_optuna.LyapunovProbe` work too: the
     pruner uses what there is.
 

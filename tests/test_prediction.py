@@ -209,7 +209,11 @@ def test_informative_evidence_alone_is_chosen() -> None:
 def test_two_complementary_kinds_are_chosen_together() -> None:
     rng = np.random.default_rng(0)
     a, b = rng.normal(size=(2, 60))
-    features = {"loss": a[:, None], "exponents": rng.normal(size=(60, 2)), "displacement": b[:, None]}
+    features = {
+        "loss": a[:, None],
+        "exponents": rng.normal(size=(60, 2)),
+        "displacement": b[:, None],
+    }
     predictor = RankPredictor().fit(features, a + b + 0.2 * rng.normal(size=60))
     assert predictor.chosen == ("loss", "displacement")
 
@@ -356,7 +360,9 @@ def test_loss_is_chosen_on_an_easy_task() -> None:
 
 
 def test_nothing_is_chosen_from_noise() -> None:
-    assert not any(s.chosen for s in prediction_skill(study_of(specs("noise", 40)), steps=[0, 1, 2]))
+    assert not any(
+        s.chosen for s in prediction_skill(study_of(specs("noise", 40)), steps=[0, 1, 2])
+    )
 
 
 def test_skill_without_readouts_says_so() -> None:

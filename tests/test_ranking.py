@@ -185,10 +185,10 @@ def test_a_trial_without_a_decision_is_predicted_now() -> None:
 
 
 def test_nothing_known_is_said() -> None:
-    study = study_of(specs("noise", 20))
-    assert "no evidence has measurable skill on 20 COMPLETE trials" in str(explain(study, 0))
+    study = study_of(specs("noise", 40))
+    assert "no evidence has measurable skill on 40 COMPLETE trials" in str(explain(study, 0))
     study.enqueue_trial({})
-    assert "WAITING" in str(explain(study, 20))
+    assert "WAITING" in str(explain(study, 40))
 
 
 def test_a_study_without_readouts_says_so() -> None:
@@ -202,3 +202,62 @@ def test_an_unknown_trial_is_named() -> None:
         explain(study_of(specs("easy", 3)), 7)
     with pytest.raises(ValueError, match=r"no trial 0; it has none"):
         explain(optuna.create_study(), 0)
+
+
+def odd_study(seed: int) -> optuna.study.Study:
+    """A study of what storages allow: gaps, ties, odd numbers, conditional spaces."""
+    rng = np.random.default_rng(seed)
+    odd = [math.nan, math.inf, -math.inf, 1e308, -1e308, 1e-320, 0.0, 0.0]
+    choices = [None, True, 1, "x", 2.5]
+    space = {
+        "a": optuna.distributions.FloatDistribution(0.0, 1.0),
+        "c": optuna.distributions.CategoricalDistribution(choices),
+        "i": optuna.distributions.IntDistribution(0, 5),
+    }
+
+    def number() -> float:
+        return float(rng.choice(odd) if rng.random() < 0.15 else rng.normal())
+
+    study = optuna.create_study(
+        direction=["minimize", "maximize"][seed % 2],
+        pruner=LyapunovPruner(n_startup_trials=3, top_fraction=0.3, min_probability=0.2),
+    )
+    for _ in range(int(rng.integers(0, 50))):
+        state = rng.choice([TrialState.COMPLETE] * 4 + [TrialState.PRUNED, TrialState.FAIL])
+        values = {"a": rng.random(), "c": choices[rng.integers(5)], "i": int(rng.integers(5))}
+        suggested = [name for name in space if rng.random() < 0.7]
+        steps = range(int(rng.integers(2)), int(rng.integers(30)), int(rng.integers(1, 4)))
+        readouts = {
+            str(step): {"max": rng.normal(), "mean": rng.normal()}
+            for step in range(-1, int(rng.integers(-1, 6)))
+        }
+        value = number()
+        study.add_trial(
+            optuna.create_trial(
+                state=TrialState(int(state)),
+                value=(0.0 if math.isnan(value) else value) if state == 1 else None,
+                params={name: values[name] for name in suggested},
+                distributions={name: space[name] for name in suggested},
+                intermediate_values={step: number() for step in steps},
+                user_attrs={"lyapunov:readouts": readouts} if rng.random() < 0.8 else {},
+                constraints={"k": float(rng.normal())} if seed % 3 == 0 else None,
+            )
+        )
+    running = study.ask({"a": space["a"]})
+    for step in range(20):
+        running.report(number(), step)
+        running.should_prune()
+    return study
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("seed", range(12))
+def test_odd_studies_are_ranked_and_explained(seed: int) -> None:
+    study = odd_study(seed)
+    for t in [*rank_trials(study), *rank_trials(study, step=3)]:
+        if t.predicted_value is not None:
+            assert -math.inf < t.lower <= t.predicted_value <= t.upper < math.inf
+    for s in prediction_skill(study):
+        assert s.rank_correlation is None or -1 <= s.rank_correlation <= 1
+    for number in range(0, len(study.trials), 5):
+        assert f"Trial {number} is " in str(explain(study, number))

@@ -2,7 +2,7 @@
 
 Rasmussen and Williams, *Gaussian Processes for Machine Learning*, equations 2.25 to 2.30
 (prediction, marginal likelihood) and 5.10 to 5.12 (leave-one-out). scikit-learn's takes seconds
-at 200 trials and knows no leave-one-out; here one eigendecomposition per kernel serves every
+at 200 trials and knows no leave-one-out; here one eigendecomposition serves every
 noise level, the marginal likelihood and all leave-one-out predictions at once.
 """
 
@@ -14,7 +14,7 @@ import numpy as np
 from lyap_optuna.prediction._scores import scores_within
 from lyap_optuna.prediction.evidence.base import FloatArray
 
-_NOISE = np.array([0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0])
+_NOISE = np.array([0.1, 0.3, 1.0, 3.0, 10.0])
 """Noise variances tried, relative to the kernel's variance."""
 
 
@@ -66,21 +66,27 @@ class Columns:
         return raw
 
 
-def _kernels(a: FloatArray, b: FloatArray, weights: FloatArray) -> dict[str, FloatArray]:
-    # All have a mean diagonal of 1. Columns are standardised, so a typical squared difference
-    # is 2 and a length scale of 1 is a typical distance.
-    linear = (a * weights) @ b.T
+def _kernel(a: FloatArray, b: FloatArray, weights: FloatArray) -> FloatArray:
+    """Return the mean of a linear, an additive and a joint squared-exponential kernel.
+
+    Columns are standardised: a typical squared difference is 2, so that a length scale of 1 is a
+    typical distance, and each part has a mean diagonal of 1. One kernel for all: choosing among
+    the three by marginal likelihood doubled how often noise passed for evidence, with no gain in
+    skill on held-out trials.
+    """
+    linear: FloatArray = (a * weights) @ b.T
     additive = np.zeros((len(a), len(b)))
     exponent = np.zeros((len(a), len(b)))
     for j, weight in enumerate(weights):
         squares = -0.5 * np.subtract.outer(a[:, j], b[:, j]) ** 2
         additive += weight * np.exp(squares)
         exponent += weight * squares
-    kernels = {"linear": linear, "additive": additive}
-    if len(weights) > 1:
-        kernels["joint"] = np.exp(exponent)
-    kernels["mixed"] = sum(kernels.values(), np.zeros_like(linear)) / len(kernels)
-    return kernels
+    return (linear + additive + np.exp(exponent)) / 3
+
+
+def _diagonal(a: FloatArray, weights: FloatArray) -> FloatArray:
+    own: FloatArray = a**2 @ weights
+    return (own + 2.0) / 3
 
 
 @dataclass(frozen=True)
@@ -122,8 +128,7 @@ class GaussianProcess:
     Args:
         features: Standardised columns it was fitted on, shape (n, d).
         weights: Weight of each column in the kernel, summing to 1, shape (d,).
-        kernel: Which kernel the marginal likelihood preferred.
-        centring: How that kernel is centred.
+        centring: How the kernel is centred.
         precision: Inverse of the kernel matrix with noise, shape (n, n).
         alpha: ``precision @ targets``, shape (n,).
         variance: Kernel variance.
@@ -134,7 +139,6 @@ class GaussianProcess:
 
     features: FloatArray
     weights: FloatArray
-    kernel: str
     centring: _Centring
     precision: FloatArray
     alpha: FloatArray
@@ -147,29 +151,24 @@ class GaussianProcess:
     def fit(
         cls, features: FloatArray, weights: FloatArray, targets: FloatArray
     ) -> "GaussianProcess":
-        """Fit to ``targets`` of mean zero; kernel and noise maximise the marginal likelihood."""
+        """Fit to ``targets`` of mean zero; the noise maximises the marginal likelihood."""
         n = len(targets)
-        best_likelihood = -math.inf
-        for name, kernel in _kernels(features, features, weights).items():
-            centred = _Centring.of(kernel)
-            values, vectors = np.linalg.eigh(centred.cross(kernel))
-            values = np.maximum(values, 0.0)
-            projected = vectors.T @ targets
-            spectrum = values[:, None] + _NOISE  # (n, n_noise)
-            variances = (projected[:, None] ** 2 / spectrum).sum(axis=0) / n
-            likelihoods = -0.5 * n * np.log(variances) - 0.5 * np.log(spectrum).sum(axis=0)
-            k = int(np.argmax(likelihoods))
-            if likelihoods[k] > best_likelihood + 1e-9:
-                best_likelihood = float(likelihoods[k])
-                chosen, centring = name, centred
-                noise, variance = float(_NOISE[k]), float(variances[k])
-                precision = (vectors / (values + noise)) @ vectors.T
+        kernel = _kernel(features, features, weights)
+        centring = _Centring.of(kernel)
+        values, vectors = np.linalg.eigh(centring.cross(kernel))
+        values = np.maximum(values, 0.0)
+        projected = vectors.T @ targets
+        spectrum = values[:, None] + _NOISE  # (n, n_noise)
+        variances = (projected[:, None] ** 2 / spectrum).sum(axis=0) / n
+        likelihoods = -0.5 * n * np.log(variances) - 0.5 * np.log(spectrum).sum(axis=0)
+        best = int(np.argmax(likelihoods))
+        noise, variance = float(_NOISE[best]), float(variances[best])
+        precision = (vectors / spectrum[:, best]) @ vectors.T
         alpha = precision @ targets
         diagonal = np.diag(precision)
         return cls(
             features=features,
             weights=weights,
-            kernel=chosen,
             centring=centring,
             precision=precision,
             alpha=alpha,
@@ -181,10 +180,8 @@ class GaussianProcess:
 
     def predict(self, features: FloatArray) -> tuple[FloatArray, FloatArray]:
         """Return means and standard deviations (noise included) of further rows."""
-        kernel = _kernels(features, self.features, self.weights)[self.kernel]
-        diagonal = np.array(
-            [_kernels(row[None], row[None], self.weights)[self.kernel][0, 0] for row in features]
-        )
+        kernel = _kernel(features, self.features, self.weights)
+        diagonal = _diagonal(features, self.weights)
         cross = self.centring.cross(kernel)
         explained = np.einsum("ij,ij->i", cross @ self.precision, cross)
         unexplained = np.maximum(self.centring.own(diagonal, kernel) - explained, 0.0)
