@@ -73,7 +73,8 @@ class RecurrentDynamics(Dynamics):
                     f"step returned a state of shape {tuple(state.shape[1:])}, but state_size is "
                     f"{self.state_size}: return a tensor of shape ({self.state_size},)."
                 )
-            states.append(state.to(inputs))
+            state = state.detach().to(inputs)
+            states.append(state)
         return AutodiffTrajectory(self.step, inputs, torch.stack(states, dim=1))
 
 
@@ -109,9 +110,9 @@ class AutodiffTrajectory(Trajectory):
     def tangent(self, t: int, vectors: Tensor) -> Tensor:
         """Return one Jacobian-vector product per vector, batched."""
         image: Tensor = self._push(self._before[:, t], self._inputs[:, t], vectors)
-        return image
+        return image.detach()
 
     def jacobians(self, inputs: Tensor, times: Tensor) -> Tensor:
         """Return Jacobians by Jacobian-vector products with the unit vectors."""
         rows: Tensor = self._jacobian(self._before[inputs, times], self._inputs[inputs, times])
-        return rows
+        return rows.detach()

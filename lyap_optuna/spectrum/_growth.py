@@ -190,7 +190,8 @@ def _permutation(factors: Tensor, pivots: Tensor) -> Tensor:
     p, _, _ = torch.lu_unpack(factors, pivots, unpack_data=False)
     size = p.shape[1]
     columns: Tensor = torch.arange(size, dtype=p.dtype, device=p.device) @ p
-    return columns.long()
+    order: Tensor = columns.long()
+    return order
 
 
 def _permuted(transposed: Tensor, permutation: Tensor) -> Tensor:
