@@ -35,7 +35,7 @@ $(STAMP): pyproject.toml
 	@echo 'Installing $(strip $(TORCH)) and the package; this takes a while the first time.'
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(if $(strip $(TORCH)),$(BIN)/python -m pip install --quiet '$(strip $(TORCH))')
-	$(BIN)/python -m pip install --quiet --editable '.[test]'
+	$(BIN)/python -m pip install --quiet --editable '.[test,dashboard]'
 	@touch $@
 
 demo: $(STAMP)

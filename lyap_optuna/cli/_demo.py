@@ -1,7 +1,10 @@
 """``lyap-optuna demo``: a real study from beginning to end, and what was measured in it."""
 
 import math
+import os
 import shlex
+import shutil
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -222,14 +225,20 @@ def _report(console: "Console", study: "optuna.Study", epochs: int, url: str, ou
     report = output / "report.html"
     _write_page(study, [spent, *([best] if best else []), verdict], report)
     print_line(console, f"\nInteractive plots: {_format.printable(report)}")
+    shown = shlex.quote(_storage.shown_url(url))
+    dashboard, installed = _program("optuna-dashboard")
     print_line(
-        console, f"In optuna-dashboard:  optuna-dashboard {shlex.quote(_storage.shown_url(url))}"
+        console,
+        f"In optuna-dashboard: {dashboard} {shown}"
+        + ("" if installed else "  (after pip install optuna-dashboard)"),
     )
-    if _storage.shown_url(url).startswith("sqlite"):
-        why = f"lyap-optuna explain --storage {shlex.quote(_storage.shown_url(url))}"
-        pruned = next((p.number for p in ranking if p.state.name == "PRUNED"), None)
-        if pruned is not None:
-            print_line(console, f"Why a trial was pruned: {why} --trial-number {pruned}")
+    pruned = next((p.number for p in ranking if p.state.name == "PRUNED"), None)
+    if pruned is not None:
+        ours, _ = _program("lyap-optuna")
+        print_line(
+            console,
+            f"Why a trial was pruned: {ours} explain --storage {shown} --trial-number {pruned}",
+        )
 
 
 def epochs_spent(study: "optuna.Study", epochs: int) -> str:
@@ -352,8 +361,8 @@ def _write_page(study: "optuna.Study", texts: Sequence[str], path: Path) -> None
             visualization.plot_exponent_value(study, exponent="max"),
         ),
         (
-            "Predicted against actual; the predictions come from models that had not seen the "
-            "trial.",
+            "Predicted against actual. Predictions of COMPLETE trials come from models that had "
+            "not seen them; a pruned trial has no actual value and stands at its last report.",
             visualization.plot_predictions(study),
         ),
         (
@@ -364,8 +373,18 @@ def _write_page(study: "optuna.Study", texts: Sequence[str], path: Path) -> None
     _format.write_whole(path, page(f"lyap-optuna demo: {study.study_name}", texts, figures))
 
 
+def _program(name: str) -> tuple[str, bool]:
+    """Return how to call an installed command from here, and whether it is installed."""
+    beside = Path(sys.executable).parent / name
+    found = shutil.which(name)
+    if beside.exists() and (found is None or not os.path.samefile(found, beside)):
+        relative = os.path.relpath(beside)
+        return shlex.quote(str(beside) if relative.startswith("..") else relative), True
+    return name, found is not None
+
+
 def _command(trials: int, epochs: int, seed: int, output: Path, storage: str | None) -> str:
-    parts = ["lyap-optuna", "demo"]
+    parts = ["demo"]
     if trials != 60:
         parts += ["--trials", str(trials)]
     if epochs != 15:
@@ -376,4 +395,4 @@ def _command(trials: int, epochs: int, seed: int, output: Path, storage: str | N
         parts += ["--output", str(output)]
     if storage is not None:
         parts += ["--storage", _storage.shown_url(storage)]
-    return shlex.join(parts)
+    return f"{_program('lyap-optuna')[0]} {shlex.join(parts)}"

@@ -71,7 +71,7 @@ def table(
         pad_edge=False,
     )
     for key, heading in columns.items():
-        words = any(str(row.get(key, ""))[:1].isalpha() for row in rows)
+        words = any(isinstance(row.get(key), str) and row[key][:1].isalpha() for row in rows)
         made.add_column(Text(heading), justify="left" if words else "right", no_wrap=True)
     for row in rows:
         made.add_row(*(Text(cell(row.get(key))) for key in columns))

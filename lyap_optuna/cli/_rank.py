@@ -92,7 +92,10 @@ def ranking_table(rows: Sequence[_format.Row], title: str | None = None) -> "Tab
         for row in rows
     ]
     return _format.table(
-        shown, _COLUMNS, title, caption="λ: exponents at that step or before, in nats/step"
+        shown,
+        _COLUMNS,
+        title,
+        caption="predicted from what was known at that step; λ: exponents then, in nats/step",
     )
 
 

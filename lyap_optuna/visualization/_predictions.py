@@ -28,7 +28,8 @@ def plot_predictions(study: "Study", step: int | None = None) -> "go.Figure":
     """Plot the predicted against the actual final value, one point per trial.
 
     The prediction of a COMPLETE trial comes from a model that had not seen it. Pruned and running
-    trials have no actual value: they stand at their last reported one.
+    trials have no actual value: they stand at their last reported one, pruned ones without
+    their intervals.
 
     Args:
         study: A single-objective study.
@@ -126,6 +127,7 @@ def _draw(infos: list[_Prediction], study: "Study") -> "go.Figure":
             y=[info.value for info in drawn],
             error_x={
                 "type": "data",
+                "visible": state != TrialState.PRUNED,
                 "symmetric": False,
                 "array": [_reach(info.upper, info.predicted) for info in drawn],
                 "arrayminus": [_reach(info.predicted, info.lower) for info in drawn],
@@ -141,7 +143,9 @@ def _draw(infos: list[_Prediction], study: "Study") -> "go.Figure":
             },
             name=name,
             text=[f"trial {info.number}" for info in drawn],
-            hovertemplate="%{text}<br>predicted %{x:.4g}<br>actual %{y:.4g}<extra></extra>",
+            hovertemplate="%{text}<br>predicted %{x:.4g}<br>"
+            + ("actual" if state == TrialState.COMPLETE else "last report")
+            + " %{y:.4g}<extra></extra>",
         )
     return figure
 
