@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lyap_optuna.cli import _format, _storage
-from lyap_optuna.cli._rank import ranking_rows, ranking_table
+from lyap_optuna.cli._rank import LEGEND, ranking_rows, ranking_table
 
 if TYPE_CHECKING:
     import optuna
@@ -201,7 +201,9 @@ def _report(console: "Console", study: "optuna.Study", epochs: int, url: str, ou
     ranking = lyap_optuna.rank_trials(study)
     skills = lyap_optuna.prediction_skill(study)
 
-    console.print(ranking_table(ranking_rows(ranking)[:10], title="The best trials"))
+    print_line(console, "\nThe best trials")
+    console.print(ranking_table(ranking_rows(ranking)[:10]))
+    print_line(console, f"{LEGEND}\n")
     spent = epochs_spent(study, epochs)
     print_line(console, spent)
     best = _best_accuracy(study)
@@ -210,13 +212,11 @@ def _report(console: "Console", study: "optuna.Study", epochs: int, url: str, ou
     print_line(console, "")
     rows, columns = skill_rows(skills)
     if rows:
-        console.print(
-            _format.table(
-                rows,
-                columns,
-                title="Rank correlation of the predicted with the actual final loss, out of sample",
-            )
+        print_line(
+            console,
+            "Rank correlation of predicted and actual final loss, out of sample:",
         )
+        console.print(_format.table(rows, columns))
         if any(skill.chosen for skill in skills):
             print_line(console, "* used for the prediction at that step\n")
     verdict = skill_verdict(skills)

@@ -50,26 +50,13 @@ def cell(value: Any) -> str:
     return printable(value)
 
 
-def table(
-    rows: Sequence[Row],
-    columns: Mapping[str, str],
-    title: str | None = None,
-    caption: str | None = None,
-) -> "Table":
+def table(rows: Sequence[Row], columns: Mapping[str, str]) -> "Table":
     """Build a table of ``columns`` (key in the row, heading); words go left, numbers right."""
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
-    made = Table(
-        title=None if title is None else Text(printable(title)),
-        title_justify="left",
-        caption=None if caption is None else Text(printable(caption)),
-        caption_justify="left",
-        box=box.SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
-        pad_edge=False,
-    )
+    made = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     for key, heading in columns.items():
         words = any(isinstance(row.get(key), str) and row[key][:1].isalpha() for row in rows)
         made.add_column(Text(heading), justify="left" if words else "right", no_wrap=True)

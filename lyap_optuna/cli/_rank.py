@@ -26,6 +26,8 @@ _COLUMNS = {
     "mean": "mean λ",
 }
 
+LEGEND = "Predicted from what was known at that step; λ: exponents then, in nats/step."
+
 OTHER_EVIDENCE = (
     "No trial of this study has Lyapunov readouts, so other evidence was used: the loss so far and "
     "the hyperparameters. `lyap-optuna spectra` says how to record readouts."
@@ -63,6 +65,7 @@ def rank(
     rows = ranking_rows(ranking)[:top]
     if output_format == "table":
         _format.console().print(ranking_table(rows))
+        _storage.note(LEGEND)
     else:
         click.echo(_format.dump(rows, output_format), nl=False)
     if not has_readouts(study):
@@ -80,7 +83,7 @@ def ranking_rows(ranking: Sequence["TrialPrediction"]) -> list[dict[str, Any]]:
     return rows
 
 
-def ranking_table(rows: Sequence[_format.Row], title: str | None = None) -> "Table":
+def ranking_table(rows: Sequence[_format.Row]) -> "Table":
     """Return the ranking as a table that fits a terminal of 80 columns."""
     shown = [
         {
@@ -91,12 +94,7 @@ def ranking_table(rows: Sequence[_format.Row], title: str | None = None) -> "Tab
         }
         for row in rows
     ]
-    return _format.table(
-        shown,
-        _COLUMNS,
-        title,
-        caption="predicted from what was known at that step; λ: exponents then, in nats/step",
-    )
+    return _format.table(shown, _COLUMNS)
 
 
 def _short(value: Any) -> Any:
