@@ -83,7 +83,7 @@ def _draw(info: _ConvergenceInfo) -> "go.Figure":
         }
     )
     for line in info.lines:
-        shade = 0.05 + 0.87 * line.column / max(info.n_exponents - 1, 1)
+        shade = 0.18 + 0.74 * line.column / max(info.n_exponents - 1, 1)
         figure.add_scatter(
             x=line.steps,
             y=line.estimates,

@@ -210,7 +210,7 @@ def _color(shade: float | None) -> str:
 
     if shade is None:
         return _style.GREY
-    return str(sample_colorscale("Viridis", [0.05 + 0.87 * shade])[0])
+    return str(sample_colorscale("Viridis", [0.18 + 0.74 * shade])[0])
 
 
 def _add_colorbar(figure: "go.Figure", values: list[float]) -> None:

@@ -103,7 +103,7 @@ def _draw(info: _EvolutionInfo) -> "go.Figure":
     for i, (step, quantiles) in enumerate(whole.items()):
         descending = tuple(reversed(quantiles))
         size = max(len(descending) - 1, 1)
-        shade = 0.05 + 0.87 * i / max(len(whole) - 1, 1)
+        shade = 0.18 + 0.74 * i / max(len(whole) - 1, 1)
         figure.add_scatter(
             x=[j / size for j in range(len(descending))],
             y=descending,
