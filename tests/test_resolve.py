@@ -186,7 +186,10 @@ BAD = {
         lambda: (lyap.RecurrentDynamics(lambda s, x: s, 2), [1, 2]),
         "inputs must be a tensor",
     ),
-    "proj_size": (lambda: (nn.LSTM(3, 5, proj_size=2), torch.zeros(20, 2, 3)), "proj_size=2"),
+    "states that explode": (
+        lambda: (lyap.RecurrentDynamics(lambda s, x: 1e30 * (s + 1), 2), make_inputs(2, 20, 3)),
+        "states of the recurrent layer become NaN or infinite",
+    ),
 }
 
 
@@ -263,7 +266,7 @@ def test_another_architecture_is_one_registration():
     def build(module, state):
         return lyap.RecurrentDynamics(lambda s, x: module.rate * s + x, 2)
 
-    register_architecture(Leaky, Architecture(build, lambda m, args, kwargs: (args[0], None)))
+    register_architecture(Leaky, Architecture(build))
     try:
         s = lyap.lyapunov_spectrum(Leaky(), make_inputs(2, 20, 2))
     finally:

@@ -8,22 +8,29 @@ from lyap_optuna.dynamics._resolve import (
     find_layer,
     resolve,
 )
+from lyap_optuna.dynamics.antisymmetric import AntisymmetricRNN
 from lyap_optuna.dynamics.autodiff import RecurrentDynamics
 from lyap_optuna.dynamics.base import Dynamics, Trajectory
+from lyap_optuna.dynamics.diagonal import DiagonalDynamics, DiagonalStateSpace
 from lyap_optuna.dynamics.gated import (
     GatedCell,
     LayerWeights,
     Linearisation,
     StackedDynamics,
 )
+from lyap_optuna.dynamics.minimal_gated import MinimalGatedUnit
 
 __all__ = [
+    "AntisymmetricRNN",
     "Architecture",
+    "DiagonalDynamics",
+    "DiagonalStateSpace",
     "DrivenDynamics",
     "Dynamics",
     "GatedCell",
     "LayerWeights",
     "Linearisation",
+    "MinimalGatedUnit",
     "NonFiniteParametersError",
     "RecurrentDynamics",
     "STATES",

@@ -6,8 +6,21 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from lyap_optuna.dynamics.antisymmetric import AntisymmetricRNN, antisymmetric_dynamics
 from lyap_optuna.dynamics.base import Dynamics
-from lyap_optuna.dynamics.torch_layers import read_call, stacked_dynamics
+from lyap_optuna.dynamics.diagonal import DiagonalStateSpace, diagonal_dynamics
+from lyap_optuna.dynamics.minimal_gated import MinimalGatedUnit, minimal_gated_dynamics
+from lyap_optuna.dynamics.torch_cells import cell_dynamics, read_cell_calls
+from lyap_optuna.dynamics.torch_layers import layer_dynamics, read_layer_call
+
+Calls = list[tuple[tuple[Any, ...], dict[str, Any]]]
+"""Arguments and keyword arguments of the calls of a module's forward."""
+
+
+def first_argument(module: nn.Module, calls: Calls) -> tuple[Tensor, Any]:
+    """Read a call whose first argument is ``(batch, time, features)``; the state starts at 0."""
+    args, kwargs = calls[0]
+    return (args[0] if args else next(iter(kwargs.values()))), None
 
 
 @dataclass(frozen=True)
@@ -16,20 +29,30 @@ class Architecture:
 
     Args:
         build: ``build(module, state) -> Dynamics``; ``state`` is ``"hidden"`` or ``"full"``.
-        read_call: ``read_call(module, args, kwargs)`` returns what a call of the module's
-            forward was given, as inputs ``(batch, time, features)`` and initial state.
+        read_calls: ``read_calls(module, calls)`` returns what the module's forward was called
+            with, as inputs ``(batch, time, features)`` and initial state.
+        stepwise: Whether a model calls the module once per time step; all calls of one forward
+            are read then, else the first.
     """
 
     build: Callable[[nn.Module, str], Dynamics]
-    read_call: Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], tuple[Tensor, Any]] = (
-        read_call
-    )
+    read_calls: Callable[[nn.Module, Calls], tuple[Tensor, Any]] = first_argument
+    stepwise: bool = False
 
+
+_layer = Architecture(layer_dynamics, read_layer_call)
+_cell = Architecture(cell_dynamics, read_cell_calls, stepwise=True)
 
 _ARCHITECTURES: dict[type[nn.Module], Architecture] = {
-    nn.RNN: Architecture(stacked_dynamics),
-    nn.LSTM: Architecture(stacked_dynamics),
-    nn.GRU: Architecture(stacked_dynamics),
+    nn.RNN: _layer,
+    nn.LSTM: _layer,
+    nn.GRU: _layer,
+    nn.RNNCell: _cell,
+    nn.LSTMCell: _cell,
+    nn.GRUCell: _cell,
+    AntisymmetricRNN: Architecture(antisymmetric_dynamics),
+    MinimalGatedUnit: Architecture(minimal_gated_dynamics),
+    DiagonalStateSpace: Architecture(diagonal_dynamics),
 }
 
 
@@ -50,10 +73,7 @@ def register_architecture(module_type: type[nn.Module], architecture: Architectu
         ...     def forward(self, x): ...
         >>> register_architecture(
         ...     Leaky,
-        ...     Architecture(
-        ...         build=lambda module, state: RecurrentDynamics(lambda s, x: 0.9 * s + x, 3),
-        ...         read_call=lambda module, args, kwargs: (args[0], None),
-        ...     ),
+        ...     Architecture(lambda module, state: RecurrentDynamics(lambda s, x: 0.9 * s + x, 3)),
         ... )
     """
     if not (isinstance(module_type, type) and issubclass(module_type, nn.Module)):

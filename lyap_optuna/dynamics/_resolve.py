@@ -14,14 +14,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lyap_optuna.dynamics._registry import architecture_of, registered_names
-from lyap_optuna.dynamics.base import Dynamics, computing_dtype
+from lyap_optuna.dynamics._registry import Calls, architecture_of, registered_names
+from lyap_optuna.dynamics.base import Dynamics, Trajectory, computing_dtype
 
 STATES = ("hidden", "full")
 
 
 class NonFiniteParametersError(ValueError):
-    """The network has NaN or infinite weights: it has no exponents."""
+    """The network has NaN or infinite weights, or diverges: it has no exponents."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,20 @@ class DrivenDynamics:
     dynamics: Dynamics
     inputs: Tensor
     initial_state: Any
+
+    def trajectory(self) -> Trajectory:
+        """Linearise the dynamics along the states that the inputs drive it through.
+
+        Raises:
+            NonFiniteParametersError: The states are not finite: the network diverges.
+        """
+        trajectory = self.dynamics.linearise(self.inputs, self.initial_state)
+        if not torch.isfinite(trajectory.states).all():
+            raise NonFiniteParametersError(
+                "The states of the recurrent layer become NaN or infinite on these inputs: it has "
+                "no Lyapunov exponents."
+            )
+        return trajectory
 
 
 @torch.no_grad()
@@ -78,17 +92,10 @@ def resolve(
         raise ValueError(
             f"module must be an nn.Module or a RecurrentDynamics, but got {type(module).__name__}."
         )
-    if not dynamics.parameters_are_finite():
-        raise NonFiniteParametersError(
-            "The recurrent layer has NaN or infinite weights: it has no Lyapunov exponents."
-        )
     checked = _checked_inputs(reaching, dynamics)
     if not torch.isfinite(checked).all():
-        if isinstance(module, nn.Module) and not _parameters_are_finite(module):
-            raise NonFiniteParametersError(
-                "The model has NaN or infinite weights, and what reaches the recurrent layer is "
-                "not finite: it has no Lyapunov exponents."
-            )
+        if isinstance(module, nn.Module):
+            _check_parameters(module, "model")
         raise ValueError("inputs contain NaN or infinite values: clean them first.")
     return DrivenDynamics(
         dynamics, checked, captured_state if initial_state is None else initial_state
@@ -119,8 +126,11 @@ def _checked_inputs(inputs: Tensor, dynamics: Dynamics) -> Tensor:
     return inputs.detach().to(device=dynamics.device or inputs.device, dtype=dtype)
 
 
-def _parameters_are_finite(module: nn.Module) -> bool:
-    return all(bool(torch.isfinite(p).all()) for p in module.parameters())
+def _check_parameters(module: nn.Module, name: str) -> None:
+    if not all(bool(torch.isfinite(p).all()) for p in module.parameters()):
+        raise NonFiniteParametersError(
+            f"The {name} has NaN or infinite weights: it has no Lyapunov exponents."
+        )
 
 
 # The recurrent layer and what reaches it -----------------------------------------------------
@@ -128,10 +138,6 @@ def _parameters_are_finite(module: nn.Module) -> bool:
 
 class _Captured(BaseException):
     """Ends the forward pass at the recurrent layer; no ``except Exception`` swallows it."""
-
-    def __init__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        super().__init__()
-        self.call = (args, kwargs)
 
 
 def _capture(
@@ -146,21 +152,29 @@ def _capture(
     if architecture is None:  # find_layer has checked it
         raise AssertionError
 
-    def stop(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        raise _Captured(args, kwargs)
+    calls: Calls = []
+    whole = not architecture.stepwise or target is module
+
+    def capture(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        calls.append((args, kwargs))
+        if whole:
+            raise _Captured
 
     # Registered last, so that hooks that compute weights (weight normalisation) have run.
-    target_clone.register_forward_pre_hook(stop, with_kwargs=True)
+    target_clone.register_forward_pre_hook(capture, with_kwargs=True)
     try:
         with _OwnRandomNumbers(seed), _no_autocast(clone):
             clone(*args, **kwargs)
-    except _Captured as captured:
-        reaching, initial = architecture.read_call(target_clone, *captured.call)
-        return architecture.build(target_clone, state), reaching, initial
-    raise ValueError(
-        f"The forward of {type(module).__name__} never called its {type(target).__name__} layer: "
-        "pass the layer itself and the inputs that reach it."
-    )
+    except _Captured:
+        pass
+    if not calls:
+        raise ValueError(
+            f"The forward of {type(module).__name__} never called its {type(target).__name__} "
+            "layer: pass the layer itself and the inputs that reach it."
+        )
+    reaching, initial = architecture.read_calls(target_clone, calls)
+    _check_parameters(target_clone, "recurrent layer")
+    return architecture.build(target_clone, state), reaching, initial
 
 
 def unwrapped(module: nn.Module) -> nn.Module:

@@ -20,6 +20,8 @@ class RecurrentDynamics(Dynamics):
     Args:
         step: ``step(state: (S,), input: (F,)) -> (S,)``.
         state_size: S, the dimension of the state.
+        dtype: What the step computes in, float32 or float64; None where the inputs decide.
+        device: Where it computes; None where the inputs decide.
 
     Raises:
         ValueError: ``state_size`` is not a positive integer.
@@ -36,14 +38,29 @@ class RecurrentDynamics(Dynamics):
 
     input_size = None
 
-    def __init__(self, step: Callable[[Tensor, Tensor], Tensor], state_size: int) -> None:
+    def __init__(
+        self,
+        step: Callable[[Tensor, Tensor], Tensor],
+        state_size: int,
+        *,
+        dtype: torch.dtype | None = None,
+        device: torch.device | None = None,
+    ) -> None:
         if not isinstance(state_size, int) or isinstance(state_size, bool) or state_size < 1:
             raise ValueError(f"state_size must be a positive integer, but got {state_size!r}.")
         self.step = step
         self.state_size = state_size
+        self._dtype, self._device = dtype, device
 
-    dtype = None
-    device = None
+    @property
+    def dtype(self) -> torch.dtype | None:
+        """The dtype to compute in; None where that of the inputs decides."""
+        return self._dtype
+
+    @property
+    def device(self) -> torch.device | None:
+        """The device to compute on; None where that of the inputs decides."""
+        return self._device
 
     def linearise(self, inputs: Tensor, initial_state: Any = None) -> Trajectory:
         """Run the step over ``(batch, time, features)``.

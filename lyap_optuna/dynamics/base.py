@@ -10,6 +10,7 @@ trajectory answers a few questions, and whoever measures exponents asks nothing 
 ``jacobians(inputs, t)``  J_t itself, for pairs of input and step
 ``log_abs_det``           log|det J_t| for pairs of input and step; the default factorises J_t
 ``closed_log_abs_det``    the same for all pairs at once where there is a closed form, else None
+``closed_log_growth``     log expansion of every dimension where J is diagonal, else None
 ``select(inputs)``        the trajectory of some of the inputs
 ========================  ===================================================================
 
@@ -86,6 +87,14 @@ class Trajectory(ABC):
         """log|det J| of all pairs by a closed form, ``(batch, time)`` in float64, or None."""
         return None
 
+    @property
+    def closed_log_growth(self) -> Tensor | None:
+        """Log expansion of every dimension where J is diagonal, or None.
+
+        ``(batch, time, state)`` in float64; equal to all the exponents there is.
+        """
+        return None
+
     @abstractmethod
     def select(self, inputs: slice) -> "Trajectory":
         """Return the trajectory of some of the inputs; the data is shared, not copied."""
@@ -133,10 +142,6 @@ class Dynamics(ABC):
     @abstractmethod
     def device(self) -> torch.device | None:
         """The device of the parameters; None where that of the inputs decides."""
-
-    def parameters_are_finite(self) -> bool:
-        """Whether no parameter is NaN or infinite."""
-        return True
 
 
 def computing_dtype(dtype: torch.dtype) -> torch.dtype:

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn.functional import linear, softplus
 
 from lyap_optuna.dynamics.base import Dynamics, Trajectory
+from lyap_optuna.dynamics.linalg import wide, wide_dtype
 
 
 @dataclass(frozen=True)
@@ -246,7 +247,8 @@ class StackTrajectory(_FormedCheaply):
 
     def log_abs_det(self, inputs: Tensor, times: Tensor) -> Tensor:
         """Return the sum of the diagonal blocks' log-determinants."""
-        total = torch.zeros(inputs.shape[0], dtype=torch.float64, device=self.states.device)
+        device = self.states.device
+        total = torch.zeros(inputs.shape[0], dtype=wide_dtype(device), device=device)
         for layer in self.layers:
             closed = layer.closed_log_abs_det
             if closed is None:
@@ -288,12 +290,6 @@ class StackedDynamics(Dynamics):
     def device(self) -> torch.device:
         """The weights' device."""
         return self.cells[0].weights.hh.device
-
-    def parameters_are_finite(self) -> bool:
-        """Whether no weight is NaN or infinite."""
-        return all(
-            bool(torch.isfinite(w).all()) for cell in self.cells for w in cell.weights.tensors()
-        )
 
     def linearise(self, inputs: Tensor, initial_state: Any = None) -> Trajectory:
         """Run the layers in order, each over all steps at once.
@@ -356,11 +352,11 @@ def tanh_slope(a: Tensor) -> Tensor:
 
 def log_sigmoid_slope(a: Tensor) -> Tensor:
     """Return log sigmoid'(a) = -softplus(a) - softplus(-a), in float64."""
-    a = a.double()
+    a = wide(a)
     return -softplus(a) - softplus(-a)
 
 
 def log_tanh_slope(a: Tensor) -> Tensor:
     """Return log tanh'(a) = 2 (log 2 - |a| - log(1 + exp(-2|a|))), in float64."""
-    a = a.double().abs()
+    a = wide(a).abs()
     return 2 * (0.6931471805599453 - a - torch.log1p(torch.exp(-2 * a)))

@@ -4,6 +4,10 @@ import torch
 from torch import Tensor
 
 
+def _in_one_call(device: torch.device) -> bool:
+    return device.type != "cpu"
+
+
 def lu_factor(matrices: Tensor) -> tuple[Tensor, Tensor]:
     """Factorise ``(n, rows, columns)`` by LU with partial pivoting.
 
@@ -15,7 +19,7 @@ def lu_factor(matrices: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         The packed factors, column-major, and the pivots (LAPACK's, from 1).
     """
-    if matrices.device.type != "cpu":
+    if _in_one_call(matrices.device):
         factors, pivots, _ = torch.linalg.lu_factor_ex(matrices)
         return factors, pivots
     n, rows, columns = matrices.shape
@@ -27,6 +31,16 @@ def lu_factor(matrices: Tensor) -> tuple[Tensor, Tensor]:
     return factors, pivots
 
 
+def wide_dtype(device: torch.device) -> torch.dtype:
+    """Return the dtype that logarithms are summed in: float64, but where MPS has none."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
+def wide(tensor: Tensor) -> Tensor:
+    """Convert to the dtype that logarithms are summed in."""
+    return tensor.to(wide_dtype(tensor.device))
+
+
 def log_abs_det(matrices: Tensor) -> Tensor:
     """Return log|det| of a batch of square matrices, ``(n,)`` in float64, by LU."""
-    return lu_factor(matrices)[0].diagonal(dim1=-2, dim2=-1).double().abs().log().sum(-1)
+    return wide(lu_factor(matrices)[0].diagonal(dim1=-2, dim2=-1)).abs().log().sum(-1)

@@ -13,7 +13,7 @@ from lyap_optuna.dynamics.gated import (
     sigmoid_slope,
     tanh_slope,
 )
-from lyap_optuna.dynamics.linalg import log_abs_det
+from lyap_optuna.dynamics.linalg import log_abs_det, wide
 
 
 class LSTMCell(GatedCell):
@@ -75,10 +75,8 @@ class LSTMCell(GatedCell):
             return Linearisation(outputs=outputs, states=outputs, gain=to_hidden.unsqueeze(2))
         zero = torch.zeros_like(f)
         carry = torch.stack([torch.stack([zero, through * f], 2), torch.stack([zero, f], 2)], 2)
-        output_weight = self.weights.hh[3 * self.units :].double().unsqueeze(0)
-        elementwise = (
-            log_sigmoid_slope(a_o) + cells.double().tanh().abs().log() - softplus(-a_f.double())
-        )
+        output_weight = wide(self.weights.hh[3 * self.units :]).unsqueeze(0)
+        elementwise = log_sigmoid_slope(a_o) + wide(cells).tanh().abs().log() - softplus(-wide(a_f))
         return Linearisation(
             outputs=outputs,
             states=torch.cat([outputs, cells], dim=2),

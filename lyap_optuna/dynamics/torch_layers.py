@@ -4,14 +4,15 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 
-from lyap_optuna.dynamics.base import computing_dtype
+from lyap_optuna.dynamics.base import Dynamics, computing_dtype
 from lyap_optuna.dynamics.gated import GatedCell, LayerWeights, StackedDynamics
 from lyap_optuna.dynamics.gru import GRUCell
 from lyap_optuna.dynamics.lstm import LSTMCell
+from lyap_optuna.dynamics.projected_lstm import ProjectedLSTMDynamics
 from lyap_optuna.dynamics.vanilla import VanillaCell
 
 
-def stacked_dynamics(module: nn.Module, state: str) -> StackedDynamics:
+def layer_dynamics(module: nn.Module, state: str) -> Dynamics:
     """Build the dynamics of an ``nn.RNN``, ``nn.LSTM`` or ``nn.GRU``.
 
     Args:
@@ -20,7 +21,7 @@ def stacked_dynamics(module: nn.Module, state: str) -> StackedDynamics:
         state: ``"hidden"`` or ``"full"``; they differ for an LSTM only.
 
     Raises:
-        ValueError: The layer is bidirectional or has a projection.
+        ValueError: The layer is bidirectional.
     """
     rnn = cast(nn.RNNBase, module)
     name = type(module).__name__
@@ -30,11 +31,8 @@ def stacked_dynamics(module: nn.Module, state: str) -> StackedDynamics:
             "dynamical system. Pass a one-directional layer; for one direction, copy its weights "
             "into one."
         )
-    if getattr(rnn, "proj_size", 0):
-        raise ValueError(
-            f"proj_size={rnn.proj_size} in {name} is not supported: pass a "
-            "lyap_optuna.RecurrentDynamics with the layer's step."
-        )
+    if isinstance(module, nn.LSTM) and module.proj_size:
+        return ProjectedLSTMDynamics(module, state)
     dtype = computing_dtype(cast(Tensor, rnn.weight_hh_l0).dtype)
     cells: list[GatedCell] = []
     for i in range(rnn.num_layers):
@@ -55,14 +53,15 @@ def stacked_dynamics(module: nn.Module, state: str) -> StackedDynamics:
     return StackedDynamics(cells)
 
 
-def read_call(
-    module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+def read_layer_call(
+    module: nn.Module, calls: list[tuple[tuple[Any, ...], dict[str, Any]]]
 ) -> tuple[Tensor, Any]:
     """Return what the layer was called with as ``(batch, time, features)`` and initial state.
 
     Raises:
         ValueError: A packed sequence, or not a tensor of two or three dimensions.
     """
+    args, kwargs = calls[0]
     inputs = kwargs.get("input", args[0] if args else None)
     initial = kwargs.get("hx", args[1] if len(args) > 1 else None)
     if isinstance(inputs, nn.utils.rnn.PackedSequence):

@@ -11,7 +11,7 @@ from lyap_optuna.dynamics.gated import (
     previous_states,
     tanh_slope,
 )
-from lyap_optuna.dynamics.linalg import log_abs_det
+from lyap_optuna.dynamics.linalg import log_abs_det, wide
 
 
 class VanillaCell(GatedCell):
@@ -51,8 +51,8 @@ class VanillaCell(GatedCell):
             slope, log_slope = tanh_slope(a), log_tanh_slope(a)
         else:
             slope = (a > 0).to(a)
-            log_slope = slope.double().log()
-        determinant = log_abs_det(self.weights.hh.double().unsqueeze(0))
+            log_slope = wide(slope).log()
+        determinant = log_abs_det(wide(self.weights.hh).unsqueeze(0))
         return Linearisation(
             outputs=outputs,
             states=outputs,

@@ -74,10 +74,14 @@ def lyapunov_readout(
     size = driven.dynamics.state_size
     k = min(k, size) if k == DEFAULT_K else checked_k(k, size)
     schedule = make_schedule(driven.inputs.shape[1], warmup, 1)
-    trajectory = driven.dynamics.linearise(driven.inputs, driven.initial_state)
+    trajectory = driven.trajectory()
 
-    growth = _growth.by_tangent(trajectory, k, schedule)
-    leading = (growth.total / schedule.averaged).cpu()  # (batch, k)
+    closed = trajectory.closed_log_growth
+    if closed is not None:
+        growth = _growth.from_closed_form(closed, k, schedule)
+    else:
+        growth = _growth.by_tangent(trajectory, k, schedule)
+    leading = growth.total.cpu().double() / schedule.averaged  # (batch, k)
     exponents, order = leading.mean(0).sort(descending=True, stable=True)
     means, sampling_error = _mean_exponents(trajectory, schedule, mean_tolerance, seed)
     return LyapunovReadout(
@@ -101,7 +105,7 @@ def _mean_exponents(
     closed = trajectory.closed_log_abs_det
     size, batch, steps = trajectory.state_size, trajectory.batch, schedule.averaged
     if closed is not None:
-        return (closed[:, schedule.warmup :].mean(1) / size).cpu(), 0.0
+        return closed[:, schedule.warmup :].mean(1).cpu().double() / size, 0.0
     if batch * steps <= _ALL_PAIRS:
         return _exact(trajectory, schedule), 0.0
 
@@ -163,4 +167,4 @@ def _log_abs_dets(trajectory: Trajectory, times: Tensor) -> Tensor:
         trajectory.log_abs_det(inputs[i : i + at_once], flat[i : i + at_once])
         for i in range(0, len(flat), at_once)
     ]
-    return torch.cat(parts).view(batch, n).cpu()
+    return torch.cat(parts).view(batch, n).cpu().double()

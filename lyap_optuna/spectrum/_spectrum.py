@@ -1,7 +1,6 @@
 """``lyapunov_spectrum``: the one entry to whole or leading spectra."""
 
 from collections.abc import Mapping
-from functools import partial
 from typing import Any
 
 import torch
@@ -94,7 +93,12 @@ def lyapunov_spectrum(
     size = driven.dynamics.state_size
     k = size if k is None else checked_k(k, size)
     schedule = make_schedule(driven.inputs.shape[1], warmup, qr_every)
-    trajectory = driven.dynamics.linearise(driven.inputs, driven.initial_state)
+    trajectory = driven.trajectory()
+
+    closed = trajectory.closed_log_growth
+    if method == "auto" and closed is not None:
+        growth = _growth.from_closed_form(closed, k, schedule, keep_history)
+        return _assemble(growth.total, growth.history, schedule, size, "closed form")
 
     growths: list[_growth.Growth] = []
     piece = max(1, int(max_memory // (_MATRICES_PER_INPUT * trajectory.bytes_per_jacobian)))
@@ -109,7 +113,7 @@ def lyapunov_spectrum(
     if keep_history:
         history = sum(
             (w * g.history for w, g in zip(weights, growths, strict=True) if g.history is not None),
-            start=torch.zeros((), dtype=torch.float64, device=trajectory.states.device),
+            start=torch.zeros((), device=trajectory.states.device),
         )
     return _assemble(torch.cat([g.total for g in growths]), history, schedule, size, used)
 
@@ -123,14 +127,11 @@ def _grow(
         elif history or k < 64:
             method = "qr"
         else:
-            try:
-                return "lu", _growth.by_lu(trajectory, k, schedule, history, rtol)
-            except _growth.LUInaccurateError:
-                method = "qr"
-    run = _METHODS[method]
-    if method == "lu":
-        run = partial(_growth.by_lu, rtol=float("inf"))
-    return method, run(trajectory, k, schedule, history)
+            growth = _growth.by_lu(trajectory, k, schedule, history)
+            if growth.error is None or float(growth.error) <= rtol:
+                return "lu", growth
+            method = "qr"
+    return method, _METHODS[method](trajectory, k, schedule, history)
 
 
 def _pieces(trajectory: Trajectory, piece: int) -> list[Trajectory]:
@@ -145,7 +146,7 @@ def _pieces(trajectory: Trajectory, piece: int) -> list[Trajectory]:
 def _assemble(
     total: Tensor, history: Tensor | None, schedule: Schedule, size: int, method: str
 ) -> LyapunovSpectrum:
-    per_input = (total / schedule.averaged).cpu()  # (batch, k)
+    per_input = total.cpu().double() / schedule.averaged  # (batch, k)
     mean = per_input.mean(0)
     order = mean.argsort(descending=True, stable=True)
     per_input = per_input[:, order]
@@ -154,7 +155,7 @@ def _assemble(
         # A row holds the last estimate: divide by the steps up to the last orthonormalisation.
         last = counts - counts % schedule.qr_every
         last[-1] = schedule.averaged
-        history = (history.cpu() / last.unsqueeze(1))[:, order]
+        history = (history.cpu().double() / last.unsqueeze(1))[:, order]
     batch = per_input.shape[0]
     return LyapunovSpectrum(
         exponents=per_input.mean(0),
