@@ -211,6 +211,14 @@ def test_the_verdict_says_where_exponents_were_better() -> None:
     assert "does not settle it" not in verdict
 
 
+def test_the_verdict_does_not_hide_that_hyperparameters_did_better() -> None:
+    kinds = {"loss": (0.1, 0.5), "displacement": (0.6, 0.5)}
+    worse = skill_verdict(_skills(**kinds, hyperparameters=(0.5, 0.9)))
+    better = skill_verdict(_skills(**kinds, hyperparameters=(0.8, 0.1)))
+    assert "hyperparameters" not in worse
+    assert "The hyperparameters predicted better still: 0.80." in better
+
+
 def test_the_verdict_says_where_the_difference_may_be_chance() -> None:
     verdict = skill_verdict(_skills(loss=(0.5, 0.5), exponents=(0.6, 0.4)))
     assert "After epoch 1 the exponents" in verdict

@@ -305,6 +305,11 @@ def skill_verdict(skills: Sequence["EvidenceSkill"]) -> str:
             "At the first two epochs the Lyapunov exponents predicted the final loss no better "
             f"than the loss itself did (at best {measured})."
         )
+    others = [
+        kind
+        for kind in by_step[ours.step].values()
+        if kind.evidence == "hyperparameters" and _skill_of(kind) > _skill_of(ours)
+    ]
     name = "displacement of the exponents" if ours.evidence == "displacement" else "exponents"
     return (
         f"After epoch {ours.step} the {name} predicted the final loss better than the loss itself "
@@ -315,6 +320,7 @@ def skill_verdict(skills: Sequence["EvidenceSkill"]) -> str:
             if gain < error
             else f" Each of the two is uncertain by about {error:.2f}."
         )
+        + "".join(f" The {o.evidence} predicted better still: {_skill_of(o):.2f}." for o in others)
     )
 
 
