@@ -20,6 +20,7 @@ from lyap_optuna.prediction import (
 )
 from lyap_optuna.probe import LyapunovProbe
 from lyap_optuna.pruner import LyapunovPruner
+from lyap_optuna.records import SpectrumRecord, load_spectra
 from lyap_optuna.spectrum import (
     LyapunovReadout,
     LyapunovSpectrum,
@@ -36,9 +37,11 @@ __all__ = [
     "LyapunovSpectrum",
     "LyapunovWarning",
     "RecurrentDynamics",
+    "SpectrumRecord",
     "TrialPrediction",
     "__version__",
     "explain",
+    "load_spectra",
     "lyapunov_readout",
     "lyapunov_spectrum",
     "prediction_skill",

@@ -1,6 +1,7 @@
 """A logger that follows Optuna's verbosity and handlers."""
 
 import logging
+import re
 
 import optuna
 
@@ -10,6 +11,13 @@ def _configure() -> None:
     # `disable_default_handler` and `enable_propagation` govern ours too, at any later time.
     optuna.logging.get_verbosity()  # makes Optuna configure its own logger first
     logging.getLogger("lyap_optuna").parent = logging.getLogger("optuna")
+
+
+def without_passwords(text: str) -> str:
+    """Hide the passwords that URLs in ``text`` show; messages of database drivers hold URLs."""
+    text = re.sub(r"(\w[\w+.-]*://[^\s:/@]*):[^\s/]*@", r"\1:***@", text)
+    secret = r"([\w-]*(?:passw|pwd|secret|token)[\w-]*=)[^&#\s'\"]+"
+    return re.sub(secret, r"\1***", text, flags=re.IGNORECASE)
 
 
 def get_logger(name: str) -> logging.Logger:

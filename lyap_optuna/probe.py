@@ -1,6 +1,7 @@
 """The probe: measures exponents while a trial trains, and leaves no trace in the training."""
 
 import copy
+import traceback
 import warnings
 from collections.abc import Mapping
 from typing import Any
@@ -8,16 +9,20 @@ from typing import Any
 from optuna.trial import BaseTrial
 from torch import Tensor, nn
 
-from lyap_optuna._logging import get_logger
+from lyap_optuna._logging import get_logger, without_passwords
 from lyap_optuna._warnings import LyapunovWarning
-from lyap_optuna.dynamics import Dynamics, NonFiniteParametersError
+from lyap_optuna.dynamics import Dynamics, NonFiniteParametersError, find_layer
+from lyap_optuna.dynamics._resolve import unwrapped
 from lyap_optuna.records import (
     FLOOR,
     ReadoutRecord,
+    SpectraError,
     begins_training,
+    checked_url,
     has_readout,
     write_failure,
     write_readouts,
+    write_spectrum,
 )
 from lyap_optuna.spectrum import LyapunovReadout, lyapunov_readout, lyapunov_spectrum
 
@@ -50,8 +55,11 @@ class LyapunovProbe:
             a fixed batch of inputs without targets; ten sequences serve well. Copied.
         module: The recurrent layer to measure, by name or itself, where the model has several.
         last_step: Readouts are taken by :meth:`report` up to this step.
-        full_spectrum: Measure the whole spectrum and store 32 of its quantiles too.
+        full_spectrum: Measure the whole spectrum and store 32 of its quantiles too, and all of it
+            in the study's relational database (:func:`~lyap_optuna.load_spectra` reads it back).
         baseline: Measure before training.
+        spectra_url: The URL of a database for whole spectra, where the study's storage is none (a
+            journal file, a gRPC proxy, memory) or another is preferred.
         **readout_options: Passed on to :func:`~lyap_optuna.lyapunov_readout` (with
             ``full_spectrum`` to :func:`~lyap_optuna.lyapunov_spectrum`): ``state``, ``k``,
             ``warmup``, ``mean_tolerance``, ``seed``, ``initial_state``.
@@ -88,6 +96,7 @@ class LyapunovProbe:
         last_step: int = 5,
         full_spectrum: bool = False,
         baseline: bool = True,
+        spectra_url: str | None = None,
         **readout_options: Any,
     ) -> None:
         if isinstance(last_step, bool) or not isinstance(last_step, int):
@@ -100,6 +109,9 @@ class LyapunovProbe:
             )
         if module is not None and "layer" in readout_options:
             raise ValueError("Name the recurrent layer once: by module=, not by layer= too.")
+        if spectra_url is not None and not full_spectrum:
+            raise ValueError("spectra_url is for whole spectra: pass full_spectrum=True too.")
+        self._spectra_url = None if spectra_url is None else checked_url(spectra_url)
         self._model = model
         self._batch = _detached(batch)
         self._last_step = last_step
@@ -182,7 +194,7 @@ class LyapunovProbe:
                 return
             readout = self.measure()
         except Exception as error:
-            reason = str(error) or type(error).__name__
+            reason = without_passwords(str(error)) or type(error).__name__
             kind = "weights" if isinstance(error, NonFiniteParametersError) else "readout"
             self._warn_once(kind, f"No readout at step {step}: {reason} The trial goes on.")
             self._store(trial, step, None, with_baseline=with_baseline, failure=reason)
@@ -210,13 +222,39 @@ class LyapunovProbe:
             if failure is not None:
                 write_failure(trial, step, failure)
         except Exception as error:
-            # The type only: messages of database drivers may hold the URL with its password.
             self._warn_once(
                 "storage",
-                f"The readout at step {step} was not stored ({type(error).__name__}). The trial "
-                "goes on.",
+                f"The readout at step {step} was not stored ({_reason(error)}). The trial goes on.",
             )
-            _logger.debug("Storing a readout failed.", exc_info=True)
+            return
+        if baseline is not None and self._baseline is not None:
+            self._store_spectrum(trial, step - 1, self._baseline)
+        if readout is not None:
+            self._store_spectrum(trial, step, readout)
+
+    def _store_spectrum(self, trial: BaseTrial, step: int, readout: LyapunovReadout) -> None:
+        if readout.spectrum is None:
+            return
+        try:
+            write_spectrum(
+                trial,
+                step,
+                module=_layer_name(self._model, self._options.get("layer")),
+                state=self._options.get("state", "hidden"),
+                exponents=readout.spectrum.exponents.tolist(),
+                std=readout.spectrum.std.tolist(),
+                state_size=readout.spectrum.state_size,
+                inputs=len(readout.spectrum.per_input),
+                spectra_url=self._spectra_url,
+            )
+        except SpectraError as error:
+            self._warn_once("spectra", f"{error} The readouts are stored; the trial goes on.")
+        except Exception as error:
+            self._warn_once(
+                "spectra",
+                f"The spectrum at step {step} was not stored ({_reason(error)}); its readout was. "
+                "The trial goes on.",
+            )
 
     def _known(self, names: frozenset[str]) -> dict[str, Any]:
         return {name: value for name, value in self._options.items() if name in names}
@@ -240,6 +278,26 @@ def _record(readout: LyapunovReadout) -> ReadoutRecord:
         quantiles=quantiles,
         clipped_fraction=clipped,
     )
+
+
+def _reason(error: Exception) -> str:
+    """Return why a storage failed; only what the database itself said, and no password."""
+    trace = "".join(traceback.format_exception(error))
+    _logger.debug("Storing failed.\n%s", without_passwords(trace))
+    for e in (error, error.__cause__):
+        said = getattr(e, "orig", None)  # of SQLAlchemy's errors
+        if said is not None and (lines := str(said).strip().splitlines()):
+            return f"{type(error).__name__}: {without_passwords(lines[0])}"
+    return type(error).__name__
+
+
+def _layer_name(model: nn.Module | Dynamics, layer: str | nn.Module | None) -> str:
+    if not isinstance(model, nn.Module):
+        return ""
+    plain = unwrapped(model)
+    target = find_layer(plain, layer)
+    name = next(name for name, sub in plain.named_modules() if sub is target)
+    return ".".join(part for part in name.split(".") if part != "_orig_mod")
 
 
 def _detached(batch: Any) -> Any:

@@ -47,8 +47,9 @@ def _register() -> None:
     from lyap_optuna.cli._explain import explain
     from lyap_optuna.cli._rank import rank
     from lyap_optuna.cli._spectra import spectra
+    from lyap_optuna.cli._storage_commands import storage
 
-    for command in (demo, rank, explain, spectra):
+    for command in (demo, rank, explain, spectra, storage):
         main.add_command(command)
 
 

@@ -13,6 +13,7 @@ from urllib.parse import quote, quote_plus, unquote, unquote_plus
 
 import click
 
+from lyap_optuna._logging import without_passwords
 from lyap_optuna.cli._format import printable, quoted
 
 if TYPE_CHECKING:
@@ -85,7 +86,7 @@ def scrub(text: str) -> str:
     """Hide every password that was given to this command, and any that a URL shows."""
     for secret in sorted(_secrets, key=len, reverse=True):
         text = text.replace(secret, _HIDDEN)
-    return re.sub(r"(\w[\w+.-]*://[^\s:/@]*):[^\s/]*@", rf"\1:{_HIDDEN}@", text)
+    return without_passwords(text)
 
 
 def shown_url(url: str) -> str:

@@ -12,18 +12,34 @@ from lyap_optuna.records._readouts import (
     write_failure,
     write_readouts,
 )
+from lyap_optuna.records._spectra import (
+    SpectraError,
+    SpectrumRecord,
+    checked_url,
+    copy_spectra,
+    load_spectra,
+    upgrade_spectra,
+    write_spectrum,
+)
 
 __all__ = [
     "Decision",
     "FLOOR",
     "ReadoutRecord",
+    "SpectraError",
+    "SpectrumRecord",
     "baseline_step",
     "begins_training",
+    "checked_url",
+    "copy_spectra",
     "has_readout",
+    "load_spectra",
     "read_decisions",
     "read_readouts",
     "stored_trial",
+    "upgrade_spectra",
     "write_decision",
     "write_failure",
     "write_readouts",
+    "write_spectrum",
 ]

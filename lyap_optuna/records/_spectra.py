@@ -1,0 +1,509 @@
+"""Whole spectra in the study's relational database: how they are written, read and copied."""
+
+import contextlib
+import functools
+import json
+import os
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from optuna.storages import BaseStorage, InMemoryStorage, JournalStorage
+from optuna.study import Study
+from optuna.trial import BaseTrial, FrozenTrial
+
+from lyap_optuna._warnings import LyapunovWarning
+from lyap_optuna.records import _json
+from lyap_optuna.records._readouts import stored_trial
+
+if TYPE_CHECKING:
+    import sqlalchemy as sa
+
+_BATCH = 100  # rows held at once while copying
+
+
+class SpectraError(RuntimeError):
+    """Why spectra cannot be stored or read; the message holds nothing secret."""
+
+
+@dataclass(frozen=True)
+class SpectrumRecord:
+    """A whole spectrum as it is stored in the table ``lyapunov_spectra``.
+
+    Args:
+        trial_number: The number of the trial that measured it.
+        step: The step of the trial, as in its readouts; the baseline's is before the first.
+        module: Name of the recurrent layer within the model; empty for the model itself.
+        state: ``"hidden"`` or ``"full"``.
+        exponents: All measured exponents, nats/step, descending, finite (floored at -16).
+        std: Their sample standard deviations over the inputs, nats/step, in the same order; None
+            for a single input and where an exponent is minus infinity.
+        state_size: Dimension of the state.
+        inputs: Number of input sequences; ``std / sqrt(inputs)`` is a standard error.
+        clipped_fraction: Fraction of the exponents that lay below the floor.
+        created_at: When it was stored, UTC, by the clock of the process that stored it.
+    """
+
+    trial_number: int
+    step: int
+    module: str
+    state: str
+    exponents: tuple[float, ...]
+    std: tuple[float | None, ...]
+    state_size: int
+    inputs: int
+    clipped_fraction: float
+    created_at: datetime
+
+    @property
+    def max(self) -> float:
+        """The maximum exponent, nats/step."""
+        return self.exponents[0]
+
+    @property
+    def mean(self) -> float:
+        """The mean exponent, nats/step."""
+        return sum(self.exponents) / len(self.exponents)
+
+
+def load_spectra(
+    study: Study,
+    *,
+    trial_number: int | None = None,
+    step: int | None = None,
+    spectra_url: str | None = None,
+) -> list[SpectrumRecord]:
+    """Return the whole spectra of a study that probes with ``full_spectrum=True`` stored.
+
+    This reads the table ``lyapunov_spectra``, which may be large; everything else in this
+    package goes by the trials' attributes (:func:`~lyap_optuna.records.read_readouts`).
+    Rows of deleted trials are left out, and so are rows that do not validate, with a
+    :class:`~lyap_optuna.LyapunovWarning`. Reading creates nothing.
+
+    Args:
+        study: A study of an :class:`optuna.storages.RDBStorage`; any other with ``spectra_url``.
+        trial_number: Only this trial.
+        step: Only this step.
+        spectra_url: The database that the probes were given, where they were given one.
+
+    Returns:
+        By trial number, step, module and state. Empty where nothing was stored.
+
+    Raises:
+        ValueError: The study's storage is no relational database and ``spectra_url`` is missing,
+            or names no database.
+        RuntimeError: The table has another schema version; the message says what to do.
+
+    Example:
+        >>> import optuna
+        >>> import torch
+        >>> import lyap_optuna as lyap
+        >>> study = optuna.create_study(storage="sqlite:///:memory:")
+        >>> trial = study.ask()
+        >>> model = torch.nn.GRU(input_size=3, hidden_size=8, batch_first=True)
+        >>> probe = lyap.LyapunovProbe(model, torch.randn(10, 50, 3), full_spectrum=True)
+        >>> probe.report(trial, 0.5, step=1)
+        >>> [(s.trial_number, s.step, len(s.exponents)) for s in lyap.load_spectra(study)]
+        [(0, 0, 8), (0, 1, 8)]
+    """
+    from lyap_optuna.records import _table
+
+    try:
+        engine = _engine_of(study._storage, spectra_url)
+    except SpectraError as error:
+        raise ValueError(
+            f"{error} If the probes had none: 32 quantiles of each spectrum are in the trials' "
+            "attributes."
+        ) from None
+    if not _table.exists_in(engine):
+        return []
+    records: dict[tuple[int, int, str, str], SpectrumRecord] = {}
+    problems: list[str] = []
+    for row in _rows(engine, study, trial_number, step):
+        try:
+            record = _parse(row)
+        except ValueError as error:
+            problems.append(f"trial {row.trial_number}, step {row.step}: {error}")
+            continue
+        key = (record.trial_number, record.step, record.module, record.state)
+        records.setdefault(key, record)
+    if problems:
+        warnings.warn(
+            f"Ignored {len(problems)} invalid spectra in {_table.SPECTRA.name}: {problems[0]}.",
+            LyapunovWarning,
+            stacklevel=2,
+        )
+    return [records[key] for key in sorted(records)]
+
+
+def write_spectrum(
+    trial: BaseTrial,
+    step: int,
+    *,
+    module: str,
+    state: str,
+    exponents: Sequence[float],
+    std: Sequence[float],
+    state_size: int,
+    inputs: int,
+    spectra_url: str | None = None,
+) -> None:
+    """Store a spectrum in one transaction; the first one of a module, step and state stays.
+
+    Creates the table where it is absent. A trial without a storage
+    (:class:`optuna.trial.FixedTrial`) stores nothing.
+
+    Args:
+        trial: The running trial.
+        step: The step.
+        module: Name of the recurrent layer.
+        state: ``"hidden"`` or ``"full"``.
+        exponents: Exponents, nats/step, descending; stored floored at -16.
+        std: Their standard deviations over the inputs; NaN is stored as null.
+        state_size: Dimension of the state.
+        inputs: Number of input sequences.
+        spectra_url: A database to use in place of the study's own.
+
+    Raises:
+        SpectraError: They cannot be stored there; the message says why and what to do.
+        sqlalchemy.exc.SQLAlchemyError: The database refuses.
+    """
+    trial = getattr(trial, "_delegate", trial)  # of optuna_integration's TorchDistributedTrial
+    storage = getattr(trial, "storage", None)
+    trial_id = getattr(trial, "_trial_id", None)
+    if not isinstance(storage, BaseStorage) or not isinstance(trial_id, int):
+        return
+    measured = {
+        "module": module,
+        "step": step,
+        "state": state,
+        "state_size": state_size,
+        "inputs": inputs,
+        **_stored_numbers(exponents, std),
+        "created_at": datetime.now(UTC).replace(tzinfo=None),
+    }
+
+    import sqlalchemy as sa
+
+    from lyap_optuna.records import _table
+
+    engine = _engine_of(storage, spectra_url, create=True)
+    _table.create(engine)
+    table, trials, studies = _table.SPECTRA, _table.TRIALS, _table.STUDIES
+    of = sa.select(
+        trials.c.trial_id,
+        studies.c.study_name,
+        trials.c.number.label("trial_number"),
+        trials.c.datetime_start.label("trial_start"),
+    ).join(studies, studies.c.study_id == trials.c.study_id)
+    elsewhere: dict[str, Any] | None = None
+    if spectra_url is None:
+        of = of.where(trials.c.trial_id == trial_id)
+    else:
+        elsewhere = _identity(trial, storage)
+        of = of.where(
+            studies.c.study_name == elsewhere["study_name"],
+            trials.c.number == elsewhere["trial_number"],
+        )
+    identity: dict[str, Any] | None = None
+    try:
+        with engine.begin() as connection:
+            found = connection.execute(of).mappings().first()
+            identity = None if found is None else dict(found)
+            if elsewhere is not None and (
+                identity is None
+                or not (
+                    _same_start(identity["trial_start"], elsewhere["trial_start"])
+                    or (_is_proxy(storage) and identity["trial_id"] == trial_id)
+                )
+            ):
+                identity = {"trial_id": None, **elsewhere}
+            if identity is None:
+                raise SpectraError(
+                    f"Trial {trial_id} is no longer in the database: its study was deleted."
+                )
+            if engine.dialect.name == "sqlite":
+                # Elsewhere the foreign key has removed them, and a delete that finds nothing
+                # would lock gaps of the index, which makes neighbours deadlock in InnoDB.
+                connection.execute(
+                    sa.delete(table).where(table.c.trial_id == identity["trial_id"], _table.stale())
+                )
+            connection.execute(sa.insert(table).values(**identity, **measured))
+    except sa.exc.IntegrityError:
+        assert identity is not None
+        key = {name: measured[name] for name in ("module", "step", "state")}
+        same = sa.select(table.c.spectrum_id).filter_by(trial_id=identity["trial_id"], **key)
+        with engine.connect() as connection:
+            if connection.execute(same).first() is None:
+                raise  # else another process of this trial stored it first
+
+
+def copy_spectra(from_study: Study, to_study: Study) -> int:
+    """Copy the spectra of a study to its copy, as :func:`optuna.copy_study` left it.
+
+    Args:
+        from_study: A study of a relational database.
+        to_study: The copy, whose trials have the same numbers, in a relational database.
+
+    Returns:
+        How many were copied.
+
+    Raises:
+        SpectraError: One of the two storages holds no spectra, or another schema version.
+    """
+    from lyap_optuna.records import _table
+
+    source = _engine_of(from_study._storage, None)
+    target = _engine_of(to_study._storage, None)
+    if not _table.exists_in(source):
+        return 0
+    import sqlalchemy as sa
+
+    _table.create(target)
+    trials, studies = _table.TRIALS, _table.STUDIES
+    with target.connect() as connection:
+        identities = {
+            row["trial_number"]: dict(row)
+            for row in connection.execute(
+                sa.select(
+                    trials.c.trial_id,
+                    studies.c.study_name,
+                    trials.c.number.label("trial_number"),
+                    trials.c.datetime_start.label("trial_start"),
+                )
+                .join(studies, studies.c.study_id == trials.c.study_id)
+                .where(studies.c.study_name == to_study.study_name)
+            ).mappings()
+        }
+    copied = 0
+    batch: list[dict[str, Any]] = []
+
+    def flush() -> None:
+        nonlocal copied
+        if batch:
+            with target.begin() as connection:
+                connection.execute(sa.insert(_table.SPECTRA), batch)
+            copied += len(batch)
+            batch.clear()
+
+    for row in _rows(source, from_study, None, None):
+        if row.trial_number in identities:  # else it began after the study was copied
+            values = dict(row._mapping)
+            values |= {key: json.loads(values[key]) for key in ("exponents", "std")}
+            batch.append({**values, **identities[row.trial_number]})
+        if len(batch) == _BATCH:
+            flush()
+    flush()
+    return copied
+
+
+def upgrade_spectra(storage: BaseStorage) -> tuple[str | None, str]:
+    """Bring the table in the database of ``storage`` to this release's schema version.
+
+    Returns:
+        The versions before, None where there was no table, and after.
+
+    Raises:
+        SpectraError: The storage is no relational database, or a newer release made the table.
+    """
+    from lyap_optuna.records import _table
+
+    return _table.upgrade(_engine_of(storage, None))
+
+
+def checked_url(spectra_url: object) -> str:
+    """Return the URL of a database.
+
+    Raises:
+        ValueError: It is none. The message does not show it: it may hold a password.
+    """
+    import sqlalchemy as sa
+
+    if isinstance(spectra_url, str):
+        with contextlib.suppress(sa.exc.ArgumentError, ValueError):
+            sa.make_url(spectra_url)
+            return spectra_url
+    raise ValueError(
+        "spectra_url must be the URL of a database, such as sqlite:///spectra.db or "
+        "postgresql://user@host/name."
+    )
+
+
+# Which database -------------------------------------------------------------------------------
+
+
+def _engine_of(
+    storage: BaseStorage, spectra_url: str | None, *, create: bool = False
+) -> "sa.Engine":
+    from optuna.storages import RDBStorage
+
+    if spectra_url is not None:
+        return _engine(checked_url(spectra_url), os.getpid(), create)
+    # Optuna wraps an RDBStorage in its _CachedStorage.
+    while isinstance(inner := getattr(storage, "_backend", None), BaseStorage):
+        storage = inner
+    if isinstance(storage, RDBStorage):
+        return storage.engine
+    if isinstance(storage, InMemoryStorage):
+        kind = "The study is kept in memory"
+    elif isinstance(storage, JournalStorage):
+        kind = "The study is kept in a journal"
+    elif _is_proxy(storage):
+        kind = "The study is reached through a gRPC proxy"
+    else:
+        kind = f"The study is kept in a {type(storage).__name__}"
+    raise SpectraError(
+        f"{kind}, where trials have attributes only; whole spectra need a relational database: "
+        "give its URL as spectra_url=."
+    )
+
+
+@functools.lru_cache(maxsize=8)
+def _engine(url: str, pid: int, create: bool) -> "sa.Engine":
+    # One pool per process and database; `pid` keeps a forked child from using its parent's.
+    import sqlalchemy as sa
+
+    parsed = sa.make_url(url)
+    if parsed.get_backend_name() == "sqlite" and not create:
+        path = parsed.database
+        if (
+            path
+            and path != ":memory:"
+            and not path.startswith("file:")
+            and not os.path.exists(path)
+        ):
+            raise ValueError(f"spectra_url names the SQLite file {path}, which does not exist.")
+    return sa.create_engine(parsed, pool_pre_ping=parsed.get_backend_name() != "sqlite")
+
+
+def _is_proxy(storage: BaseStorage) -> bool:
+    return type(storage).__name__ == "GrpcStorageProxy"  # importing the class would load grpc
+
+
+# Rows -----------------------------------------------------------------------------------------
+
+
+def _identity(trial: Any, storage: BaseStorage) -> dict[str, Any]:
+    frozen = stored_trial(trial)
+    assert isinstance(frozen, FrozenTrial)
+    return {
+        "study_name": trial.study.study_name,
+        "trial_number": frozen.number,
+        "trial_start": _utc(frozen.datetime_start),
+    }
+
+
+def _utc(local: datetime | None) -> datetime | None:
+    # Optuna hands out local time without a zone and stores UTC, as the table does.
+    return None if local is None else local.astimezone(UTC).replace(tzinfo=None)
+
+
+def _same_start(a: datetime | None, b: datetime | None) -> bool:
+    # Optuna's column keeps whole seconds in MariaDB and MySQL.
+    if a is None or b is None:
+        return False
+    if not a.microsecond or not b.microsecond:
+        a, b = a.replace(microsecond=0), b.replace(microsecond=0)
+    return a == b
+
+
+def _stored_numbers(exponents: Sequence[float], std: Sequence[float]) -> dict[str, Any]:
+    if not exponents or len(exponents) != len(std):
+        raise ValueError(f"{len(exponents)} exponents and {len(std)} standard deviations.")
+    floored = [_json.finite(max(e, _json.FLOOR)) for e in exponents]
+    if None in floored or any(e != e for e in exponents):
+        raise ValueError("An exponent is NaN or infinite: there is no spectrum to store.")
+    finite = [e for e in floored if e is not None]
+    return {
+        "max_exponent": finite[0],
+        "mean_exponent": sum(finite) / len(finite),
+        "clipped_fraction": sum(e < _json.FLOOR for e in exponents) / len(exponents),
+        "exponents": finite,
+        "std": [_json.finite(s) for s in std],
+    }
+
+
+def _rows(
+    engine: "sa.Engine", study: Study, trial_number: int | None, step: int | None
+) -> "Iterator[sa.Row[Any]]":
+    """Yield the rows that belong to trials of the study, in the order they were stored.
+
+    Between two rows no transaction is open: SQLite could not write into the same file.
+    """
+    import sqlalchemy as sa
+
+    from lyap_optuna.records import _table
+
+    table = _table.SPECTRA
+    chosen = [table.c.study_name == study.study_name]
+    if trial_number is not None:
+        chosen.append(table.c.trial_number == trial_number)
+    if step is not None:
+        chosen.append(table.c.step == step)
+    here = (
+        sa.select(table.c.spectrum_id)
+        .select_from(table, _table.TRIALS, _table.STUDIES)
+        .where(_table.of_its_trial(), *chosen)
+    )
+    elsewhere = sa.select(table.c.spectrum_id, table.c.trial_number, table.c.trial_start).where(
+        table.c.trial_id.is_(None), *chosen
+    )
+    with engine.connect() as connection:
+        ids = list(connection.scalars(here))
+        loose = connection.execute(elsewhere).all()
+    if loose:
+        trials = study.get_trials(deepcopy=False)
+        starts = {trial.number: _utc(trial.datetime_start) for trial in trials}
+        ids += [
+            row.spectrum_id
+            for row in loose
+            if _same_start(row.trial_start, starts.get(row.trial_number))
+        ]
+    ids.sort()
+    # Numbers as text: what was edited by hand must not break the reader.
+    columns = [
+        sa.cast(c, sa.Text).label(c.name) if c.name in ("exponents", "std") else c
+        for c in table.c
+        if c.name not in ("spectrum_id", "trial_id")
+    ]
+    for first in range(0, len(ids), _BATCH):
+        batch = table.c.spectrum_id.in_(ids[first : first + _BATCH])
+        with engine.connect() as connection:
+            rows = connection.execute(
+                sa.select(*columns).where(batch).order_by(table.c.spectrum_id)
+            ).all()
+        yield from rows
+
+
+def _parse(row: "sa.Row[Any]") -> SpectrumRecord:
+    exponents = _numbers(row.exponents, "exponents")
+    if any(e is None for e in exponents):
+        raise ValueError("exponents must be finite numbers")
+    std = _numbers(row.std, "std")
+    if len(std) != len(exponents):
+        raise ValueError(f"{len(exponents)} exponents but {len(std)} standard deviations")
+    clipped = _json.finite(row.clipped_fraction)
+    return SpectrumRecord(
+        trial_number=row.trial_number,
+        step=row.step,
+        module=row.module,
+        state=row.state,
+        exponents=tuple(e for e in exponents if e is not None),
+        std=tuple(std),
+        state_size=row.state_size,
+        inputs=row.inputs,
+        clipped_fraction=0.0 if clipped is None else clipped,
+        created_at=row.created_at.replace(tzinfo=UTC),
+    )
+
+
+def _numbers(text: object, name: str) -> list[float | None]:
+    try:
+        values = json.loads(text) if isinstance(text, (str, bytes)) else text
+    except ValueError:
+        values = None
+    if not isinstance(values, list) or not values:
+        raise ValueError(f"{name} must be a JSON array of numbers, not {text!r:.60}")
+    return [_json.finite(value) for value in values]
