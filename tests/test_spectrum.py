@@ -3,6 +3,7 @@ algorithm as printed."""
 
 import copy
 import math
+import threading
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import lyap_optuna as lyap
+from lyap_optuna.spectrum._workers import map_in_workers
 
 
 def linear(matrix):
@@ -309,6 +311,43 @@ def test_pieces_of_a_batch_give_the_same_numbers(kind):
     lu = lyap.lyapunov_spectrum(layer, x, state=state_of(kind))
     assert lu.method == "lu"
     assert torch.allclose(lu.exponents, whole.exponents, atol=1e-9)
+
+
+@pytest.mark.parametrize("method", ["lu", "qr", "tangent"])
+@pytest.mark.parametrize("kind", ["gru", "lstm_full"])
+def test_workers_give_the_same_numbers_and_touch_no_global_setting(kind, method):
+    layer = make_layer(kind, units=70, scale=0.5)
+    x = make_inputs(5, 12, 3)
+    options = dict(state=state_of(kind), method=method, keep_history=method != "lu")
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        alone = lyap.lyapunov_spectrum(layer, x, **options)
+        readout_alone = lyap.lyapunov_readout(layer, x, state=state_of(kind), k=70)
+        torch.set_num_threads(3)
+        together = lyap.lyapunov_spectrum(layer, x, **options)
+        readout = lyap.lyapunov_readout(layer, x, state=state_of(kind), k=70)
+        seen = []
+        thread = threading.Thread(target=lambda: seen.append(torch.get_num_threads()))
+        thread.start()
+        thread.join()
+        assert seen == [3]
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+    assert torch.allclose(alone.per_input, together.per_input, atol=1e-9)
+    if together.history is not None:
+        assert torch.allclose(alone.history, together.history, atol=1e-9)
+    assert readout.max == pytest.approx(readout_alone.max, abs=1e-9)
+    assert readout.mean == pytest.approx(readout_alone.mean, abs=1e-9)
+
+
+def test_an_error_in_a_worker_reaches_the_caller():
+    def fail(item):
+        raise ArithmeticError(item)
+
+    with pytest.raises(ArithmeticError, match="7"):
+        map_in_workers(fail, [7, 7], 2)
 
 
 def test_lu_falls_back_where_it_is_not_accurate_enough():

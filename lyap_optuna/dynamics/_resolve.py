@@ -375,4 +375,15 @@ def _with_generator(func: Any) -> Any:
         return func
     name = func._overloadname
     candidate = "generator" if name == "default" else f"{name}_generator"
-    return getattr(func.overloadpacket, candidate, None)
+    return getattr(func.overloadpacket, candidate, _DRAWS_LIKE.get(func.overloadpacket))
+
+
+# Older releases of PyTorch have no overloads of these that take a generator.
+_DRAWS_LIKE = {
+    torch.ops.aten.randn_like: lambda like, generator, **options: torch.empty_like(
+        like, **options
+    ).normal_(generator=generator),
+    torch.ops.aten.rand_like: lambda like, generator, **options: torch.empty_like(
+        like, **options
+    ).uniform_(generator=generator),
+}

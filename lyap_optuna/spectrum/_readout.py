@@ -9,14 +9,16 @@ from torch import Tensor, nn
 from lyap_optuna.dynamics import Dynamics, Trajectory, resolve
 from lyap_optuna.spectrum import _growth
 from lyap_optuna.spectrum._schedule import Schedule, make_schedule
-from lyap_optuna.spectrum._spectrum import checked_k
+from lyap_optuna.spectrum._spectrum import checked_k, grow
+from lyap_optuna.spectrum._workers import map_in_workers, number_of_workers
 from lyap_optuna.spectrum.base import LyapunovReadout, standard_error
 
 DEFAULT_K = 4
 _ALL_PAIRS = 200  # as many log-determinants, or fewer, are all computed
 _PILOT = 4  # strata per input in the pilot
 _SAFETY = 3.0  # standard errors that the tolerance has to hold
-_BYTES_AT_ONCE = 64 * 2**20  # of Jacobians in one batched LU
+_BYTES_AT_ONCE = 16 * 2**20  # of Jacobians formed together
+_WORTH_A_WORKER = 64  # dimensions of the state
 
 
 @torch.no_grad()
@@ -80,7 +82,7 @@ def lyapunov_readout(
     if closed is not None:
         growth = _growth.from_closed_form(closed, k, schedule)
     else:
-        growth = _growth.by_tangent(trajectory, k, schedule)
+        growth = grow(trajectory, k, schedule, False, "tangent", trajectory.batch)
     leading = growth.total.cpu().double() / schedule.averaged  # (batch, k)
     exponents, order = leading.mean(0).sort(descending=True, stable=True)
     means, sampling_error = _mean_exponents(trajectory, schedule, mean_tolerance, seed)
@@ -162,9 +164,12 @@ def _log_abs_dets(trajectory: Trajectory, times: Tensor) -> Tensor:
     device = trajectory.states.device
     inputs = torch.arange(batch).unsqueeze(1).expand(batch, n).reshape(-1).to(device)
     flat = times.reshape(-1).to(device)
+    workers = number_of_workers(device) if trajectory.state_size >= _WORTH_A_WORKER else 1
     at_once = max(1, _BYTES_AT_ONCE // trajectory.bytes_per_jacobian)
-    parts = [
-        trajectory.log_abs_det(inputs[i : i + at_once], flat[i : i + at_once])
-        for i in range(0, len(flat), at_once)
-    ]
+    at_once = min(at_once, -(-len(flat) // workers))
+    parts = map_in_workers(
+        lambda i: trajectory.log_abs_det(inputs[i : i + at_once], flat[i : i + at_once]),
+        range(0, len(flat), at_once),
+        workers,
+    )
     return torch.cat(parts).view(batch, n).cpu().double()

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from lyap_optuna.dynamics import Dynamics, Trajectory, resolve
 from lyap_optuna.spectrum import _growth
 from lyap_optuna.spectrum._schedule import Schedule, integer, make_schedule
+from lyap_optuna.spectrum._workers import map_in_workers, number_of_workers
 from lyap_optuna.spectrum.base import LyapunovSpectrum
 
 _METHODS: Mapping[str, _growth.GrowthMethod] = {
@@ -20,6 +21,9 @@ _METHODS: Mapping[str, _growth.GrowthMethod] = {
 
 _MATRICES_PER_INPUT = 7
 """Matrices of the state's size that a step holds at once, for each input (see ``max_memory``)."""
+
+_SMALLEST_LU = 64  # exponents; below, calls cost more than what LU saves
+_WORTH_A_WORKER = 64 * 64  # numbers in the tangent vectors of an input
 
 
 @torch.no_grad()
@@ -65,7 +69,7 @@ def lyapunov_spectrum(
         rtol: ``"auto"`` uses LU unless it is off from QR, on one step, by more than this
             (nats/step) on the upper 95 % of the spectrum.
         max_memory: Bytes for matrices of the state's size. A step holds about 7 S^2 numbers for
-            each input; a batch that would need more is measured in pieces.
+            each input that is measured at the same time; where that would be more, fewer are.
 
     Returns:
         The spectrum, on the CPU in float64.
@@ -100,47 +104,60 @@ def lyapunov_spectrum(
         growth = _growth.from_closed_form(closed, k, schedule, keep_history)
         return _assemble(growth.total, growth.history, schedule, size, "closed form")
 
-    growths: list[_growth.Growth] = []
-    piece = max(1, int(max_memory // (_MATRICES_PER_INPUT * trajectory.bytes_per_jacobian)))
-    used = method
-    for part in _pieces(trajectory, piece):
-        used, growth = _grow(part, k, schedule, keep_history, method, rtol)
-        if used != method:
-            method = used  # all pieces by one method
-        growths.append(growth)
-    weights = [len(growth.total) / trajectory.batch for growth in growths]
-    history = None
-    if keep_history:
-        history = sum(
-            (w * g.history for w, g in zip(weights, growths, strict=True) if g.history is not None),
-            start=torch.zeros((), device=trajectory.states.device),
-        )
-    return _assemble(torch.cat([g.total for g in growths]), history, schedule, size, used)
-
-
-def _grow(
-    trajectory: Trajectory, k: int, schedule: Schedule, history: bool, method: str, rtol: float
-) -> tuple[str, _growth.Growth]:
+    per_input = _MATRICES_PER_INPUT * trajectory.bytes_per_jacobian
+    affordable = max(1, int(max_memory // per_input))
     if method == "auto":
-        if trajectory.tangent_is_cheaper(k):
-            method = "tangent"
-        elif history or k < 64:
-            method = "qr"
-        else:
-            growth = _growth.by_lu(trajectory, k, schedule, history)
-            if growth.error is None or float(growth.error) <= rtol:
-                return "lu", growth
-            method = "qr"
-    return method, _METHODS[method](trajectory, k, schedule, history)
+        method, growth = _automatic(trajectory, k, schedule, keep_history, rtol, affordable)
+    else:
+        growth = grow(trajectory, k, schedule, keep_history, method, affordable)
+    return _assemble(growth.total, growth.history, schedule, size, method)
 
 
-def _pieces(trajectory: Trajectory, piece: int) -> list[Trajectory]:
+def _automatic(
+    trajectory: Trajectory, k: int, schedule: Schedule, history: bool, rtol: float, affordable: int
+) -> tuple[str, _growth.Growth]:
+    if trajectory.tangent_is_cheaper(k):
+        method = "tangent"
+    elif history or k < _SMALLEST_LU:
+        method = "qr"
+    else:
+        growth = grow(trajectory, k, schedule, history, "lu", affordable)
+        if growth.error is None or float(growth.error) <= rtol:
+            return "lu", growth
+        method = "qr"
+    return method, grow(trajectory, k, schedule, history, method, affordable)
+
+
+def grow(
+    trajectory: Trajectory, k: int, schedule: Schedule, history: bool, method: str, affordable: int
+) -> _growth.Growth:
+    """Run a method over the batch: whole, in affordable pieces, or one input to a worker."""
+    workers = min(number_of_workers(trajectory.states.device), affordable, trajectory.batch)
+    piece = affordable
+    if method == "textbook" or k * trajectory.state_size < _WORTH_A_WORKER:
+        workers = 1
+    elif workers > 1:
+        piece = 1 if method in ("lu", "qr") else -(-trajectory.batch // workers)
+
+    def run(part: Trajectory) -> _growth.Growth:
+        return _METHODS[method](part, k, schedule, history)
+
     if piece >= trajectory.batch:
-        return [trajectory]
-    return [
+        return run(trajectory)
+    pieces = [
         trajectory.select(slice(start, start + piece))
         for start in range(0, trajectory.batch, piece)
     ]
+    growths = map_in_workers(run, pieces, workers)
+    running = None
+    if history:
+        weighted = [
+            g.history * (len(g.total) / trajectory.batch) for g in growths if g.history is not None
+        ]
+        running = torch.stack(weighted).sum(0)
+    errors = [g.error for g in growths if g.error is not None]
+    error = torch.stack(errors).max() if errors else None
+    return _growth.Growth(torch.cat([g.total for g in growths]), running, error)
 
 
 def _assemble(
