@@ -1,0 +1,39 @@
+"""Campaigns: many trials on many workers, from one validated file, with nothing lost."""
+
+try:
+    import psutil as _psutil  # noqa: F401
+    import pydantic as _pydantic  # noqa: F401
+    import tenacity as _tenacity  # noqa: F401
+except ImportError as error:
+    raise ImportError(
+        f"Campaigns need {error.name}: pip install 'lyap-optuna[campaign]'"
+    ) from error
+
+from lyap_optuna.campaign._config import CampaignConfig, CampaignFileError, load_config
+from lyap_optuna.campaign._recovery import previous_attempt
+from lyap_optuna.campaign._runner import (
+    CampaignError,
+    CampaignResult,
+    View,
+    open_study,
+    run_campaign,
+)
+from lyap_optuna.campaign._status import CampaignStatus, campaign_status
+from lyap_optuna.campaign._storage import RetryingStorage, open_storage, storage_of
+
+__all__ = [
+    "CampaignConfig",
+    "CampaignError",
+    "CampaignFileError",
+    "CampaignResult",
+    "CampaignStatus",
+    "RetryingStorage",
+    "View",
+    "campaign_status",
+    "load_config",
+    "open_storage",
+    "open_study",
+    "previous_attempt",
+    "run_campaign",
+    "storage_of",
+]

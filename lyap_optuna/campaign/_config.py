@@ -1,0 +1,369 @@
+"""The campaign file: one YAML document, validated before anything runs."""
+
+import difflib
+import importlib
+import inspect
+import os
+import re
+import warnings
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import optuna
+import yaml
+from optuna.pruners import BasePruner
+from optuna.samplers import BaseSampler
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    PrivateAttr,
+    SecretStr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+SAME_SEED_EVERYWHERE = frozenset({"QMCSampler", "GridSampler", "BruteForceSampler"})
+"""Samplers that share one sequence or grid: Optuna asks for one seed in all processes."""
+
+
+class CampaignFileError(ValueError):
+    """A campaign file that cannot be used; the message names the line."""
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(
+        extra="forbid", strict=True, frozen=True, arbitrary_types_allowed=True
+    )
+
+
+class Component(_Model):
+    """A sampler or pruner: the name of Optuna's class (or ``package.module:Class``), options."""
+
+    model_config = ConfigDict(extra="allow")
+
+    name: str
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Keyword arguments of the class."""
+        return dict(self.model_extra or {})
+
+    def find(self, *modules: str) -> type[Any]:
+        """Return the class, looked up in ``modules``.
+
+        Raises:
+            ValueError: There is none of that name.
+        """
+        if ":" in self.name:
+            module, _, attribute = self.name.partition(":")
+            try:
+                found = getattr(importlib.import_module(module), attribute)
+            except (ImportError, AttributeError) as error:
+                raise ValueError(f"{self.name!r} cannot be imported: {error}") from None
+            return _as_class(found, self.name)
+        names: list[str] = []
+        for module in modules:
+            exported = vars(importlib.import_module(module))
+            if self.name in exported:
+                return _as_class(exported[self.name], self.name)
+            names += [name for name, value in exported.items() if inspect.isclass(value)]
+        near = difflib.get_close_matches(self.name, names, n=3)
+        hint = f" Did you mean {' or '.join(near)}?" if near else ""
+        raise ValueError(f"there is no {self.name!r} in {' or '.join(modules)}.{hint}")
+
+
+def _as_class(found: object, name: str) -> type[Any]:
+    if not inspect.isclass(found):
+        raise ValueError(f"{name!r} is not a class")
+    return found
+
+
+def _named(value: object) -> object:
+    return {"name": value} if isinstance(value, str) else value
+
+
+Named = Annotated[Component, BeforeValidator(_named)]
+
+
+class Prune(_Model):
+    """Train every configuration, and stop those that the pruner gives up."""
+
+    name: Literal["prune"] = "prune"
+
+
+class Screen(_Model):
+    """Train some to the end, the others for a few epochs; continue the best of those.
+
+    Args:
+        name: ``screen``.
+        steps: Epochs (reports) after which a screened trial stops as PRUNED.
+        best: How many of the screened configurations are continued, as new trials.
+        n_startup_trials: So many configurations run to the end and train the predictor.
+        study: Instead of them, an earlier study in the same storage.
+    """
+
+    name: Literal["screen"] = "screen"
+    steps: PositiveInt
+    best: PositiveInt
+    n_startup_trials: PositiveInt | None = None
+    study: str | None = None
+
+    @model_validator(mode="after")
+    def _one_source(self) -> "Screen":
+        if (self.n_startup_trials is None) == (self.study is None):
+            raise ValueError(
+                "say what trains the predictor: either n_startup_trials or study, and not both"
+            )
+        return self
+
+
+class Dask(_Model):
+    """Where trials run, if not in processes of this machine.
+
+    Args:
+        address: Address of a running scheduler, ``tcp://host:8786``; or
+        cluster: A cluster class to start, ``SLURMCluster`` of dask-jobqueue or
+            ``package.module:Class``.
+        jobs: Jobs that the cluster is scaled to.
+        options: Keyword arguments of the class.
+    """
+
+    address: str | None = None
+    cluster: str | None = None
+    jobs: PositiveInt = 1
+    options: dict[str, Any] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _one_place(self) -> "Dask":
+        if (self.address is None) == (self.cluster is None):
+            raise ValueError("give either the address of a scheduler or a cluster to start")
+        return self
+
+
+class CampaignConfig(_Model):
+    """What a campaign file says.
+
+    Args:
+        study: Name of the study.
+        objective: ``package.module:function``; the function takes an Optuna trial.
+        trials: Configurations to try: COMPLETE and PRUNED trials.
+        direction: ``minimize`` or ``maximize``.
+        storage: URL of a database, ``grpc://host:port`` of Optuna's proxy, or the path of a journal
+            file. ``${NAME}`` stands for an environment variable.
+        sampler: Name of a class in :mod:`optuna.samplers`, or a mapping with ``name`` and options.
+        pruner: The same for :mod:`optuna.pruners` and :class:`~lyap_optuna.LyapunovPruner`.
+        strategy: ``prune``, or a mapping with ``name: screen`` (see :class:`Screen`).
+        seed: What the seeds of the samplers are derived from.
+        workers: Trials that run at a time; on Dask by default as many as it has threads.
+        threads_per_worker: By default the cores of the machine, shared out evenly.
+        time_limit: Seconds after which workers stop at their next report.
+        max_failures: The run ends with an error when more trials than this have failed in it.
+        heartbeat_interval: Seconds between signs of life that a worker leaves in a database.
+        retry_seconds: How long a worker waits for a database that does not answer.
+        dask: See :class:`Dask`.
+    """
+
+    study: str = Field(min_length=1)
+    objective: str
+    trials: PositiveInt
+    direction: Literal["minimize", "maximize"] = "minimize"
+    storage: SecretStr | None = None
+    sampler: Named = Component(name="TPESampler")
+    pruner: Named | None = None
+    strategy: Annotated[
+        Annotated[Prune | Screen, Field(discriminator="name")], BeforeValidator(_named)
+    ] = Prune()
+    seed: int = Field(default=0, ge=0)
+    workers: PositiveInt | None = None
+    threads_per_worker: PositiveInt | None = None
+    time_limit: PositiveFloat | None = None
+    max_failures: int = Field(default=20, ge=0)
+    heartbeat_interval: PositiveInt = 30
+    retry_seconds: PositiveFloat = 120.0
+    dask: Dask | None = None
+
+    _path: Path = PrivateAttr(default=Path("campaign.yaml"))
+
+    @field_validator("objective")
+    @classmethod
+    def _objective_form(cls, value: str) -> str:
+        if not re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*", value):
+            raise ValueError(f"must have the form package.module:function, not {value!r}")
+        return value
+
+    @field_validator("storage", mode="before")
+    @classmethod
+    def _expand(cls, value: object) -> object:
+        if not isinstance(value, str):
+            return value
+        missing = [n for n in re.findall(r"\$\{(\w+)\}", value) if n not in os.environ]
+        if missing:
+            raise ValueError(f"the environment variable {missing[0]} is not set")
+        return re.sub(r"\$\{(\w+)\}", lambda match: os.environ[match[1]], value)
+
+    @field_validator("sampler")
+    @classmethod
+    def _sampler_can_be_made(cls, value: Component) -> Component:
+        make_sampler(value, 0)
+        return value
+
+    @field_validator("pruner")
+    @classmethod
+    def _pruner_can_be_made(cls, value: Component | None) -> Component | None:
+        make_pruner(value)
+        return value
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "CampaignConfig":
+        if isinstance(self.strategy, Screen):
+            if self.pruner is not None:
+                raise ValueError(
+                    "pruner has no place beside the strategy screen, which decides itself when a "
+                    "trial stops"
+                )
+            if (self.strategy.n_startup_trials or 0) >= self.trials:
+                raise ValueError(
+                    f"strategy.n_startup_trials={self.strategy.n_startup_trials} leaves none of "
+                    f"the {self.trials} trials to screen"
+                )
+            if self.strategy.study == self.study:
+                raise ValueError("strategy.study must name another study than this one")
+        return self
+
+    @property
+    def path(self) -> Path:
+        """The file it was read from; default storages lie beside it."""
+        return self._path
+
+
+def load_config(path: str | Path) -> CampaignConfig:
+    """Read and validate a campaign file.
+
+    Args:
+        path: A YAML file.
+
+    Returns:
+        What it says.
+
+    Raises:
+        CampaignFileError: It cannot be read or is not valid; the message names file and line.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise CampaignFileError(f"{path} cannot be read: {reason}.") from None
+    try:
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        _refuse_duplicates(node, path)
+        content = yaml.safe_load(text)
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 1
+        raise CampaignFileError(f"{path}, line {line}: {error.problem}.") from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        if isinstance(error, CampaignFileError):
+            raise
+        raise CampaignFileError(f"{path}: {type(error).__name__}: {error}.") from None
+    if not isinstance(content, dict):
+        raise CampaignFileError(f"{path}, line 1: a campaign file is a mapping of keys to values.")
+    try:
+        config = CampaignConfig.model_validate(content)
+    except ValidationError as error:
+        # Without the input: it may hold a password.
+        details = error.errors(include_url=False, include_input=False, include_context=False)
+        problems = [_told(detail["loc"], detail["msg"], node, path) for detail in details]
+        raise CampaignFileError("\n".join(problems)) from None
+    config._path = path.resolve()
+    return config
+
+
+def _told(location: tuple[int | str, ...], message: str, node: Any, path: Path) -> str:
+    line, keys = 1, []
+    for part in location:
+        found = _child(node, part)
+        if found is None:
+            # Either a key that is missing, or pydantic's name of an alternative.
+            if part == location[-1]:
+                keys.append(str(part))
+            continue
+        mark, node = found
+        line = mark.line + 1
+        keys.append(str(part))
+    message = message.removeprefix("Value error, ")
+    if message == "Extra inputs are not permitted":
+        known = list(CampaignConfig.model_fields) if len(keys) == 1 else []
+        near = difflib.get_close_matches(keys[-1], known, n=1)
+        message = "unknown key." + (f" Did you mean {near[0]}?" if near else "")
+    key = ".".join(keys)
+    return f"{path}, line {line}: {f'{key}: ' if key else ''}{message}"
+
+
+def _child(node: Any, part: int | str) -> tuple[Any, Any] | None:
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            if key.value == part:
+                return key.start_mark, value
+    if isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
+        return node.value[part].start_mark, node.value[part]
+    return None
+
+
+def _refuse_duplicates(node: Any, path: Path) -> None:
+    if isinstance(node, yaml.MappingNode):
+        seen: set[str] = set()
+        for key, value in node.value:
+            if key.value in seen:
+                raise CampaignFileError(
+                    f"{path}, line {key.start_mark.line + 1}: {key.value}: given twice."
+                )
+            seen.add(key.value)
+            _refuse_duplicates(value, path)
+    elif isinstance(node, yaml.SequenceNode):
+        for value in node.value:
+            _refuse_duplicates(value, path)
+
+
+def make_sampler(component: Component, seed: int) -> BaseSampler:
+    """Return the sampler that a file names, with a seed where it takes one.
+
+    Raises:
+        ValueError: It cannot be made.
+    """
+    found = component.find("optuna.samplers")
+    options = component.options
+    if "seed" in inspect.signature(found).parameters:
+        options.setdefault("seed", seed)
+    made = _made(found, options, component.name)
+    if not isinstance(made, BaseSampler):
+        raise ValueError(f"{component.name!r} is not a sampler")
+    return made
+
+
+def make_pruner(component: Component | None) -> BasePruner:
+    """Return the pruner that a file names, by default a :class:`~lyap_optuna.LyapunovPruner`.
+
+    Raises:
+        ValueError: It cannot be made.
+    """
+    component = component or Component(name="LyapunovPruner")
+    found = component.find("optuna.pruners", "lyap_optuna")
+    made = _made(found, component.options, component.name)
+    if not isinstance(made, BasePruner):
+        raise ValueError(f"{component.name!r} is not a pruner")
+    return made
+
+
+def _made(found: type[Any], options: dict[str, Any], name: str) -> Any:
+    with warnings.catch_warnings():
+        # The user chose it by its name.
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        try:
+            return found(**options)
+        except Exception as error:
+            raise ValueError(f"{name} does not accept these options: {error}") from None

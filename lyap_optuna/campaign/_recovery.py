@@ -1,0 +1,162 @@
+"""What happens to trials whose worker died or was told to stop: each is repeated, once."""
+
+import copy
+import os
+import platform
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import psutil
+from optuna.exceptions import UpdateFinishedTrialError
+from optuna.storages import RetryHeartbeatStaleTrialCallback
+from optuna.study import Study
+from optuna.trial import BaseTrial, FrozenTrial, TrialState
+
+from lyap_optuna.campaign._storage import MAX_RETRY
+from lyap_optuna.records import _keys, stored_trial
+
+WORKER = "lyapunov:worker"
+"""Who runs a trial: task, host, process id and when that process began."""
+
+INTERRUPTED = "lyapunov:interrupted"
+"""True on a trial that failed because the campaign was told to stop."""
+
+REPEATS = "lyapunov:repeats"
+"""The number of the interrupted trial whose parameters this one has."""
+
+CONTINUES = "lyapunov:continues"
+"""The number of the screened trial whose parameters this one has."""
+
+
+def number_in(trial: FrozenTrial, key: str) -> int | None:
+    """Return the trial number stored under ``key``, or None: attributes may be edited by hand."""
+    number = trial.user_attrs.get(key)
+    return number if isinstance(number, int) and not isinstance(number, bool) else None
+
+
+def previous_attempt(trial: BaseTrial) -> int | None:
+    """Return the number of the trial from whose checkpoint this one may go on, or None.
+
+    That is the screened trial which it continues, the interrupted one which it repeats, or the
+    one whose worker died. Save checkpoints under ``trial.number`` and look for this number's
+    when a trial begins; without a checkpoint, begin from the start.
+
+    Args:
+        trial: A running trial.
+
+    Returns:
+        A trial number of the same study.
+
+    Example:
+        >>> import optuna
+        >>> from lyap_optuna.campaign import previous_attempt
+        >>> study = optuna.create_study()
+        >>> study.enqueue_trial({"x": 1.0}, user_attrs={"lyapunov:continues": 7})
+        >>> previous_attempt(study.ask())
+        7
+    """
+    for key in (REPEATS, CONTINUES):
+        number = trial.user_attrs.get(key)
+        if isinstance(number, int) and not isinstance(number, bool):
+            return number
+    history = getattr(stored_trial(trial), "system_attrs", {}).get("retry_history")
+    return history[-1] if isinstance(history, list) and history else None
+
+
+def owner(task: str) -> dict[str, Any]:
+    """Return the mark that a worker leaves on its trial."""
+    process = psutil.Process()
+    return {
+        "task": task,
+        "host": platform.node(),
+        "pid": process.pid,
+        "started": process.create_time(),
+    }
+
+
+def process_is_gone(mark: Mapping[str, Any]) -> bool:
+    """Whether a mark is of a process of this machine that has ended."""
+    pid, started = mark.get("pid"), mark.get("started")
+    if mark.get("host") != platform.node() or not isinstance(pid, int) or pid == os.getpid():
+        return False
+    try:
+        return bool(psutil.Process(pid).create_time() != started)
+    except psutil.NoSuchProcess:
+        return True
+    except (psutil.Error, ValueError, OverflowError):
+        return False
+
+
+def recover(study: Study, is_dead: Callable[[Mapping[str, Any]], bool]) -> list[int]:
+    """Fail the running trials of dead workers and retry each once, with Optuna's own callback.
+
+    On databases Optuna's heartbeat does the same for workers that no parent watches. The state
+    decides who was first, so that there is one retry whoever notices.
+
+    Returns:
+        Numbers of the trials that were failed.
+    """
+    failed = []
+    for trial in _running(study, is_dead):
+        if fail(study, trial):
+            # The callback extends a list within the attributes.
+            stored = copy.deepcopy(study._storage.get_trial(trial._trial_id))
+            RetryHeartbeatStaleTrialCallback(MAX_RETRY)(study, stored)
+            failed.append(trial.number)
+    return failed
+
+
+def interrupt(study: Study, is_stopped: Callable[[Mapping[str, Any]], bool]) -> list[int]:
+    """End the running trials of workers that were stopped at once, and queue them again."""
+    failed = []
+    for trial in _running(study, is_stopped):
+        study._storage.set_trial_user_attr(trial._trial_id, INTERRUPTED, True)
+        if fail(study, trial):
+            repeat(study, study._storage.get_trial(trial._trial_id))
+            failed.append(trial.number)
+    return failed
+
+
+def fail(study: Study, trial: FrozenTrial) -> bool:
+    """End a running trial as FAIL; whether it was this call that did."""
+    try:
+        return study._storage.set_trial_state_values(trial._trial_id, state=TrialState.FAIL)
+    except UpdateFinishedTrialError:
+        return False
+
+
+def repeat(study: Study, trial: FrozenTrial, mark: str = REPEATS) -> None:
+    """Queue a new trial with the parameters of ``trial``.
+
+    As in Optuna's retries, it inherits the readouts with the number of the trial that measured
+    them: they count for its baseline, and at steps that it reports itself.
+    """
+    fixed = trial.system_attrs.get("fixed_params")
+    params = {**(fixed if isinstance(fixed, Mapping) else {}), **trial.params}
+    attrs = {
+        key: trial.user_attrs[key]
+        for key in (_keys.READOUTS, _keys.TRIAL, CONTINUES)
+        if key in trial.user_attrs
+    }
+    if _keys.READOUTS in attrs:
+        attrs.setdefault(_keys.TRIAL, trial.number)
+    study.enqueue_trial(params, user_attrs={**attrs, mark: trial.number})
+
+
+def repeat_interrupted(study: Study) -> int:
+    """Queue interrupted trials that were not queued, because the worker died in between."""
+    trials = study.get_trials(deepcopy=False)
+    repeated = {number_in(trial, REPEATS) for trial in trials}
+    n_repeated = 0
+    for trial in trials:
+        interrupted = trial.user_attrs.get(INTERRUPTED) is True
+        if trial.state == TrialState.FAIL and interrupted and trial.number not in repeated:
+            repeat(study, trial)
+            n_repeated += 1
+    return n_repeated
+
+
+def _running(study: Study, chosen: Callable[[Mapping[str, Any]], bool]) -> list[FrozenTrial]:
+    running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+    marked = [(trial, trial.user_attrs.get(WORKER)) for trial in running]
+    return [trial for trial, mark in marked if isinstance(mark, Mapping) and chosen(mark)]

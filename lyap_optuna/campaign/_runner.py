@@ -1,0 +1,289 @@
+"""The parent of a campaign: lets workers run trials until the total is reached or it is stopped."""
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from types import FrameType
+from typing import Any
+
+import optuna
+from optuna.study import Study
+
+from lyap_optuna.campaign._config import CampaignConfig, Dask
+from lyap_optuna.campaign._pool import DaskPool, Event, LocalPool, Pool
+from lyap_optuna.campaign._recovery import interrupt, process_is_gone, recover, repeat_interrupted
+from lyap_optuna.campaign._storage import open_storage, storage_of
+from lyap_optuna.campaign._strategies import Strategy, strategy_of
+from lyap_optuna.campaign._worker import Secret, WorkerSpec
+
+_POLL_SECONDS = 0.2
+
+
+class CampaignError(RuntimeError):
+    """Why a campaign ended before its total."""
+
+
+class View:
+    """What a campaign tells while it runs. This one shows nothing."""
+
+    def started(self, study: Study, missing: int, total: int) -> None:
+        """The study is open and workers are starting."""
+
+    def progress(self, missing: int, total: int) -> None:
+        """The number of trials that are still to end has changed."""
+
+    def reported(self, worker: int, number: int, epochs: int) -> None:
+        """A trial has reported a value."""
+
+    def ended(self, worker: int, number: int, state: str) -> None:
+        """A trial has ended."""
+
+    def note(self, text: str) -> None:
+        """Something that the user should know."""
+
+
+@dataclass
+class CampaignResult:
+    """How a run of a campaign ended.
+
+    Args:
+        missing: Trials that are still to end.
+        stopped: Why it was stopped before: ``"interrupted"``, ``"time limit"`` or None.
+        states: Names of states and how many trials of this run ended in them.
+    """
+
+    missing: int = 0
+    stopped: str | None = None
+    states: dict[str, int] = field(default_factory=dict)
+
+
+def run_campaign(
+    config: CampaignConfig, *, dask: str | None = None, view: View | None = None
+) -> CampaignResult:
+    """Run a campaign, or go on with it, until its total is reached or it is stopped.
+
+    SIGINT and SIGTERM stop the workers at their next report; a second one stops them at once.
+    Either way the trials that were running fail, marked ``lyapunov:interrupted``, and their
+    parameters are queued once, so that running the campaign again repeats them. A script that
+    calls this needs the usual ``if __name__ == "__main__":``, because workers start by ``spawn``.
+
+    Args:
+        config: What the campaign file says, from :func:`load_config`.
+        dask: Address of a Dask scheduler, instead of what the file says about Dask.
+        view: Is told what happens.
+
+    Returns:
+        How it ended.
+
+    Raises:
+        CampaignError: A worker could not start, or too many trials failed.
+        ValueError: Storage and workers do not go together.
+    """
+    view = view or View()
+    where = Dask(address=dask) if dask is not None else config.dask
+    n_workers = config.workers or (None if where is not None else 1)
+    url = storage_of(config, n_workers or 2)
+    if where is not None and not ("://" in url and not url.startswith("sqlite")):
+        raise ValueError(
+            "Workers of a Dask cluster meet in a database that all their machines reach: name one "
+            "in the file (storage: postgresql+psycopg://user@host/name, or grpc://host:port)."
+        )
+    study = open_study(config, url)
+    strategy = strategy_of(config)
+    _recover_earlier_runs(study, view)
+    spec = WorkerSpec(
+        config, Secret(url), (str(config.path.parent),), _threads(config, n_workers, where)
+    )
+    missing = strategy.missing(study)
+    if missing == 0 and not strategy.advance(study):
+        return CampaignResult()
+    view.started(study, missing, strategy.total(study))
+    pool: Pool
+    with _signals() as signals:
+        if where is not None:
+            pool = DaskPool(spec, where, config.workers)
+        else:
+            pool = LocalPool(spec, n_workers or 1)
+        try:
+            return _Run(config, study, strategy, pool, view, signals).until_done()
+        finally:
+            pool.close()
+
+
+def open_study(config: CampaignConfig, url: str, *, create: bool = True) -> Study:
+    """Open the campaign's study, by default creating it where it does not exist.
+
+    Raises:
+        ValueError: It has another direction.
+        KeyError: It does not exist and is not to be created.
+    """
+    storage = open_storage(
+        url,
+        retry_seconds=config.retry_seconds,
+        heartbeat_interval=config.heartbeat_interval,
+    )
+    verbosity = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(max(verbosity, optuna.logging.WARNING))
+    try:
+        if create:
+            study = optuna.create_study(
+                study_name=config.study,
+                storage=storage,
+                direction=config.direction,
+                load_if_exists=True,
+            )
+        else:
+            study = optuna.load_study(study_name=config.study, storage=storage)
+    finally:
+        optuna.logging.set_verbosity(verbosity)
+    directions = [direction.name.lower() for direction in study.directions]
+    if directions != [config.direction]:
+        raise ValueError(
+            f"The study exists with direction {', '.join(directions)}; the campaign says "
+            f"{config.direction}."
+        )
+    return study
+
+
+def _recover_earlier_runs(study: Study, view: View) -> None:
+    dead = recover(study, process_is_gone)
+    if dead:
+        view.note(f"{len(dead)} trials of workers that are gone are queued again.")
+    repeat_interrupted(study)
+
+
+def _threads(config: CampaignConfig, n_workers: int | None, where: Dask | None) -> int:
+    if config.threads_per_worker is not None:
+        return config.threads_per_worker
+    if where is not None:
+        return 1
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return max((cores or 1) // (n_workers or 1), 1)
+
+
+class _Run:
+    def __init__(
+        self,
+        config: CampaignConfig,
+        study: Study,
+        strategy: Strategy,
+        pool: Pool,
+        view: View,
+        signals: list[int],
+    ) -> None:
+        self._config = config
+        self._study = study
+        self._strategy = strategy
+        self._pool = pool
+        self._view = view
+        self._signals = signals
+        self._result = CampaignResult()
+        self._n_failures = 0
+        self._deadline = None if config.time_limit is None else time.monotonic() + config.time_limit
+
+    def until_done(self) -> CampaignResult:
+        changed = True
+        while True:
+            self._stop_if_told()
+            if self._result.stopped is not None:
+                if not self._pool.running or len(self._signals) > 1:
+                    break
+            elif changed:
+                missing = self._strategy.missing(self._study)
+                self._view.progress(missing, self._strategy.total(self._study))
+                if missing == 0 and not self._pool.running:
+                    if not self._strategy.advance(self._study):
+                        break
+                    continue
+            if self._result.stopped is None:
+                left = missing - len(self._pool.running)
+                for _ in range(min(left, self._pool.idle)):
+                    self._pool.submit()
+                if self._pool.alive == 0 and isinstance(self._pool, LocalPool):
+                    self._stop("interrupted", "All workers were stopped.")
+            changed = False
+            for event in self._pool.events(_POLL_SECONDS):
+                changed |= self._handle(event)
+        # What still runs was told to stop a second time.
+        tasks = set(self._pool.kill()) if self._pool.running else set()
+        interrupt(self._study, lambda mark: mark.get("task") in tasks)
+        self._result.missing = self._strategy.missing(self._study)
+        return self._result
+
+    def _stop_if_told(self) -> None:
+        if self._result.stopped is None:
+            if self._signals:
+                self._stop(
+                    "interrupted",
+                    "Stopping at the next report of each trial; once more to stop at once.",
+                )
+            elif self._deadline is not None and time.monotonic() >= self._deadline:
+                self._stop("time limit", "The time limit is reached: stopping at the next reports.")
+
+    def _stop(self, reason: str, note: str) -> None:
+        self._result.stopped = reason
+        self._view.note(note)
+        self._pool.stop()
+
+    def _handle(self, event: Event) -> bool:
+        """Take note of an event; whether it may have changed what is missing."""
+        if event.kind == "report" and event.number is not None:
+            self._view.reported(event.worker, event.number, event.epochs)
+            return False
+        if event.kind == "broken":
+            raise CampaignError(f"Worker {event.worker} cannot work: {event.message}")
+        if event.kind == "died":
+            self._died(event)
+        elif event.result is not None and event.result.state is not None:
+            result = event.result
+            states = self._result.states
+            states[result.state or ""] = states.get(result.state or "", 0) + 1
+            if result.number is not None:
+                self._view.ended(event.worker, result.number, result.state or "")
+            if result.error is not None:
+                self._failed(f"Trial {result.number} failed: {result.error}")
+        return True
+
+    def _died(self, event: Event) -> None:
+        text = f"Worker {event.worker} died ({event.message})."
+        if event.task is None:
+            self._failed(text)
+            return
+        if self._result.stopped is None:
+            failed = recover(self._study, lambda mark: mark.get("task") == event.task)
+        else:
+            failed = interrupt(self._study, lambda mark: mark.get("task") == event.task)
+        trials = f" Its trial {failed[0]} failed and is queued again." if failed else ""
+        self._failed(text + trials)
+
+    def _failed(self, text: str) -> None:
+        self._view.note(text)
+        self._n_failures += 1
+        if self._n_failures > self._config.max_failures and self._result.stopped is None:
+            raise CampaignError(
+                f"{self._n_failures} trials failed in this run, more than "
+                f"max_failures={self._config.max_failures}. The last: {text}"
+            )
+
+
+@contextmanager
+def _signals() -> Iterator[list[int]]:
+    """Collect SIGINT and SIGTERM instead of raising, in the main thread."""
+    received: list[int] = []
+
+    def receive(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield received
+        return
+    before: dict[int, Any] = {n: signal.signal(n, receive) for n in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,102 @@
+"""How a campaign stands: counts, epochs spent and saved, and the best that is predicted."""
+
+import statistics
+from dataclasses import dataclass
+
+from optuna.study import Study
+from optuna.trial import FrozenTrial, TrialState
+
+from lyap_optuna._logging import get_logger
+from lyap_optuna.campaign._config import CampaignConfig
+from lyap_optuna.campaign._recovery import CONTINUES, INTERRUPTED, number_in
+from lyap_optuna.campaign._strategies import strategy_of
+from lyap_optuna.prediction import TrialPrediction, rank_trials
+
+_logger = get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class CampaignStatus:
+    """How a campaign stands.
+
+    Args:
+        total: Trials that it will have, COMPLETE and PRUNED.
+        missing: Those still to end.
+        running: Trials that run.
+        waiting: Trials that are queued.
+        complete: COMPLETE trials.
+        pruned: PRUNED trials.
+        failed: FAIL trials, those interrupted included.
+        interrupted: FAIL trials that were stopped with the campaign.
+        epochs_spent: Reports of all trials, also of those that failed.
+        epochs_saved: What training every COMPLETE and PRUNED configuration to the end would have
+            taken, less what all ended trials took; None before a trial is COMPLETE.
+        best_value: Best value of a COMPLETE trial.
+        predicted_best: The trial that ranks first.
+    """
+
+    total: int
+    missing: int
+    running: int
+    waiting: int
+    complete: int
+    pruned: int
+    failed: int
+    interrupted: int
+    epochs_spent: int
+    epochs_saved: int | None
+    best_value: float | None
+    predicted_best: TrialPrediction | None
+
+
+def campaign_status(config: CampaignConfig, study: Study) -> CampaignStatus:
+    """Return how a campaign stands.
+
+    Args:
+        config: What the campaign file says.
+        study: Its study.
+    """
+    trials = study.get_trials(deepcopy=False)
+    strategy = strategy_of(config)
+    states = [trial.state for trial in trials]
+    values = [t.value for t in trials if t.state == TrialState.COMPLETE and t.value is not None]
+    best = min if config.direction == "minimize" else max
+    return CampaignStatus(
+        total=strategy.total(study),
+        missing=strategy.missing(study),
+        running=states.count(TrialState.RUNNING),
+        waiting=states.count(TrialState.WAITING),
+        complete=states.count(TrialState.COMPLETE),
+        pruned=states.count(TrialState.PRUNED),
+        failed=states.count(TrialState.FAIL),
+        interrupted=sum(t.user_attrs.get(INTERRUPTED) is True for t in trials),
+        epochs_spent=sum(len(t.intermediate_values) for t in trials),
+        epochs_saved=epochs_saved(trials),
+        best_value=best(values) if values else None,
+        predicted_best=_first(study),
+    )
+
+
+def epochs_saved(trials: list[FrozenTrial]) -> int | None:
+    """Return the epochs saved by the trials that have ended.
+
+    Every epoch that was trained counts as spent: of failed and interrupted trials, and of continued
+    ones, which report the epochs that they train themselves. A whole training is taken to be as
+    long as the median COMPLETE trial that continues no other.
+    """
+    ended = [t for t in trials if t.state.is_finished()]
+    tried = [t for t in ended if t.state != TrialState.FAIL and number_in(t, CONTINUES) is None]
+    lengths = [len(t.intermediate_values) for t in tried if t.state == TrialState.COMPLETE]
+    if not lengths:
+        return None
+    whole = statistics.median_low(lengths)
+    return whole * len(tried) - sum(len(t.intermediate_values) for t in ended)
+
+
+def _first(study: Study) -> TrialPrediction | None:
+    try:
+        ranking = rank_trials(study)
+    except Exception as error:  # a status must not fail over one odd trial
+        _logger.warning(f"The trials could not be ranked ({type(error).__name__}).")
+        return None
+    return ranking[0] if ranking else None

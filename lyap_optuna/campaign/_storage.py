@@ -1,0 +1,323 @@
+"""Where a campaign keeps its study, and a storage that outlives a restart of the database."""
+
+import json
+import logging
+import sqlite3
+import uuid
+import warnings
+from collections.abc import Callable, Sequence
+from contextvars import ContextVar
+from pathlib import Path
+from typing import Any, TypeVar
+
+import optuna
+import sqlalchemy
+import tenacity
+from optuna.exceptions import ExperimentalWarning, UpdateFinishedTrialError
+from optuna.storages import (
+    BaseStorage,
+    GrpcStorageProxy,
+    JournalStorage,
+    RDBStorage,
+    RetryHeartbeatStaleTrialCallback,
+    get_storage,
+)
+from optuna.storages._rdb import models
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import FrozenTrial, TrialState
+
+from lyap_optuna._logging import get_logger
+from lyap_optuna.campaign._config import CampaignConfig
+
+_logger = get_logger(__name__)
+_T = TypeVar("_T")
+
+MAX_RETRY = 1
+"""A trial whose worker died is repeated so many times."""
+
+_CREATED = "lyapunov:created"
+_CONNECT_SECONDS = 10
+_TRANSIENT_STATES = ("08", "57P", "40001", "40P01", "53300", "55P03")
+_TRANSIENT_MYSQL = frozenset({0, 1040, 1053, 1205, 1213, 1927, 2002, 2003, 2006, 2013, 4031})
+_TRANSIENT_SQLITE = frozenset({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED})
+
+
+def is_transient(error: BaseException | None) -> bool:
+    """Whether a database error will pass: a lost connection, a restart, a deadlock, a busy file.
+
+    A full disk, a missing table, a wrong password or a value that does not fit will not.
+    """
+    while error is not None:
+        if isinstance(error, sqlalchemy.exc.TimeoutError):
+            return True
+        if isinstance(error, sqlalchemy.exc.DBAPIError):
+            return error.connection_invalidated or _driver_says_transient(error.orig)
+        error = error.__cause__
+    return False
+
+
+def _driver_says_transient(error: BaseException | None) -> bool:
+    if isinstance(error, sqlite3.OperationalError):
+        return (error.sqlite_errorcode & 0xFF) in _TRANSIENT_SQLITE
+    if error is None or type(error).__name__ not in ("OperationalError", "InterfaceError"):
+        # psycopg has a class for each error; those that matter here are OperationalErrors.
+        state = getattr(error, "sqlstate", None)
+        return isinstance(state, str) and state.startswith(_TRANSIENT_STATES)
+    state = getattr(error, "sqlstate", None) or getattr(error, "pgcode", None)
+    if isinstance(state, str):
+        return state.startswith(_TRANSIENT_STATES)
+    number = error.args[0] if error.args else None
+    if isinstance(number, int):
+        return number in _TRANSIENT_MYSQL
+    return "authentication failed" not in str(error)  # PostgreSQL refuses, or is not there yet
+
+
+class RetryingStorage(RDBStorage):
+    """Optuna's database storage, which waits for a database that does not answer.
+
+    What failed because the connection was lost, the server restarted or a lock was held is
+    repeated with growing, random pauses, until ``retry_seconds`` have passed; then Optuna's error
+    goes through. An answer that was lost leaves open whether the write happened, so that only
+    what is safe to repeat is repeated:
+
+    * reading, and writing attributes, reports and heartbeats: the second write equals the first;
+    * a parameter: the database refuses a second row, and Optuna ignores that;
+    * a final state: where the trial turns out to be in that state with those values, it is done;
+    * a new trial carries a token, and the repetition looks for it under the lock on the study that
+      Optuna takes, so that there is one trial and not two;
+    * taking a waiting trial: it cannot be told who took it. The repetition leaves it alone, with
+      one heartbeat, so that it is failed and retried if nobody runs it.
+
+    A trial counts as stale only after its worker would have given up waiting.
+
+    Args:
+        url: URL of the database.
+        retry_seconds: How long to go on, for each call.
+        heartbeat_interval: Seconds between signs of life.
+        engine_kwargs: Passed on to :func:`sqlalchemy.create_engine`, over the defaults: connections
+            are tested before use, one is kept per process and more are opened as threads need.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        retry_seconds: float = 120.0,
+        heartbeat_interval: int = 30,
+        engine_kwargs: dict[str, Any] | None = None,
+    ) -> None:
+        self._retry_seconds = retry_seconds
+        self._tried: set[str] = set()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ExperimentalWarning)
+            super().__init__(
+                url,
+                engine_kwargs=_engine_options(url) | (engine_kwargs or {}),
+                heartbeat_interval=heartbeat_interval,
+                grace_period=int(retry_seconds) + 2 * heartbeat_interval,
+                heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(MAX_RETRY),
+            )
+
+    def _repeat(self, call: Callable[[], _T]) -> _T:
+        if _repeating.get():  # within a call that is repeated as a whole
+            return call()
+        token = _repeating.set(True)
+        try:
+            return patiently(call, self._retry_seconds)
+        finally:
+            _repeating.reset(token)
+
+    def _create_new_trial(
+        self, study_id: int, template_trial: FrozenTrial | None = None
+    ) -> FrozenTrial:
+        template = template_trial or optuna.trial.create_trial(state=TrialState.RUNNING)
+        attrs = {**template.system_attrs, _CREATED: uuid.uuid4().hex}
+        fresh = FrozenTrial(
+            number=template.number,
+            state=template.state,
+            value=None,
+            values=template.values,
+            datetime_start=template.datetime_start,
+            datetime_complete=template.datetime_complete,
+            params=template.params,
+            distributions=template.distributions,
+            user_attrs=template.user_attrs,
+            system_attrs=attrs,
+            intermediate_values=template.intermediate_values,
+            trial_id=template._trial_id,
+        )
+        create = super()._create_new_trial
+        try:
+            return self._repeat(lambda: create(study_id, fresh))
+        finally:
+            self._tried.discard(attrs[_CREATED])
+
+    def _get_prepared_new_trial(
+        self,
+        study_id: int,
+        template_trial: FrozenTrial | None,
+        session: "sqlalchemy.orm.Session",
+    ) -> models.TrialModel:
+        # Called by each of Optuna's own attempts too, within the lock on the study.
+        token = None if template_trial is None else template_trial.system_attrs.get(_CREATED)
+        if token in self._tried:
+            attribute = models.TrialSystemAttributeModel
+            found = (
+                session.query(models.TrialModel)
+                .join(attribute, attribute.trial_id == models.TrialModel.trial_id)
+                .filter(models.TrialModel.study_id == study_id)
+                .filter(attribute.key == _CREATED, attribute.value_json == json.dumps(token))
+                .first()
+            )
+            if found is not None:
+                return found
+        elif isinstance(token, str):
+            self._tried.add(token)
+        return super()._get_prepared_new_trial(study_id, template_trial, session)
+
+    def set_trial_state_values(
+        self, trial_id: int, state: TrialState, values: Sequence[float] | None = None
+    ) -> bool:
+        """Set state and values; see :class:`optuna.storages.RDBStorage`."""
+        write = super().set_trial_state_values
+        lost_answer = False
+
+        def attempt() -> bool:
+            nonlocal lost_answer
+            try:
+                done = write(trial_id, state, values)
+            except UpdateFinishedTrialError:
+                if not lost_answer:
+                    raise
+                stored = self.get_trial(trial_id)
+                if stored.state == state and (values is None or stored.values == list(values)):
+                    return True
+                raise
+            except Exception:
+                lost_answer = True
+                raise
+            if lost_answer and not done and state == TrialState.RUNNING:
+                self.record_heartbeat(trial_id)
+            return done
+
+        return self._repeat(attempt)
+
+
+_repeating: ContextVar[bool] = ContextVar("repeating", default=False)
+
+
+def _repeated(name: str) -> Callable[..., Any]:
+    plain = getattr(RDBStorage, name)
+
+    def method(self: RetryingStorage, *args: Any, **kwargs: Any) -> Any:
+        return self._repeat(lambda: plain(self, *args, **kwargs))
+
+    method.__name__, method.__doc__ = name, plain.__doc__
+    return method
+
+
+# Reading, and the writes whose second time equals the first.
+for _name in (
+    "create_new_study",  # a second time it exists already, which a campaign expects
+    "set_study_user_attr",
+    "set_study_system_attr",
+    "get_study_id_from_name",
+    "get_study_name_from_id",
+    "get_study_directions",
+    "get_study_user_attrs",
+    "get_study_system_attrs",
+    "get_all_studies",
+    "_set_trial_param",
+    "get_trial_param",
+    "set_trial_intermediate_value",
+    "set_trial_user_attr",
+    "set_trial_system_attr",
+    "get_trial_id_from_study_id_trial_number",
+    "get_trial",
+    "get_trial_user_attrs",
+    "get_trial_system_attrs",
+    "_get_trials",
+    "_get_best_trial_id",
+    "record_heartbeat",
+    "_get_stale_trial_ids",
+):
+    setattr(RetryingStorage, _name, _repeated(_name))
+
+
+def patiently(call: Callable[[], _T], seconds: float) -> _T:
+    """Call until there is no transient error, for so many seconds, with growing random pauses."""
+    return tenacity.Retrying(
+        retry=tenacity.retry_if_exception(is_transient),
+        wait=tenacity.wait_random_exponential(multiplier=0.1, max=5.0),
+        stop=tenacity.stop_after_delay(seconds),
+        before_sleep=_log_waiting,
+        reraise=True,
+    )(call)
+
+
+def _log_waiting(state: tenacity.RetryCallState) -> None:
+    # The type only: messages of database drivers may hold the URL with its password.
+    error = state.outcome.exception() if state.outcome else None
+    level = logging.INFO if state.attempt_number == 3 else logging.DEBUG
+    _logger.log(level, f"The database does not answer ({type(error).__name__}); waiting for it.")
+
+
+def _engine_options(url: str) -> dict[str, Any]:
+    driver = sqlalchemy.make_url(url).get_dialect().driver
+    options: dict[str, Any] = {"pool_pre_ping": True, "pool_size": 1, "max_overflow": 4}
+    if driver == "pysqlite":
+        options["connect_args"] = {"timeout": 60}
+    elif driver in ("psycopg", "psycopg2", "pymysql", "mysqldb"):
+        options["connect_args"] = {"connect_timeout": _CONNECT_SECONDS}
+    return options
+
+
+def storage_of(config: CampaignConfig, workers: int) -> str:
+    """Return the URL or path of the storage: the file's, or a default beside the file.
+
+    Raises:
+        ValueError: Several workers would share a bare SQLite file.
+    """
+    if config.storage is not None:
+        url = config.storage.get_secret_value()
+        if workers > 1 and url.startswith("sqlite"):
+            raise ValueError(
+                f"{workers} workers cannot share an SQLite file. Leave storage out (a journal file "
+                "is used), name a journal file (storage: campaign.journal), or use a database "
+                "server."
+            )
+        return url
+    journal, database = (config.path.with_suffix(s) for s in (".journal", ".db"))
+    if workers == 1 and not journal.exists():
+        return f"sqlite:///{database.as_posix()}"
+    if workers > 1 and database.exists():
+        raise ValueError(
+            f"The campaign has its trials in {database}, and {workers} workers cannot share an "
+            "SQLite file. Go on with workers: 1, or name another storage."
+        )
+    return str(journal)
+
+
+def open_storage(url: str, *, retry_seconds: float, heartbeat_interval: int) -> BaseStorage:
+    """Open the storage of a campaign.
+
+    Args:
+        url: URL of a database, ``grpc://host:port``, or path of a journal file.
+        retry_seconds: How long to wait for a database that does not answer.
+        heartbeat_interval: Seconds between signs of life in a database.
+    """
+    if url.startswith("grpc://"):
+        host, _, port = url.removeprefix("grpc://").rstrip("/").rpartition(":")
+        if not host or not port.isdigit():
+            raise ValueError(f"write storage: grpc://HOST:PORT, not {url!r}")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ExperimentalWarning)
+            proxy = GrpcStorageProxy(host=host, port=int(port))
+        proxy.wait_server_ready(timeout=_CONNECT_SECONDS)
+        return proxy
+    if "://" not in url:
+        Path(url).parent.mkdir(parents=True, exist_ok=True)
+        return JournalStorage(JournalFileBackend(url))
+    return get_storage(
+        RetryingStorage(url, retry_seconds=retry_seconds, heartbeat_interval=heartbeat_interval)
+    )

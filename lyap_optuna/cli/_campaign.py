@@ -1,0 +1,238 @@
+"""``lyap-optuna campaign``: run and watch campaigns from a file."""
+
+import dataclasses
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from lyap_optuna.cli import _format, _storage
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+    from lyap_optuna.campaign import CampaignConfig, CampaignResult, CampaignStatus, View
+
+INTERRUPTED = 130
+_REFRESH_SECONDS = 2.0
+
+_file = click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
+
+
+@click.group()
+def campaign() -> None:
+    """Run many trials on many workers, as a file says."""
+
+
+@campaign.command()
+@_file
+@click.option("--dask", metavar="ADDRESS", help="Run on the Dask cluster of this scheduler.")
+@click.pass_context
+def run(ctx: click.Context, file: Path, dask: str | None) -> None:
+    """Run the campaign of FILE, or go on with it, to its total.
+
+    Ctrl-C stops each worker at its next report, a second one stops at once. The same command goes
+    on with the campaign; docs/campaigns.md describes the file.
+    """
+    config = _load(file)
+    from lyap_optuna.campaign import run_campaign
+
+    console = _format.console(stderr=True)
+    with _errors_in_a_line(), _progress(console, config) as view:
+        result = run_campaign(config, dask=dask, view=view)
+    _say_how_it_ended(result, file)
+    if result.stopped == "interrupted":
+        ctx.exit(INTERRUPTED)
+
+
+@campaign.command()
+@_file
+@click.option("--once", is_flag=True, help="Print the table once, do not follow the campaign.")
+@click.option(
+    "-f", "--format", "output_format", type=click.Choice(("table", "json", "yaml")), default="table"
+)
+def status(file: Path, once: bool, output_format: str) -> None:
+    """Show how the campaign of FILE stands; on a terminal, live until it is done or Ctrl-C."""
+    from rich.live import Live
+
+    config = _load(file)
+    current = _status_reader(config)
+    console = _format.console()
+    if output_format != "table":
+        click.echo(_format.dump(_as_record(config, current()), output_format), nl=False)
+        return
+    if once or not console.is_terminal:
+        console.print(_status_table(config, current()))
+        return
+    with Live(console=console, auto_refresh=False) as live:
+        while True:
+            began = time.monotonic()
+            now = current()
+            live.update(_status_table(config, now), refresh=True)
+            if now.missing == 0:
+                return
+            # A large study takes a while to rank: spend most of the time waiting.
+            time.sleep(max(_REFRESH_SECONDS, 5 * (time.monotonic() - began)))
+
+
+def _load(file: Path) -> "CampaignConfig":
+    try:
+        from lyap_optuna.campaign import CampaignFileError, load_config
+    except ImportError as error:
+        raise click.ClickException(str(error)) from None
+    try:
+        config = load_config(file)
+    except CampaignFileError as error:
+        raise click.ClickException(_storage.scrub(str(error))) from None
+    if config.storage is not None:
+        _storage.shown_url(config.storage.get_secret_value())  # remembers what to hide
+    return config
+
+
+@contextmanager
+def _errors_in_a_line() -> Iterator[None]:
+    from optuna.exceptions import OptunaError
+    from sqlalchemy.exc import SQLAlchemyError
+
+    from lyap_optuna.campaign import CampaignError
+
+    try:
+        yield
+    except CampaignError as error:
+        raise click.ClickException(_printable(error)) from None
+    except (ValueError, OSError) as error:
+        raise click.ClickException(_printable(error)) from None
+    except (OptunaError, SQLAlchemyError) as error:
+        cause = error.__cause__ if isinstance(error, OptunaError) else error
+        reason = getattr(cause, "orig", None) or cause or error
+        raise click.ClickException(
+            f"The storage failed: {type(reason).__name__}: {_printable(reason)}"
+        ) from None
+
+
+def _printable(text: object) -> str:
+    lines = _storage.scrub(str(text)).strip().splitlines()
+    return "\n".join(_format.printable(line) for line in lines)
+
+
+@contextmanager
+def _progress(console: "Console", config: "CampaignConfig") -> "Iterator[View]":
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    from lyap_optuna.campaign import View
+
+    progress = Progress(
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[news]}", markup=False),
+        console=console,
+        disable=not console.is_terminal,
+    )
+    overall = progress.add_task("trials", total=config.trials, news="")
+    bars: dict[int, Any] = {}
+    longest = 0
+    states: dict[str, int] = {}
+
+    class Bars(View):
+        def started(self, study: Any, missing: int, total: int) -> None:
+            self.progress(missing, total)
+            self.note(f"{total - missing} of {total} trials are done.")
+
+        def progress(self, missing: int, total: int) -> None:
+            news = ", ".join(f"{n} {state.lower()}" for state, n in sorted(states.items()))
+            progress.update(overall, completed=total - missing, total=total, news=news)
+
+        def reported(self, worker: int, number: int, epochs: int) -> None:
+            nonlocal longest
+            longest = max(longest, epochs)
+            if worker not in bars:
+                bars[worker] = progress.add_task("", total=None, news="")
+            progress.update(
+                bars[worker],
+                description=f"trial {number}",
+                completed=epochs,
+                total=longest,
+                news="epochs",
+            )
+
+        def ended(self, worker: int, number: int, state: str) -> None:
+            states[state] = states.get(state, 0) + 1
+            if not console.is_terminal:
+                self.note(f"Trial {number}: {state}")
+
+        def note(self, text: str) -> None:
+            console.print(_printable(text), soft_wrap=True)
+
+    with progress:
+        yield Bars()
+
+
+def _say_how_it_ended(result: "CampaignResult", file: Path) -> None:
+    ran = ", ".join(f"{n} {state}" for state, n in sorted(result.states.items())) or "none"
+    click.echo(f"Trials that ended in this run: {ran}.")
+    if result.missing:
+        click.echo(
+            f"Stopped ({result.stopped}); {result.missing} trials are missing. To go on: "
+            f"lyap-optuna campaign run {_format.printable(file)}"
+        )
+
+
+def _status_reader(config: "CampaignConfig") -> "Callable[[], CampaignStatus]":
+    from lyap_optuna.campaign import campaign_status, open_study, storage_of
+
+    with _errors_in_a_line():
+        url = storage_of(config, config.workers or 1)
+        _storage.open_storage(url) if "grpc://" not in url else None  # creates nothing
+        try:
+            study = open_study(config, url, create=False)
+        except KeyError:
+            raise click.ClickException(
+                f"The campaign has not begun: there is no study {_format.quoted(config.study)}."
+            ) from None
+
+    def current() -> "CampaignStatus":
+        with _errors_in_a_line():
+            return campaign_status(config, study)
+
+    return current
+
+
+def _as_record(config: "CampaignConfig", status: "CampaignStatus") -> dict[str, Any]:
+    record = {"study": config.study, **dataclasses.asdict(status)}
+    if status.predicted_best is not None:
+        record["predicted_best"]["state"] = status.predicted_best.state.name
+    return record
+
+
+def _status_table(config: "CampaignConfig", status: "CampaignStatus") -> "Table":
+    best = status.predicted_best
+    predicted = "-"
+    if best is not None:
+        value = best.value if best.value is not None else best.predicted_value
+        known = "value" if best.value is not None else "predicted"
+        predicted = (
+            f"trial {best.number} ({best.state.name.lower()}), {known} {_format.cell(value)}"
+        )
+    stopped = f" ({status.interrupted} interrupted)" if status.interrupted else ""
+    rows = [
+        ("trials", f"{status.total - status.missing} of {status.total}"),
+        ("running", str(status.running)),
+        ("waiting", str(status.waiting)),
+        ("complete", str(status.complete)),
+        ("pruned", str(status.pruned)),
+        ("failed", f"{status.failed}{stopped}"),
+        ("epochs spent", str(status.epochs_spent)),
+        ("epochs saved", _format.cell(status.epochs_saved)),
+        ("best value", _format.cell(status.best_value)),
+        ("predicted best", predicted),
+    ]
+    return _format.table(
+        [{"what": what, "now": now} for what, now in rows],
+        {"what": "campaign", "now": _format.printable(config.study)},
+    )
