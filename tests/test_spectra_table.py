@@ -1,0 +1,839 @@
+"""Whole spectra in a real database: SQLite, PostgreSQL, MariaDB, and what can go wrong there."""
+
+import contextlib
+import io
+import logging
+import math
+import multiprocessing
+import re
+import warnings
+
+import optuna
+import pytest
+import sqlalchemy as sa
+import torch
+from _networks import make_inputs
+from _servers import execute, server_url
+from alembic import autogenerate, command
+from alembic.migration import MigrationContext
+from click.testing import CliRunner
+from optuna.storages import JournalStorage, RDBStorage
+from optuna.storages.journal import JournalFileBackend
+from test_probe import same, train
+from torch import nn
+
+import lyap_optuna as lyap
+from lyap_optuna.cli import main
+from lyap_optuna.records import SpectraError, _table, write_spectrum
+
+optuna.logging.set_verbosity(optuna.logging.WARNING)
+
+pytestmark = pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
+
+
+def make_probe(units=6, seed=0, **options):
+    torch.manual_seed(seed)
+    model = nn.GRU(3, units, batch_first=True).double()
+    return lyap.LyapunovProbe(model, make_inputs(4, 25, 3), full_spectrum=True, **options)
+
+
+def write(trial, step=1, exponents=(-0.5, -1.0), std=None, *, module="rnn", **more):
+    write_spectrum(
+        trial,
+        step,
+        module=module,
+        state="hidden",
+        exponents=list(exponents),
+        std=[0.1] * len(exponents) if std is None else list(std),
+        state_size=len(exponents),
+        inputs=10,
+        **more,
+    )
+
+
+def engine_of(study):
+    return study._storage._backend.engine
+
+
+def rows(url, columns="trial_id"):
+    """What the table holds, whoever it belongs to."""
+    engine = sa.create_engine(url, poolclass=sa.NullPool)
+    with engine.connect() as connection:
+        return connection.exec_driver_sql(
+            f"SELECT {columns} FROM lyapunov_spectra ORDER BY spectrum_id"
+        ).all()
+
+
+def run(*arguments, code=0):
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == code, result.output
+    return result.output
+
+
+@contextlib.contextmanager
+def statements(engine):
+    """Record the statements and transactions that an engine sends."""
+    seen = []
+
+    def note(connection, cursor, statement, *args):
+        seen.append(re.sub(r"\s+", " ", statement))
+
+    def commit(connection):
+        seen.append("COMMIT")
+
+    sa.event.listen(engine, "before_cursor_execute", note)
+    sa.event.listen(engine, "commit", commit)
+    try:
+        yield seen
+    finally:
+        sa.event.remove(engine, "before_cursor_execute", note)
+        sa.event.remove(engine, "commit", commit)
+
+
+# What is stored is what was measured ----------------------------------------------------------
+
+
+def test_what_is_loaded_is_what_was_measured(database_url):
+    study = optuna.create_study(study_name="<b> 'ü' \n 😀", storage=database_url)
+    trial = study.ask()
+    probe = make_probe()
+    probe.report(trial, 0.5, 1)
+    measured = probe.measure().spectrum
+    reopened = optuna.load_study(study_name=study.study_name, storage=database_url)
+    spectra = lyap.load_spectra(reopened)
+    assert [(s.trial_number, s.step) for s in spectra] == [(0, 0), (0, 1)]
+    for s in spectra:
+        assert s.exponents == tuple(measured.exponents.tolist())  # to the last bit
+        assert s.std == tuple(measured.std.tolist())
+        assert (s.module, s.state, s.state_size, s.inputs) == ("", "hidden", 6, 4)
+        assert s.clipped_fraction == 0
+        assert s.max == measured.max
+        assert s.mean == pytest.approx(measured.mean, abs=1e-15)
+        assert s.created_at.utcoffset().total_seconds() == 0
+    assert lyap.load_spectra(study, step=1) == spectra[1:]
+    assert lyap.load_spectra(study, trial_number=1) == []
+    assert set(study.trials[0].user_attrs) >= {"lyapunov:max", "lyapunov:readouts"}
+
+
+def test_reading_creates_nothing(database_url):
+    study = optuna.create_study(storage=database_url)
+    assert lyap.load_spectra(study) == []
+    tables = sa.inspect(engine_of(study)).get_table_names()
+    assert not [t for t in tables if t.startswith("lyapunov")]
+
+
+def test_layers_states_and_steps_are_kept_apart(database_url):
+    """Names are told apart by case too, which MariaDB does not by default."""
+    study = optuna.create_study(storage=database_url)
+    trial = study.ask()
+    for module in ("RNN", "rnn", "x" * 512):
+        for step in (-1, 0, 3_000_000_000):
+            write(trial, step, module=module)
+    spectra = lyap.load_spectra(study)
+    assert len({(s.module, s.step) for s in spectra}) == 9
+
+
+def test_the_layer_is_named_as_in_the_model(database_url):
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.encoder = nn.Sequential(nn.LSTM(3, 4, batch_first=True))
+
+        def forward(self, x):
+            return self.encoder(x)
+
+    study = optuna.create_study(storage=database_url)
+    model = nn.DataParallel(Model())
+    for options in ({}, {"module": "encoder.0"}, {"module": model.module.encoder[0]}):
+        probe = lyap.LyapunovProbe(
+            model,
+            make_inputs(2, 12, 3, dtype=torch.float32),
+            full_spectrum=True,
+            state="full",
+            **options,
+        )
+        probe.record(study.ask(), 1)
+    assert {(s.module, s.state, len(s.exponents)) for s in lyap.load_spectra(study)} == {
+        ("encoder.0", "full", 8)
+    }
+
+
+def test_stored_numbers_are_finite(database_url):
+    study = optuna.create_study(storage=database_url)
+    write(study.ask(), exponents=[0.0, -15.0, -17.0, -math.inf], std=[0.1, 0.2, 0.3, math.nan])
+    (s,) = lyap.load_spectra(study)
+    assert s.exponents == (0.0, -15.0, -16.0, -16.0)
+    assert s.std == (0.1, 0.2, 0.3, None)
+    assert s.clipped_fraction == 0.5
+    (row,) = rows(database_url, "max_exponent, mean_exponent")
+    assert tuple(row) == (0.0, -47 / 4)
+    for bad in (math.nan, math.inf):
+        with pytest.raises(ValueError, match="NaN or infinite"):
+            write(study.ask(), exponents=[bad, -1.0])
+
+
+def test_4096_exponents(database_url):
+    """MariaDB and MySQL keep 65,535 bytes in a TEXT column; this takes more than twice that."""
+    generator = torch.Generator().manual_seed(0)
+    exponents = torch.randn(4096, generator=generator, dtype=torch.float64).sort(descending=True)[0]
+    std = torch.rand(4096, generator=generator, dtype=torch.float64)
+    study = optuna.create_study(storage=database_url)
+    write(study.ask(), exponents=exponents.tolist(), std=std.tolist())
+    (s,) = lyap.load_spectra(study)
+    assert s.exponents == tuple(exponents.tolist())
+    assert s.std == tuple(std.tolist())
+    length = {"sqlite": "LENGTH(exponents)", "postgresql": "LENGTH(exponents::text)"}
+    (row,) = rows(
+        database_url, length.get(sa.make_url(database_url).get_backend_name(), "LENGTH(exponents)")
+    )
+    assert row[0] > 65_535
+
+
+def test_the_first_spectrum_of_a_step_stays(database_url):
+    """Several processes of one trial may store the same step."""
+    study = optuna.create_study(storage=database_url)
+    trial = study.ask()
+    write(trial, exponents=[-1.0])
+    write(trial, exponents=[-2.0])
+    assert [s.max for s in lyap.load_spectra(study)] == [-1.0]
+    assert len(rows(database_url)) == 1
+
+
+def test_a_spectrum_is_one_transaction(database_url):
+    study = optuna.create_study(storage=database_url)
+    trial = study.ask()
+    write(trial, 1)  # makes the table
+    with statements(engine_of(study)) as seen:
+        write(trial, 2)
+    assert seen.count("COMMIT") == 1
+    assert len(seen) <= 4
+    assert sum(s.startswith("INSERT INTO lyapunov_spectra") for s in seen) == 1
+
+
+def test_trials_in_threads(database_url):
+    study = optuna.create_study(storage=database_url)
+
+    def objective(trial):
+        write(trial, exponents=[-float(trial.number)])
+        return 0.0
+
+    study.optimize(objective, n_trials=6, n_jobs=2)
+    assert [(s.trial_number, s.max) for s in lyap.load_spectra(study)] == [
+        (i, -float(i)) for i in range(6)
+    ]
+
+
+def test_training_is_bit_identical(database_url):
+    """Not only the exponents leave no trace, their way into the database leaves none either."""
+    study = optuna.create_study(storage=database_url)
+    outcomes = []
+    for probed in (False, True):
+        outcome = train(0, probed, trial=study.ask(), full_spectrum=True)
+        outcomes.append(outcome | {"random": torch.get_rng_state()})
+    for name in outcomes[0]:
+        assert same(outcomes[0][name], outcomes[1][name]), name
+    assert len(lyap.load_spectra(study)) == 7
+
+
+# Trials come and go -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("new_name", ["study", "another"])
+def test_sqlite_reuses_trial_ids_and_a_stale_spectrum_is_nobodys(new_database, new_name):
+    url = new_database("sqlite")
+    study = optuna.create_study(study_name="study", storage=url)
+    dead = study.ask()
+    for step in (1, 2):
+        write(dead, step, exponents=[-1.0])
+    optuna.delete_study(study_name="study", storage=url)
+    study = optuna.create_study(study_name=new_name, storage=url)
+    trial = study.ask()
+    assert trial._trial_id == dead._trial_id
+    assert trial.number == dead.number
+    assert len(rows(url)) == 2  # no foreign key removed them
+    assert lyap.load_spectra(study) == []
+    write(trial, 2, exponents=[-2.0])
+    assert [(s.step, s.max) for s in lyap.load_spectra(study)] == [(2, -2.0)]
+    assert len(rows(url)) == 1
+
+
+def test_upgrade_removes_what_deleted_studies_left_in_sqlite(new_database):
+    url = new_database("sqlite")
+    for name in ("kept", "deleted"):
+        study = optuna.create_study(study_name=name, storage=url)
+        write(study.ask())
+    optuna.delete_study(study_name="deleted", storage=url)
+    assert len(rows(url)) == 2
+    run("storage", "upgrade", "--storage", url)
+    assert [r[0] for r in rows(url, "study_name")] == ["kept"]
+
+
+def test_deleting_a_study_deletes_its_spectra_on_servers(server_database_url):
+    for name in ("kept", "deleted"):
+        study = optuna.create_study(study_name=name, storage=server_database_url)
+        for _ in range(2):
+            write(study.ask())
+    optuna.delete_study(study_name="deleted", storage=server_database_url)
+    assert [r[0] for r in rows(server_database_url, "study_name")] == ["kept", "kept"]
+
+
+def test_a_deleted_study_costs_a_warning_and_no_spectrum(database_url):
+    study = optuna.create_study(storage=database_url)
+    write(study.ask(), 1)
+    trial = study.ask()
+    optuna.delete_study(study_name=study.study_name, storage=database_url)
+    with pytest.raises(SpectraError, match="its study was deleted"):
+        write(trial, 2)
+
+
+@pytest.mark.parametrize("inherit_values", [False, True])
+def test_a_retried_trial_has_its_own_spectra(database_url, inherit_values):
+    study = optuna.create_study(storage=database_url)
+    dead = study.ask()
+    make_probe(seed=1).report(dead, 0.5, 1)
+    study.tell(dead, state=optuna.trial.TrialState.FAIL)
+    retry = optuna.storages.RetryHeartbeatStaleTrialCallback(
+        inherit_intermediate_values=inherit_values
+    )
+    retry(study, study.trials[0])
+    assert lyap.load_spectra(study, trial_number=1) == []
+    probe = make_probe(seed=2)
+    probe.report(study.ask(), 0.5, 2 if inherit_values else 1)
+    spectra = lyap.load_spectra(study)
+    steps = [(s.trial_number, s.step) for s in spectra]
+    assert steps == [(0, 0), (0, 1), *([(1, 2)] if inherit_values else [(1, 0), (1, 1)])]
+    assert spectra[-1].max == probe.measure().max
+    assert spectra[0].max != spectra[-1].max
+
+
+def test_an_enqueued_trial_starts_when_it_runs(database_url):
+    study = optuna.create_study(storage=database_url)
+    study.enqueue_trial({})
+    write(study.ask())
+    assert len(lyap.load_spectra(study)) == 1
+
+
+# Many processes ---------------------------------------------------------------------------------
+
+
+def _create_at_the_same_moment(url, study_name, trial_id, barrier, failures):
+    try:
+        study = optuna.load_study(study_name=study_name, storage=url)
+        trial = optuna.trial.Trial(study, trial_id)
+        barrier.wait(60)
+        write(trial, exponents=[-float(trial.number)])
+    except BaseException as error:
+        failures.put(repr(error))
+        raise
+
+
+def test_many_processes_create_the_table_at_the_same_moment(database_url):
+    n = 6
+    study = optuna.create_study(storage=database_url)
+    trials = [study.ask() for _ in range(n)]
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["test_spectra_table"])
+    barrier, failures = context.Barrier(n), context.SimpleQueue()
+    processes = [
+        context.Process(
+            target=_create_at_the_same_moment,
+            args=(database_url, study.study_name, trial._trial_id, barrier, failures),
+        )
+        for trial in trials
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(120)
+    assert failures.empty() or pytest.fail(failures.get())
+    assert [p.exitcode for p in processes] == [0] * n
+    assert [s.max for s in lyap.load_spectra(study)] == [-float(i) for i in range(n)]
+    assert _table.stored_version(engine_of(study)) == _table.head()
+
+
+# Schema versions --------------------------------------------------------------------------------
+
+
+def test_a_newer_release_made_the_table(database_url):
+    study = optuna.create_study(storage=database_url)
+    write(study.ask(), exponents=[-1.0])
+    execute(database_url, "UPDATE lyapunov_version SET version_num = 'v99.0.0.a'")
+    study = optuna.load_study(study_name=study.study_name, storage=database_url)
+    with pytest.raises(RuntimeError, match=r"'v99.0.0.a'.* newer release .* --upgrade lyap-optuna"):
+        lyap.load_spectra(study)
+    probe, trial = make_probe(), study.ask()
+    with pytest.warns(lyap.LyapunovWarning, match="newer release") as caught:
+        probe.report(trial, 0.5, 1)
+        probe.report(trial, 0.4, 2)
+    assert len(caught) == 1
+    assert list(study.trials[1].user_attrs["lyapunov:readouts"]) == ["0", "1", "2"]
+    assert "newer release" in run("storage", "upgrade", "--storage", database_url, code=1)
+    assert rows(database_url, "max_exponent") == [(-1.0,)]
+
+
+NEXT = """
+import sqlalchemy as sa
+from alembic import op
+
+revision, down_revision = "v9.0.0.a", "v0.1.0.a"
+
+
+def upgrade():
+    with op.batch_alter_table("lyapunov_spectra") as batch:
+        batch.add_column(sa.Column("note", sa.String(8), nullable=True))
+"""
+
+
+def test_an_older_table_is_upgraded_by_the_command(database_url, tmp_path, monkeypatch):
+    study = optuna.create_study(storage=database_url)
+    write(study.ask(), exponents=[-1.0])
+    # The next release: one more migration.
+    (tmp_path / "next").mkdir()
+    (tmp_path / "next" / "v9_0_0_a.py").write_text(NEXT)
+    real = _table._config
+
+    def config():
+        made = real()
+        made.set_main_option("version_locations", f"{_table._MIGRATIONS}/versions:{tmp_path}/next")
+        return made
+
+    monkeypatch.setattr(_table, "_config", config)
+    study = optuna.load_study(study_name=study.study_name, storage=database_url)
+    with pytest.raises(RuntimeError, match=r"'v0.1.0.a'.*`lyap-optuna storage upgrade --storage"):
+        lyap.load_spectra(study)
+    probe, trial = make_probe(), study.ask()
+    with pytest.warns(lyap.LyapunovWarning, match="storage upgrade"):
+        probe.report(trial, 0.5, 1)
+    output = run("storage", "upgrade", "--storage", database_url)
+    assert "from schema v0.1.0.a to v9.0.0.a" in output
+    probe.report(trial, 0.5, 2)
+    assert [(s.trial_number, s.step) for s in lyap.load_spectra(study)] == [(0, 1), (1, 2)]
+    assert rows(database_url, "note") == [(None,), (None,)]
+    assert "up to date" in run("storage", "upgrade", "--storage", database_url)
+
+
+def test_the_upgrade_creates_the_table(database_url):
+    study = optuna.create_study(storage=database_url)
+    assert "Created the table" in run("storage", "upgrade", "--storage", database_url)
+    assert lyap.load_spectra(study) == []
+    write(study.ask())
+    assert len(rows(database_url)) == 1
+
+
+def test_a_new_table_equals_a_migrated_one(new_database):
+    """A database of any age, brought to the head by Alembic, is what `create` makes at once."""
+    for kind in ("sqlite", "postgresql", "mariadb"):
+        inspected = []
+        for migrated in (False, True):
+            url = new_database(kind)
+            engine = RDBStorage(url).engine
+            if migrated:
+                with engine.begin() as connection:
+                    config = _table._config()
+                    config.attributes["connection"] = connection
+                    command.upgrade(config, "head")
+            else:
+                _table.create(engine)
+            with engine.connect() as connection:
+                context = MigrationContext.configure(
+                    connection,
+                    opts={
+                        "version_table": _table.VERSION_TABLE,
+                        "include_name": lambda name, kind, _: (
+                            kind != "table" or name == "lyapunov_spectra"
+                        ),
+                    },
+                )
+                assert autogenerate.compare_metadata(context, _table.METADATA) == []
+            inspector = sa.inspect(engine)
+            name = "lyapunov_spectra"
+            inspected.append(
+                [
+                    [{k: str(v) for k, v in c.items()} for c in inspector.get_columns(name)],
+                    inspector.get_foreign_keys(name)[0]["options"],
+                    sorted(map(str, inspector.get_unique_constraints(name))),
+                    sorted(map(str, inspector.get_indexes(name))),
+                ]
+            )
+            assert inspected[-1][1]["ondelete"] == "CASCADE"
+        assert inspected[0] == inspected[1]
+
+
+def test_optunas_own_schema_version_is_left_alone(database_url):
+    study = optuna.create_study(storage=database_url)
+    before = engine_of(study), RDBStorage(database_url).get_current_version()
+    write(study.ask())
+    assert RDBStorage(database_url).get_current_version() == before[1]
+
+
+# Copies -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("source", "target"),
+    [("sqlite", "postgresql"), ("postgresql", "mariadb"), ("mariadb", "sqlite")],
+)
+def test_copy_study_leaves_spectra_behind_and_storage_copy_does_not(new_database, source, target):
+    source, target = new_database(source), new_database(target)
+    other = optuna.create_study(study_name="other", storage=target)
+    write(other.ask())  # ids and numbers differ
+    study = optuna.create_study(study_name="a", storage=source)
+    study.enqueue_trial({})
+    for _ in range(3):
+        trial = study.ask()
+        make_probe(seed=trial.number).report(trial, 0.5, 1)
+        study.tell(trial, 0.5)
+    optuna.copy_study(from_study_name="a", from_storage=source, to_storage=target)
+    assert lyap.load_spectra(optuna.load_study(study_name="a", storage=target)) == []
+    arguments = ("storage", "copy", "--storage", source, "--study-name", "a", "--to-storage")
+    for url, name in ((target, "b"), (source, "c")):  # elsewhere, and into the same database
+        output = run(*arguments, url, "--to-study-name", name)
+        assert "3 trials, 6 spectra" in output
+        copied = optuna.load_study(study_name=name, storage=url)
+        assert lyap.load_spectra(copied) == lyap.load_spectra(study)
+    assert "already holds a study 'a'" in run(*arguments, target, code=1)
+    assert len(lyap.load_spectra(other)) == 1
+
+
+def test_a_copy_that_fails_leaves_no_study(new_database):
+    source, target = new_database("sqlite"), new_database("sqlite")
+    study = optuna.create_study(study_name="a", storage=source)
+    write(study.ask())
+    write(optuna.create_study(study_name="other", storage=target).ask())
+    execute(target, "UPDATE lyapunov_version SET version_num = 'v99.0.0.a'")
+    output = run(
+        "storage", "copy", "--storage", source, "--study-name", "a", "--to-storage", target, code=1
+    )
+    assert "newer release" in output
+    assert optuna.get_all_study_names(target) == ["other"]
+
+
+def test_copying_a_study_without_spectra(new_database):
+    source, target = new_database("sqlite"), new_database("sqlite")
+    optuna.create_study(study_name="a", storage=source)
+    output = run("storage", "copy", "--storage", source, "--to-storage", target)
+    assert "0 trials, 0 spectra" in output
+
+
+# Databases that refuse --------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def read_only(url):
+    """Yield the URL of the same database for a user who may only read."""
+    parsed = sa.make_url(url)
+    if parsed.get_backend_name() == "sqlite":
+        yield f"sqlite:///file:{parsed.database}?mode=ro&uri=true"
+        return
+    user = f"u{parsed.database[-16:]}"
+    server = server_url({"mysql": "mariadb"}.get(parsed.get_backend_name(), "postgresql"))
+    if parsed.get_backend_name() == "postgresql":
+        execute(server, f"CREATE ROLE {user} LOGIN PASSWORD 's3cret'")
+        execute(url, f"GRANT SELECT ON ALL TABLES IN SCHEMA public TO {user}")
+        drop = f"DROP OWNED BY {user}"
+    else:
+        execute(server, f"CREATE USER {user} IDENTIFIED BY 's3cret'")
+        execute(server, f"GRANT SELECT ON {parsed.database}.* TO {user}")
+        drop = "DO 0"
+    try:
+        yield parsed.set(username=user, password="s3cret").render_as_string(hide_password=False)
+    finally:
+        execute(url, drop)
+        execute(server, f"DROP {'ROLE' if 'postgresql' in url else 'USER'} {user}")
+
+
+@pytest.mark.parametrize("with_table", [False, True])
+def test_a_read_only_database_harms_no_training(database_url, with_table):
+    study = optuna.create_study(storage=database_url)
+    if with_table:
+        write(study.ask(), exponents=[-1.0])
+    trial_id = study.ask()._trial_id
+    alone = train(0, False)
+    with read_only(database_url) as url:
+        study = optuna.load_study(
+            study_name=study.study_name,
+            storage=RDBStorage(url, skip_table_creation=True),
+            sampler=optuna.samplers.RandomSampler(seed=0),
+        )
+        trial = optuna.trial.Trial(study, trial_id)
+
+        class Recording:
+            """Training that records readouts without a loss: no write is Optuna's own."""
+
+            def report(self, value, step):
+                pass
+
+            def __getattr__(self, name):
+                return getattr(trial, name)
+
+        with pytest.warns(lyap.LyapunovWarning) as caught:
+            probed = train(0, True, trial=Recording(), full_spectrum=True)
+        assert len(caught) == 1
+        message = str(caught[0].message)
+        assert re.search(r"not stored \(StorageInternalError: .*(read-?only|denied)", message)
+        assert "s3cret" not in message
+        for name in alone:
+            assert same(alone[name], probed[name]), name
+        assert [s.max for s in lyap.load_spectra(study)] == [-1.0] * with_table
+        with pytest.raises(optuna.exceptions.StorageInternalError):  # as `trial.report` itself
+            make_probe().report(trial, 0.5, 1)
+    study = optuna.load_study(study_name=study.study_name, storage=database_url)
+    assert study.trials[-1].user_attrs == {}
+    assert len(lyap.load_spectra(study)) == with_table
+
+
+def test_without_the_right_to_create_tables_readouts_are_stored(new_database):
+    url = new_database("postgresql")
+    study = optuna.create_study(study_name="a", storage=url)
+    with read_only(url) as worker_url:
+        worker = sa.make_url(worker_url).username
+
+        def grant():
+            for what in ("TABLES", "SEQUENCES"):
+                execute(url, f"GRANT ALL ON ALL {what} IN SCHEMA public TO {worker}")
+
+        grant()
+        execute(url, f"REVOKE CREATE ON SCHEMA public FROM {worker}")
+        storage = RDBStorage(worker_url, skip_table_creation=True)
+        study = optuna.load_study(study_name="a", storage=storage)
+        probe, trial = make_probe(), study.ask()
+        with pytest.warns(lyap.LyapunovWarning, match="permission denied .*readout was") as caught:
+            probe.report(trial, 0.5, 1)
+            probe.report(trial, 0.5, 2)
+        assert len(caught) == 1
+        assert list(study.trials[0].user_attrs["lyapunov:readouts"]) == ["0", "1", "2"]
+        run("storage", "upgrade", "--storage", url)  # by the administrator
+        grant()
+        probe.report(trial, 0.5, 3)
+        assert [s.step for s in lyap.load_spectra(study)] == [3]
+
+
+# Storages that are no databases -----------------------------------------------------------------
+
+
+def test_in_memory_and_journal_studies_say_why(tmp_path):
+    journal = JournalStorage(JournalFileBackend(str(tmp_path / "journal.log")))
+    for storage, where in ((None, "in memory"), (journal, "in a journal")):
+        study = optuna.create_study(storage=storage)
+        probe, trial = make_probe(), study.ask()
+        with pytest.warns(lyap.LyapunovWarning, match=f"kept {where}.*spectra_url=") as caught:
+            probe.report(trial, 0.5, 1)
+            probe.report(trial, 0.4, 2)
+        assert len(caught) == 1
+        assert list(study.trials[0].user_attrs["lyapunov:readouts"]) == ["0", "1", "2"]
+        with pytest.raises(ValueError, match=f"kept {where}.*spectra_url="):
+            lyap.load_spectra(study)
+
+
+def test_a_trial_without_a_storage_stores_no_spectrum_and_says_nothing():
+    make_probe().report(optuna.trial.FixedTrial({}), 0.5, 1)
+
+
+def test_a_journal_study_with_a_database_for_its_spectra(database_url, tmp_path):
+    storage = JournalStorage(JournalFileBackend(str(tmp_path / "journal.log")))
+    study = optuna.create_study(study_name="a", storage=storage)
+    probe = make_probe(spectra_url=database_url)
+    probe.report(study.ask(), 0.5, 1)
+    spectra = lyap.load_spectra(study, spectra_url=database_url)
+    assert [(s.trial_number, s.step) for s in spectra] == [(0, 0), (0, 1)]
+    assert spectra[1].max == probe.measure().max
+    assert {r[0] for r in rows(database_url)} == {None}
+    # Copied into that database, the study finds its spectra there.
+    optuna.copy_study(from_study_name="a", from_storage=storage, to_storage=database_url)
+    assert lyap.load_spectra(optuna.load_study(study_name="a", storage=database_url)) == spectra
+
+
+def test_a_journal_study_made_again_under_its_name_has_no_stale_spectra(database_url, tmp_path):
+    storage = JournalStorage(JournalFileBackend(str(tmp_path / "journal.log")))
+    optuna.create_study(study_name="a", storage=storage).ask()
+    study = optuna.load_study(study_name="a", storage=storage)
+    make_probe(seed=1, spectra_url=database_url).report(study.ask(), 0.5, 1)
+    optuna.delete_study(study_name="a", storage=storage)
+    study = optuna.create_study(study_name="a", storage=storage)
+    for _ in range(2):
+        trial = study.ask()
+    assert lyap.load_spectra(study, spectra_url=database_url) == []
+    probe = make_probe(seed=2, spectra_url=database_url)
+    probe.report(trial, 0.5, 1)
+    there = lyap.load_spectra(study, spectra_url=database_url)
+    assert [(s.trial_number, s.step) for s in there] == [(1, 0), (1, 1)]
+    assert {s.max for s in there} == {probe.measure().max}
+
+
+def test_reading_makes_no_file(tmp_path):
+    url = f"sqlite:///{tmp_path / 'absent.db'}"
+    with pytest.raises(ValueError, match="does not exist"):
+        lyap.load_spectra(optuna.create_study(), spectra_url=url)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_behind_a_grpc_proxy(database_url):
+    from optuna.storages._grpc.server import make_server
+
+    backend = RDBStorage(database_url)
+    import socket
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    server = make_server(backend, "127.0.0.1", port)
+    server.start()
+    proxy = optuna.storages.GrpcStorageProxy(host="127.0.0.1", port=port)
+    try:
+        proxy.wait_server_ready(timeout=30)
+        study = optuna.create_study(study_name="a", storage=proxy)
+        trial = study.ask()
+        with pytest.warns(lyap.LyapunovWarning, match=r"gRPC proxy.*spectra_url="):
+            make_probe().report(trial, 0.5, 1)
+        assert list(study.trials[0].user_attrs["lyapunov:readouts"]) == ["0", "1"]
+        with pytest.raises(ValueError, match="gRPC proxy"):
+            lyap.load_spectra(study)
+        trial = study.ask()
+        make_probe(spectra_url=database_url).report(trial, 0.5, 1)
+        there = lyap.load_spectra(study, spectra_url=database_url)
+        assert [(s.trial_number, s.step) for s in there] == [(1, 0), (1, 1)]
+        # In the proxy's own database, they belong to its trials.
+        assert {r[0] for r in rows(database_url)} == {trial._trial_id}
+        assert lyap.load_spectra(optuna.load_study(study_name="a", storage=database_url)) == there
+    finally:
+        proxy.close()
+        server.stop(None)
+
+
+def test_every_way_to_an_rdb_storage_is_recognised(new_database):
+    class Retrying(RDBStorage):
+        pass
+
+    url = new_database("sqlite")
+    for storage in (url, RDBStorage(url), Retrying(url)):
+        study = optuna.create_study(storage=storage)
+        assert type(study._storage).__name__ == "_CachedStorage"
+        write(study.ask())
+        assert len(lyap.load_spectra(study)) == 1
+
+
+# Cost -------------------------------------------------------------------------------------------
+
+
+def test_opening_a_study_never_reads_the_table(database_url):
+    study = optuna.create_study(study_name="a", storage=database_url)
+    for _ in range(12):
+        trial = study.ask()
+        make_probe(seed=trial.number).report(trial, 0.5 + trial.number, 1)
+        study.tell(trial, 0.5 + trial.number)
+    study = optuna.load_study(study_name="a", storage=database_url, pruner=lyap.LyapunovPruner())
+    with statements(engine_of(study)) as seen:
+        study.get_trials()
+        lyap.rank_trials(study)
+        lyap.prediction_skill(study)
+        lyap.visualization.plot_spectrum(study)
+        trial = study.ask()
+        trial.report(1.0, 1)
+        trial.should_prune()
+    assert seen
+    assert not [s for s in seen if "lyapunov_spectra" in s]
+    with statements(engine_of(study)) as seen:
+        lyap.load_spectra(study)
+    assert [s for s in seen if "lyapunov_spectra" in s]
+
+
+def test_reading_a_trial_does_not_scan_the_table(new_database):
+    study = optuna.create_study(study_name="a", storage=new_database("sqlite"))
+    write(study.ask())
+    with statements(engine_of(study)) as seen:
+        lyap.load_spectra(study, trial_number=0)
+    with engine_of(study).connect() as connection:
+        for statement in seen:
+            if "lyapunov_spectra" in statement:
+                arguments = ("a", 0) if "study_name" in statement else (1,)
+                arguments = arguments[: statement.count("?")]
+                plan = connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", arguments)
+                assert not [step for *_, step in plan if "SCAN lyapunov_spectra" in step]
+
+
+# What people do to databases --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [
+        ("exponents", "oops"),
+        ("exponents", '[1, "x"]'),
+        ("exponents", "[NaN]"),
+        ("exponents", "{}"),
+        ("exponents", "[]"),
+        ("std", "[0.1]"),
+        ("std", "3"),
+    ],
+)
+def test_what_does_not_validate_is_ignored_with_a_warning(new_database, column, value):
+    url = new_database("sqlite")
+    study = optuna.create_study(storage=url)
+    trial = study.ask()
+    write(trial, 1)
+    write(trial, 2)
+    execute(url, f"UPDATE lyapunov_spectra SET {column} = '{value}' WHERE step = 1")
+    with pytest.warns(lyap.LyapunovWarning, match=r"Ignored 1 invalid .* trial 0, step 1"):
+        spectra = lyap.load_spectra(study)
+    assert [s.step for s in spectra] == [2]
+
+
+# Passwords --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql+psycopg://u:s3cret@127.0.0.1:1/d",
+        "mysql+pymysql://u:s3cret@127.0.0.1:1/d",
+        "mysql+pymysql://127.0.0.1:1/d?user=u&password=s3cret",
+        "postgresql+nodriver://u:s3cret@127.0.0.1:1/d",
+    ],
+)
+def test_passwords_reach_no_warning_no_log_and_no_attribute(url):
+    study = optuna.create_study()
+    log = io.StringIO()
+    handler = logging.StreamHandler(log)
+    logger = logging.getLogger("lyap_optuna")
+    before = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.DEBUG)
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            probe = make_probe(spectra_url=url)
+            probe.report(study.ask(), 0.5, 1)
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(before)
+    assert [w for w in caught if "spectrum at step 0 was not stored" in str(w.message)]
+    assert "Traceback" in log.getvalue()
+    shown = [log.getvalue(), repr(study.trials), *(str(w.message) for w in caught)]
+    assert not [text for text in shown if "s3cret" in text]
+    for command_line in (
+        ("storage", "upgrade", "--storage", url),
+        ("--debug", "storage", "upgrade", "--storage", url),
+    ):
+        assert "s3cret" not in run(*command_line, code=1)
+
+
+def test_passwords_of_the_target_of_a_copy(new_database):
+    source = new_database("sqlite")
+    optuna.create_study(storage=source)
+    target = "postgresql+psycopg://u:s3cret@127.0.0.1:1/d"
+    arguments = ("storage", "copy", "--storage", source, "--to-storage", target)
+    assert "s3cret" not in run("--debug", *arguments, code=1)
+
+
+@pytest.mark.parametrize(
+    "url", ["u:s3cret@host", "s3cret", "", 3, b"s3cret", "postgresql://u:s3cret@h:port/d"]
+)
+def test_a_spectra_url_that_is_none_is_refused(url):
+    with pytest.raises(ValueError, match="spectra_url must be the URL of a database") as caught:
+        make_probe(spectra_url=url)
+    assert "s3cret" not in str(caught.value)
+
+
+def test_a_spectra_url_without_full_spectrum_is_refused():
+    with pytest.raises(ValueError, match="full_spectrum=True"):
+        lyap.LyapunovProbe(nn.GRU(3, 4), make_inputs(12, 2, 3), spectra_url="sqlite:///a.db")
