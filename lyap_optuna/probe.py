@@ -3,6 +3,7 @@
 import copy
 import traceback
 import warnings
+import weakref
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,6 +16,7 @@ from lyap_optuna.dynamics import Dynamics, NonFiniteParametersError, find_layer
 from lyap_optuna.dynamics._resolve import unwrapped
 from lyap_optuna.records import (
     FLOOR,
+    NoDatabaseError,
     ReadoutRecord,
     SpectraError,
     begins_training,
@@ -57,6 +59,7 @@ class LyapunovProbe:
         last_step: Readouts are taken by :meth:`report` up to this step.
         full_spectrum: Measure the whole spectrum and store 32 of its quantiles too, and all of it
             in the study's relational database (:func:`~lyap_optuna.load_spectra` reads it back).
+            A study that is kept elsewhere says so once, in the log.
         baseline: Measure before training.
         spectra_url: The URL of a database for whole spectra, where the study's storage is none (a
             journal file, a gRPC proxy, memory) or another is preferred.
@@ -247,6 +250,9 @@ class LyapunovProbe:
                 inputs=len(readout.spectrum.per_input),
                 spectra_url=self._spectra_url,
             )
+        except NoDatabaseError as error:
+            # Not a warning: 32 quantiles of the spectrum are stored, and nobody asked for more.
+            _tell_once(trial, f"{error} 32 quantiles of each spectrum are stored with its trial.")
         except SpectraError as error:
             self._warn_once("spectra", f"{error} The readouts are stored; the trial goes on.")
         except Exception as error:
@@ -263,6 +269,17 @@ class LyapunovProbe:
         if kind not in self._warned:
             self._warned.add(kind)
             warnings.warn(message, LyapunovWarning, stacklevel=4)
+
+
+_told: "weakref.WeakSet[Any]" = weakref.WeakSet()
+
+
+def _tell_once(trial: BaseTrial, message: str) -> None:
+    """Log ``message`` once for the storage of ``trial``, however many probes a study makes."""
+    storage = getattr(getattr(trial, "_delegate", trial), "storage", None)
+    if storage not in _told:
+        _told.add(storage)
+        _logger.info(message)
 
 
 def _record(readout: LyapunovReadout) -> ReadoutRecord:

@@ -6,6 +6,7 @@ import logging
 import math
 import multiprocessing
 import re
+import socket
 import warnings
 
 import optuna
@@ -13,7 +14,7 @@ import pytest
 import sqlalchemy as sa
 import torch
 from _networks import make_inputs
-from _servers import execute, server_url
+from _servers import KINDS, execute, server_url
 from alembic import autogenerate, command
 from alembic.migration import MigrationContext
 from click.testing import CliRunner
@@ -88,6 +89,20 @@ def statements(engine):
     finally:
         sa.event.remove(engine, "before_cursor_execute", note)
         sa.event.remove(engine, "commit", commit)
+
+
+@pytest.fixture
+def log():
+    """What the package logs, at Optuna's default verbosity."""
+    text = io.StringIO()
+    handler = logging.StreamHandler(text)
+    logger = logging.getLogger("lyap_optuna")
+    before = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    yield text
+    logger.removeHandler(handler)
+    logger.setLevel(before)
 
 
 # What is stored is what was measured ----------------------------------------------------------
@@ -420,43 +435,37 @@ def test_the_upgrade_creates_the_table(database_url):
     assert len(rows(database_url)) == 1
 
 
-def test_a_new_table_equals_a_migrated_one(new_database):
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_new_table_equals_a_migrated_one(new_database, kind):
     """A database of any age, brought to the head by Alembic, is what `create` makes at once."""
-    for kind in ("sqlite", "postgresql", "mariadb"):
-        inspected = []
-        for migrated in (False, True):
-            url = new_database(kind)
-            engine = RDBStorage(url).engine
-            if migrated:
-                with engine.begin() as connection:
-                    config = _table._config()
-                    config.attributes["connection"] = connection
-                    command.upgrade(config, "head")
-            else:
-                _table.create(engine)
-            with engine.connect() as connection:
-                context = MigrationContext.configure(
-                    connection,
-                    opts={
-                        "version_table": _table.VERSION_TABLE,
-                        "include_name": lambda name, kind, _: (
-                            kind != "table" or name == "lyapunov_spectra"
-                        ),
-                    },
-                )
-                assert autogenerate.compare_metadata(context, _table.METADATA) == []
-            inspector = sa.inspect(engine)
-            name = "lyapunov_spectra"
-            inspected.append(
-                [
-                    [{k: str(v) for k, v in c.items()} for c in inspector.get_columns(name)],
-                    inspector.get_foreign_keys(name)[0]["options"],
-                    sorted(map(str, inspector.get_unique_constraints(name))),
-                    sorted(map(str, inspector.get_indexes(name))),
-                ]
-            )
-            assert inspected[-1][1]["ondelete"] == "CASCADE"
-        assert inspected[0] == inspected[1]
+    name, inspected = "lyapunov_spectra", []
+    for migrated in (False, True):
+        engine = RDBStorage(new_database(kind)).engine
+        if migrated:
+            with engine.begin() as connection:
+                config = _table._config()
+                config.attributes["connection"] = connection
+                command.upgrade(config, "head")
+        else:
+            _table.create(engine)
+        with engine.connect() as connection:
+            options = {
+                "version_table": _table.VERSION_TABLE,
+                "include_name": lambda found, kind, _: kind != "table" or found == name,
+            }
+            context = MigrationContext.configure(connection, opts=options)
+            assert autogenerate.compare_metadata(context, _table.METADATA) == []
+        inspector = sa.inspect(engine)
+        inspected.append(
+            [
+                [{k: str(v) for k, v in c.items()} for c in inspector.get_columns(name)],
+                inspector.get_foreign_keys(name)[0]["options"],
+                sorted(map(str, inspector.get_unique_constraints(name))),
+                sorted(map(str, inspector.get_indexes(name))),
+            ]
+        )
+    assert inspected[0] == inspected[1]
+    assert inspected[0][1]["ondelete"] == "CASCADE"
 
 
 def test_optunas_own_schema_version_is_left_alone(database_url):
@@ -611,22 +620,27 @@ def test_without_the_right_to_create_tables_readouts_are_stored(new_database):
 # Storages that are no databases -----------------------------------------------------------------
 
 
-def test_in_memory_and_journal_studies_say_why(tmp_path):
+def test_in_memory_and_journal_studies_say_why_once(tmp_path, log):
     journal = JournalStorage(JournalFileBackend(str(tmp_path / "journal.log")))
     for storage, where in ((None, "in memory"), (journal, "in a journal")):
         study = optuna.create_study(storage=storage)
-        probe, trial = make_probe(), study.ask()
-        with pytest.warns(lyap.LyapunovWarning, match=f"kept {where}.*spectra_url=") as caught:
+        for _ in range(2):
+            probe, trial = make_probe(), study.ask()
             probe.report(trial, 0.5, 1)
             probe.report(trial, 0.4, 2)
-        assert len(caught) == 1
-        assert list(study.trials[0].user_attrs["lyapunov:readouts"]) == ["0", "1", "2"]
+            readouts = study.trials[trial.number].user_attrs["lyapunov:readouts"]
+            assert list(readouts) == ["0", "1", "2"]
+            assert len(readouts["2"]["quantiles"]) == 32
+        said = log.getvalue().splitlines()
+        assert len([line for line in said if f"kept {where}" in line]) == 1
+        assert "spectra_url=" in said[-1]
         with pytest.raises(ValueError, match=f"kept {where}.*spectra_url="):
             lyap.load_spectra(study)
 
 
-def test_a_trial_without_a_storage_stores_no_spectrum_and_says_nothing():
+def test_a_trial_without_a_storage_stores_no_spectrum_and_says_nothing(log):
     make_probe().report(optuna.trial.FixedTrial({}), 0.5, 1)
+    assert log.getvalue() == ""
 
 
 def test_a_journal_study_with_a_database_for_its_spectra(database_url, tmp_path):
@@ -667,12 +681,10 @@ def test_reading_makes_no_file(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_behind_a_grpc_proxy(database_url):
+def test_behind_a_grpc_proxy(database_url, log):
     from optuna.storages._grpc.server import make_server
 
     backend = RDBStorage(database_url)
-    import socket
-
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -683,8 +695,8 @@ def test_behind_a_grpc_proxy(database_url):
         proxy.wait_server_ready(timeout=30)
         study = optuna.create_study(study_name="a", storage=proxy)
         trial = study.ask()
-        with pytest.warns(lyap.LyapunovWarning, match=r"gRPC proxy.*spectra_url="):
-            make_probe().report(trial, 0.5, 1)
+        make_probe().report(trial, 0.5, 1)
+        assert re.search(r"gRPC proxy.*spectra_url=", log.getvalue())
         assert list(study.trials[0].user_attrs["lyapunov:readouts"]) == ["0", "1"]
         with pytest.raises(ValueError, match="gRPC proxy"):
             lyap.load_spectra(study)
@@ -702,14 +714,20 @@ def test_behind_a_grpc_proxy(database_url):
 
 def test_every_way_to_an_rdb_storage_is_recognised(new_database):
     class Retrying(RDBStorage):
-        pass
+        calls = 0
+
+        def _repeat(self, call):
+            self.calls += 1
+            return call()
 
     url = new_database("sqlite")
-    for storage in (url, RDBStorage(url), Retrying(url)):
+    retrying = Retrying(url)
+    for storage in (url, RDBStorage(url), retrying):
         study = optuna.create_study(storage=storage)
         assert type(study._storage).__name__ == "_CachedStorage"
         write(study.ask())
         assert len(lyap.load_spectra(study)) == 1
+    assert retrying.calls == 1  # a storage that waits for its database repeats spectra too
 
 
 # Cost -------------------------------------------------------------------------------------------
@@ -764,6 +782,8 @@ def test_reading_a_trial_does_not_scan_the_table(new_database):
         ("exponents", "[]"),
         ("std", "[0.1]"),
         ("std", "3"),
+        ("created_at", "yesterday"),
+        ("state_size", "many"),
     ],
 )
 def test_what_does_not_validate_is_ignored_with_a_warning(new_database, column, value):
@@ -776,6 +796,10 @@ def test_what_does_not_validate_is_ignored_with_a_warning(new_database, column, 
     with pytest.warns(lyap.LyapunovWarning, match=r"Ignored 1 invalid .* trial 0, step 1"):
         spectra = lyap.load_spectra(study)
     assert [s.step for s in spectra] == [2]
+    with pytest.warns(lyap.LyapunovWarning, match=r"Ignored 1 invalid .* trial 0, step 1"):
+        copy = ("storage", "copy", "--storage", url, "--to-storage", url, "--to-study-name", "copy")
+        assert "1 trials, 1 spectra" in run(*copy)
+    assert lyap.load_spectra(optuna.load_study(study_name="copy", storage=url)) == spectra
 
 
 # Passwords --------------------------------------------------------------------------------------
@@ -790,22 +814,13 @@ def test_what_does_not_validate_is_ignored_with_a_warning(new_database, column, 
         "postgresql+nodriver://u:s3cret@127.0.0.1:1/d",
     ],
 )
-def test_passwords_reach_no_warning_no_log_and_no_attribute(url):
+def test_passwords_reach_no_warning_no_log_and_no_attribute(url, log):
     study = optuna.create_study()
-    log = io.StringIO()
-    handler = logging.StreamHandler(log)
-    logger = logging.getLogger("lyap_optuna")
-    before = logger.level
-    logger.addHandler(handler)
-    logger.setLevel(logging.DEBUG)
-    try:
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            probe = make_probe(spectra_url=url)
-            probe.report(study.ask(), 0.5, 1)
-    finally:
-        logger.removeHandler(handler)
-        logger.setLevel(before)
+    logging.getLogger("lyap_optuna").setLevel(logging.DEBUG)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        probe = make_probe(spectra_url=url)
+        probe.report(study.ask(), 0.5, 1)
     assert [w for w in caught if "spectrum at step 0 was not stored" in str(w.message)]
     assert "Traceback" in log.getvalue()
     shown = [log.getvalue(), repr(study.trials), *(str(w.message) for w in caught)]

@@ -13,6 +13,7 @@ from lyap_optuna.records._readouts import (
     write_readouts,
 )
 from lyap_optuna.records._spectra import (
+    NoDatabaseError,
     SpectraError,
     SpectrumRecord,
     checked_url,
@@ -25,6 +26,7 @@ from lyap_optuna.records._spectra import (
 __all__ = [
     "Decision",
     "FLOOR",
+    "NoDatabaseError",
     "ReadoutRecord",
     "SpectraError",
     "SpectrumRecord",

@@ -5,9 +5,9 @@ import functools
 import json
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from optuna.storages import BaseStorage, InMemoryStorage, JournalStorage
@@ -26,6 +26,10 @@ _BATCH = 100  # rows held at once while copying
 
 class SpectraError(RuntimeError):
     """Why spectra cannot be stored or read; the message holds nothing secret."""
+
+
+class NoDatabaseError(SpectraError):
+    """The study is kept where there are no tables, and no database was named for its spectra."""
 
 
 @dataclass(frozen=True)
@@ -121,20 +125,10 @@ def load_spectra(
         return []
     records: dict[tuple[int, int, str, str], SpectrumRecord] = {}
     problems: list[str] = []
-    for row in _rows(engine, study, trial_number, step):
-        try:
-            record = _parse(row)
-        except ValueError as error:
-            problems.append(f"trial {row.trial_number}, step {row.step}: {error}")
-            continue
+    for _, record in _valid_rows(engine, study, trial_number, step, problems):
         key = (record.trial_number, record.step, record.module, record.state)
         records.setdefault(key, record)
-    if problems:
-        warnings.warn(
-            f"Ignored {len(problems)} invalid spectra in {_table.SPECTRA.name}: {problems[0]}.",
-            LyapunovWarning,
-            stacklevel=2,
-        )
+    _warn_of(problems)
     return [records[key] for key in sorted(records)]
 
 
@@ -167,6 +161,7 @@ def write_spectrum(
         spectra_url: A database to use in place of the study's own.
 
     Raises:
+        NoDatabaseError: The study's storage is no relational database and ``spectra_url`` is None.
         SpectraError: They cannot be stored there; the message says why and what to do.
         sqlalchemy.exc.SQLAlchemyError: The database refuses.
     """
@@ -184,55 +179,64 @@ def write_spectrum(
         **_stored_numbers(exponents, std),
         "created_at": datetime.now(UTC).replace(tzinfo=None),
     }
+    from lyap_optuna.records import _table
 
+    engine = _engine_of(storage, spectra_url, create=True)
+    elsewhere = None if spectra_url is None else _identity(trial, storage)
+
+    def write() -> None:
+        _table.create(engine)
+        _insert(engine, measured, trial_id, elsewhere)
+
+    # A storage that waits for its database (the campaigns') waits here too: a spectrum that is
+    # written twice is there once.
+    repeat = getattr(_unwrapped(storage), "_repeat", None) if spectra_url is None else None
+    if repeat is None:
+        write()
+    else:
+        repeat(write)
+
+
+def _insert(
+    engine: "sa.Engine",
+    measured: Mapping[str, Any],
+    trial_id: int,
+    elsewhere: Mapping[str, Any] | None,
+) -> None:
+    """Add a row: of the trial ``trial_id``, or of a trial that may be kept elsewhere."""
     import sqlalchemy as sa
 
     from lyap_optuna.records import _table
 
-    engine = _engine_of(storage, spectra_url, create=True)
-    _table.create(engine)
     table, trials, studies = _table.SPECTRA, _table.TRIALS, _table.STUDIES
-    of = sa.select(
-        trials.c.trial_id,
-        studies.c.study_name,
-        trials.c.number.label("trial_number"),
-        trials.c.datetime_start.label("trial_start"),
-    ).join(studies, studies.c.study_id == trials.c.study_id)
-    elsewhere: dict[str, Any] | None = None
-    if spectra_url is None:
-        of = of.where(trials.c.trial_id == trial_id)
+    if elsewhere is None:
+        of = _table.identities().where(trials.c.trial_id == trial_id)
     else:
-        elsewhere = _identity(trial, storage)
-        of = of.where(
+        of = _table.identities().where(
             studies.c.study_name == elsewhere["study_name"],
             trials.c.number == elsewhere["trial_number"],
         )
-    identity: dict[str, Any] | None = None
+    identity: dict[str, Any] = {}
     try:
         with engine.begin() as connection:
             found = connection.execute(of).mappings().first()
-            identity = None if found is None else dict(found)
-            if elsewhere is not None and (
-                identity is None
-                or not (
-                    _same_start(identity["trial_start"], elsewhere["trial_start"])
-                    or (_is_proxy(storage) and identity["trial_id"] == trial_id)
-                )
+            if found is not None and (
+                elsewhere is None
+                or _same_start(found["trial_start"], elsewhere["trial_start"])
+                or found["trial_id"] == elsewhere["trial_id"]
             ):
-                identity = {"trial_id": None, **elsewhere}
-            if identity is None:
-                raise SpectraError(
-                    f"Trial {trial_id} is no longer in the database: its study was deleted."
-                )
+                identity = dict(found)
+            elif elsewhere is not None:
+                identity = {**elsewhere, "trial_id": None}
+            else:
+                raise SpectraError("The trial is no longer in the database: its study was deleted.")
             if engine.dialect.name == "sqlite":
                 # Elsewhere the foreign key has removed them, and a delete that finds nothing
                 # would lock gaps of the index, which makes neighbours deadlock in InnoDB.
-                connection.execute(
-                    sa.delete(table).where(table.c.trial_id == identity["trial_id"], _table.stale())
-                )
+                mine = table.c.trial_id == identity["trial_id"]
+                connection.execute(sa.delete(table).where(mine, _table.stale()))
             connection.execute(sa.insert(table).values(**identity, **measured))
     except sa.exc.IntegrityError:
-        assert identity is not None
         key = {name: measured[name] for name in ("module", "step", "state")}
         same = sa.select(table.c.spectrum_id).filter_by(trial_id=identity["trial_id"], **key)
         with engine.connect() as connection:
@@ -242,6 +246,8 @@ def write_spectrum(
 
 def copy_spectra(from_study: Study, to_study: Study) -> int:
     """Copy the spectra of a study to its copy, as :func:`optuna.copy_study` left it.
+
+    Rows that do not validate are left out, with a :class:`~lyap_optuna.LyapunovWarning`.
 
     Args:
         from_study: A study of a relational database.
@@ -262,19 +268,11 @@ def copy_spectra(from_study: Study, to_study: Study) -> int:
     import sqlalchemy as sa
 
     _table.create(target)
-    trials, studies = _table.TRIALS, _table.STUDIES
     with target.connect() as connection:
         identities = {
             row["trial_number"]: dict(row)
             for row in connection.execute(
-                sa.select(
-                    trials.c.trial_id,
-                    studies.c.study_name,
-                    trials.c.number.label("trial_number"),
-                    trials.c.datetime_start.label("trial_start"),
-                )
-                .join(studies, studies.c.study_id == trials.c.study_id)
-                .where(studies.c.study_name == to_study.study_name)
+                _table.identities().where(_table.STUDIES.c.study_name == to_study.study_name)
             ).mappings()
         }
     copied = 0
@@ -288,14 +286,17 @@ def copy_spectra(from_study: Study, to_study: Study) -> int:
             copied += len(batch)
             batch.clear()
 
-    for row in _rows(source, from_study, None, None):
+    problems: list[str] = []
+    for row, record in _valid_rows(source, from_study, None, None, problems):
         if row.trial_number in identities:  # else it began after the study was copied
             values = dict(row._mapping)
-            values |= {key: json.loads(values[key]) for key in ("exponents", "std")}
+            values["exponents"], values["std"] = list(record.exponents), list(record.std)
+            values["created_at"] = record.created_at.replace(tzinfo=None)
             batch.append({**values, **identities[row.trial_number]})
         if len(batch) == _BATCH:
             flush()
     flush()
+    _warn_of(problems)
     return copied
 
 
@@ -340,10 +341,11 @@ def _engine_of(
     from optuna.storages import RDBStorage
 
     if spectra_url is not None:
-        return _engine(checked_url(spectra_url), os.getpid(), create)
-    # Optuna wraps an RDBStorage in its _CachedStorage.
-    while isinstance(inner := getattr(storage, "_backend", None), BaseStorage):
-        storage = inner
+        url = checked_url(spectra_url)
+        if not create:
+            _check_file(url)
+        return _engine(url, os.getpid())
+    storage = _unwrapped(storage)
     if isinstance(storage, RDBStorage):
         return storage.engine
     if isinstance(storage, InMemoryStorage):
@@ -354,27 +356,41 @@ def _engine_of(
         kind = "The study is reached through a gRPC proxy"
     else:
         kind = f"The study is kept in a {type(storage).__name__}"
-    raise SpectraError(
+    raise NoDatabaseError(
         f"{kind}, where trials have attributes only; whole spectra need a relational database: "
         "give its URL as spectra_url=."
     )
 
 
+def _check_file(url: str) -> None:
+    # Opening would make an empty file under a name that was mistyped.
+    import sqlalchemy as sa
+
+    parsed = sa.make_url(url)
+    path = parsed.database
+    if (
+        parsed.get_backend_name() == "sqlite"
+        and path
+        and path != ":memory:"
+        and not path.startswith("file:")
+        and not os.path.exists(path)
+    ):
+        raise ValueError(f"spectra_url names the SQLite file {path}, which does not exist.")
+
+
+def _unwrapped(storage: BaseStorage) -> BaseStorage:
+    # Optuna wraps an RDBStorage in its _CachedStorage.
+    while isinstance(inner := getattr(storage, "_backend", None), BaseStorage):
+        storage = inner
+    return storage
+
+
 @functools.lru_cache(maxsize=8)
-def _engine(url: str, pid: int, create: bool) -> "sa.Engine":
+def _engine(url: str, pid: int) -> "sa.Engine":
     # One pool per process and database; `pid` keeps a forked child from using its parent's.
     import sqlalchemy as sa
 
     parsed = sa.make_url(url)
-    if parsed.get_backend_name() == "sqlite" and not create:
-        path = parsed.database
-        if (
-            path
-            and path != ":memory:"
-            and not path.startswith("file:")
-            and not os.path.exists(path)
-        ):
-            raise ValueError(f"spectra_url names the SQLite file {path}, which does not exist.")
     return sa.create_engine(parsed, pool_pre_ping=parsed.get_backend_name() != "sqlite")
 
 
@@ -389,6 +405,8 @@ def _identity(trial: Any, storage: BaseStorage) -> dict[str, Any]:
     frozen = stored_trial(trial)
     assert isinstance(frozen, FrozenTrial)
     return {
+        # Through a proxy, the ids are those of the database behind it, perhaps this one.
+        "trial_id": trial._trial_id if _is_proxy(storage) else None,
         "study_name": trial.study.study_name,
         "trial_number": frozen.number,
         "trial_start": _utc(frozen.datetime_start),
@@ -401,12 +419,12 @@ def _utc(local: datetime | None) -> datetime | None:
 
 
 def _same_start(a: datetime | None, b: datetime | None) -> bool:
-    # Optuna's column keeps whole seconds in MariaDB and MySQL.
     if a is None or b is None:
         return False
-    if not a.microsecond or not b.microsecond:
-        a, b = a.replace(microsecond=0), b.replace(microsecond=0)
-    return a == b
+    if a.microsecond and b.microsecond:
+        return a == b
+    # Optuna's column keeps whole seconds in MariaDB, which cuts off, and in MySQL, which rounds.
+    return abs(a - b) < timedelta(seconds=1)
 
 
 def _stored_numbers(exponents: Sequence[float], std: Sequence[float]) -> dict[str, Any]:
@@ -456,17 +474,17 @@ def _rows(
     if loose:
         trials = study.get_trials(deepcopy=False)
         starts = {trial.number: _utc(trial.datetime_start) for trial in trials}
-        ids += [
-            row.spectrum_id
-            for row in loose
-            if _same_start(row.trial_start, starts.get(row.trial_number))
-        ]
+        same = [r for r in loose if _same_start(r.trial_start, starts.get(r.trial_number))]
+        # Where the study's own database keeps whole seconds, an earlier study of this name may
+        # have begun in the same one.
+        latest = {r.trial_number: r.trial_start for r in sorted(same, key=lambda r: r.trial_start)}
+        ids += [r.spectrum_id for r in same if r.trial_start == latest[r.trial_number]]
     ids.sort()
-    # Numbers as text: what was edited by hand must not break the reader.
+    # As text: what was edited by hand must not break the reader.
     columns = [
-        sa.cast(c, sa.Text).label(c.name) if c.name in ("exponents", "std") else c
+        sa.cast(c, sa.Text).label(c.name) if c.name in ("exponents", "std", "created_at") else c
         for c in table.c
-        if c.name not in ("spectrum_id", "trial_id")
+        if c.name not in ("spectrum_id", "trial_id", "trial_start")
     ]
     for first in range(0, len(ids), _BATCH):
         batch = table.c.spectrum_id.in_(ids[first : first + _BATCH])
@@ -477,7 +495,34 @@ def _rows(
         yield from rows
 
 
+def _valid_rows(
+    engine: "sa.Engine",
+    study: Study,
+    trial_number: int | None,
+    step: int | None,
+    problems: list[str],
+) -> "Iterator[tuple[sa.Row[Any], SpectrumRecord]]":
+    for row in _rows(engine, study, trial_number, step):
+        try:
+            yield row, _parse(row)
+        except ValueError as error:
+            problems.append(f"trial {row.trial_number}, step {row.step!r:.20}: {error}")
+
+
+def _warn_of(problems: list[str]) -> None:
+    if problems:
+        warnings.warn(
+            f"Ignored {len(problems)} invalid spectra in lyapunov_spectra: {problems[0]}.",
+            LyapunovWarning,
+            stacklevel=3,
+        )
+
+
 def _parse(row: "sa.Row[Any]") -> SpectrumRecord:
+    # SQLite keeps whatever was written into a column, of whatever type.
+    for name, kind in _TYPES.items():
+        if not isinstance(value := getattr(row, name), kind):
+            raise ValueError(f"{name} must be of type {kind.__name__}, not {value!r:.60}")
     exponents = _numbers(row.exponents, "exponents")
     if any(e is None for e in exponents):
         raise ValueError("exponents must be finite numbers")
@@ -495,8 +540,19 @@ def _parse(row: "sa.Row[Any]") -> SpectrumRecord:
         state_size=row.state_size,
         inputs=row.inputs,
         clipped_fraction=0.0 if clipped is None else clipped,
-        created_at=row.created_at.replace(tzinfo=UTC),
+        created_at=datetime.fromisoformat(row.created_at).replace(tzinfo=UTC),
     )
+
+
+_TYPES = {
+    "trial_number": int,
+    "step": int,
+    "module": str,
+    "state": str,
+    "state_size": int,
+    "inputs": int,
+    "created_at": str,
+}
 
 
 def _numbers(text: object, name: str) -> list[float | None]:

@@ -6,6 +6,7 @@ Loads SQLAlchemy and Alembic; the rest of the package imports it inside function
 import random
 import time
 import weakref
+from datetime import datetime
 from pathlib import Path
 
 import sqlalchemy as sa
@@ -64,6 +65,16 @@ SPECTRA = sa.Table(
     sa.UniqueConstraint("trial_id", "module", "step", "state", name="uq_lyapunov_spectra_trial_id"),
     sa.Index("ix_lyapunov_spectra_study_name", "study_name", "trial_number"),
 )
+
+
+def identities() -> sa.Select[tuple[int, str, int, datetime]]:
+    """Return the query for the columns that say whose a spectrum is, over all trials."""
+    return sa.select(
+        TRIALS.c.trial_id,
+        STUDIES.c.study_name,
+        TRIALS.c.number.label("trial_number"),
+        TRIALS.c.datetime_start.label("trial_start"),
+    ).join(STUDIES, STUDIES.c.study_id == TRIALS.c.study_id)
 
 
 def of_its_trial() -> sa.ColumnElement[bool]:
