@@ -1,0 +1,187 @@
+"""Campaigns for tests: a small objective with a real probe, whose progress is seen in files."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import optuna
+import yaml
+from optuna.trial import FrozenTrial, TrialState
+
+from lyap_optuna.campaign import load_config, open_study, run_campaign, storage_of
+
+EPOCHS = 4
+COMMAND = "from lyap_optuna.cli import main; main()"
+
+OBJECTIVE = '''
+import os
+import time
+from pathlib import Path
+
+import optuna
+import torch
+
+import lyap_optuna as lyap
+from lyap_optuna.campaign import previous_attempt
+from lyap_optuna.records import read_readouts, stored_trial
+
+HERE = Path(__file__).parent
+
+
+def checkpoint(number):
+    return HERE / f"checkpoint-{number}"
+
+
+def train(trial, *, ask=True, resume=False):
+    """Four epochs; epoch e of trial n waits while there is a file hold-n-e or hold."""
+    stored = stored_trial(trial)
+    trial.set_user_attr("inherited", sorted(read_readouts(stored)))
+    trial.set_user_attr("threads", [torch.get_num_threads(), os.environ["OMP_NUM_THREADS"]])
+    x = trial.suggest_float("x", 0.0, 1.0)
+    y = trial.suggest_categorical("y", ["a", "b"])
+    torch.manual_seed(int(1e6 * x))
+    model = torch.nn.GRU(input_size=2, hidden_size=3, batch_first=True)
+    probe = lyap.LyapunovProbe(model, torch.randn(2, 12, 2), last_step=10)
+    first = 0
+    if resume and (previous := previous_attempt(trial)) is not None:
+        if checkpoint(previous).exists():
+            first = int(checkpoint(previous).read_text()) + 1
+    for epoch in range(first, 4):
+        (HERE / f"at-{trial.number}-{epoch}").write_text(str(os.getpid()))
+        while (HERE / f"hold-{trial.number}-{epoch}").exists() or (HERE / "hold").exists():
+            time.sleep(0.02)
+        with torch.no_grad():
+            for weight in model.parameters():
+                weight += 0.1 * x
+        probe.report(trial, x + 1 / (1 + epoch), epoch)
+        checkpoint(trial.number).write_text(str(epoch))
+        if ask and trial.should_prune():
+            raise optuna.TrialPruned
+    return x
+
+
+def objective(trial):
+    return train(trial)
+
+
+def resuming(trial):
+    return train(trial, resume=True)
+
+
+def never_asks(trial):
+    return train(trial, ask=False)
+
+
+def swallows(trial):
+    try:
+        return train(trial)
+    except Exception:
+        return 1.0
+
+
+def slow(trial):
+    x = trial.suggest_float("x", 0.0, 1.0)
+    for epoch in range(4):
+        time.sleep(0.05)
+        trial.report(x, epoch)
+    return x
+
+
+def fails(trial):
+    raise RuntimeError("no <b>luck</b>\\nat all")
+
+
+def returns_nan(trial):
+    return float("nan")
+
+
+def hangs(trial):
+    (HERE / f"at-{trial.number}-0").write_text(str(os.getpid()))
+    trial.suggest_float("x", 0.0, 1.0)
+    while True:
+        time.sleep(0.02)
+'''
+
+
+class Campaign:
+    """A campaign file in a folder of its own, beside the objective."""
+
+    def __init__(self, folder: Path, **keys: Any) -> None:
+        self.folder = folder
+        self.file = folder / "campaign.yaml"
+        (folder / "toy.py").write_text(OBJECTIVE)
+        self.write(**keys)
+
+    def write(self, **keys: Any) -> None:
+        defaults = {"study": "toy", "objective": "toy:objective", "trials": 4}
+        self.file.write_text(yaml.safe_dump({**defaults, **keys}, sort_keys=False))
+
+    def run(self, **options: Any) -> Any:
+        return run_campaign(load_config(self.file), **options)
+
+    @property
+    def study(self) -> optuna.Study:
+        config = load_config(self.file)
+        return open_study(config, storage_of(config, config.workers or 1), create=False)
+
+    @property
+    def trials(self) -> list[FrozenTrial]:
+        return self.study.get_trials(deepcopy=False)
+
+    def hold(self, number: int | None = None, epoch: int = 0) -> Path:
+        path = self.folder / ("hold" if number is None else f"hold-{number}-{epoch}")
+        path.touch()
+        return path
+
+    def pid_at(self, number: int, epoch: int) -> int:
+        path = self.folder / f"at-{number}-{epoch}"
+        wait_for(lambda: path.exists() and path.read_text() != "")
+        return int(path.read_text())
+
+    @contextlib.contextmanager
+    def process(self, *arguments: str) -> Iterator["subprocess.Popen[str]"]:
+        """The command, in a process group of its own; it is killed if the test fails."""
+        process = subprocess.Popen(
+            [sys.executable, "-c", COMMAND, "campaign", "run", str(self.file), *arguments],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+            env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])},
+        )
+        try:
+            yield process
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 60.0) -> None:
+    """Poll until it holds; the limit only keeps a broken test from running for ever."""
+    limit = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < limit, "what the test waits for did not happen"
+        time.sleep(0.02)
+
+
+def counts(trials: list[FrozenTrial]) -> dict[str, int]:
+    states = [t.state.name for t in trials]
+    return {state: states.count(state) for state in sorted(set(states))}
+
+
+def assert_whole(trials: list[FrozenTrial]) -> None:
+    """Every report and every readout of the COMPLETE trials is there, its own, exactly once."""
+    assert [t.number for t in trials] == list(range(len(trials)))
+    for trial in trials:
+        if trial.state == TrialState.COMPLETE:
+            assert sorted(trial.intermediate_values) == list(range(EPOCHS))
+            steps = [str(step) for step in range(-1, EPOCHS)]
+            assert sorted(trial.user_attrs["lyapunov:readouts"]) == sorted(steps)
+            assert trial.user_attrs["lyapunov:trial"] == trial.number

@@ -1,0 +1,483 @@
+"""Campaigns: what a file may say, and that no trial is lost or run twice whatever happens."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import optuna
+import psutil
+import pytest
+from click.testing import CliRunner, Result
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.study import Study
+from optuna.trial import TrialState
+
+from lyap_optuna.campaign import (
+    CampaignConfig,
+    CampaignFileError,
+    load_config,
+    open_study,
+    previous_attempt,
+    storage_of,
+)
+from lyap_optuna.campaign._recovery import (
+    INTERRUPTED,
+    REPEATS,
+    WORKER,
+    interrupt,
+    owner,
+    process_is_gone,
+    recover,
+    repeat_interrupted,
+)
+from lyap_optuna.campaign._worker import worker_seed
+from lyap_optuna.cli import main
+
+OBJECTIVES = '''
+import os
+import signal
+import time
+
+import optuna
+import torch
+
+
+def square(trial):
+    x = trial.suggest_float("x", -1.0, 1.0)
+    for step in range(6):
+        trial.report(x * x + 1 / (1 + step), step)
+        if trial.should_prune():
+            raise optuna.TrialPruned
+    return x * x
+
+
+def odd_ones_pruned(trial):
+    x = trial.suggest_float("x", -1.0, 1.0)
+    trial.report(x, 0)
+    trial.set_user_attr("threads", torch.get_num_threads())
+    trial.set_user_attr("omp", os.environ["OMP_NUM_THREADS"])
+    trial.set_user_attr("pid", os.getpid())
+    if trial.number % 2:
+        raise optuna.TrialPruned
+    return x
+
+
+def first_attempts_die(trial):
+    x = trial.suggest_float("x", -1.0, 1.0)
+    trial.report(x, 0)
+    if trial.number == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return x
+
+
+def always_dies(trial):
+    trial.suggest_float("x", -1.0, 1.0)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def fails(trial):
+    trial.suggest_float("x", -1.0, 1.0)
+    raise ValueError("cannot reach postgresql://me:hunter2@host/db")
+
+
+def on_a_grid(trial):
+    return trial.suggest_int("i", 0, 2)
+
+
+def until_stopped(trial):
+    """Trial 0 ends; the others report until they are stopped, and ask for that once."""
+    x = trial.suggest_float("x", -1.0, 1.0)
+    if trial.number == 0 or os.path.exists("go"):
+        return x
+    number = getattr(signal, os.environ["LYAP_TEST_SIGNAL"])
+    for step in range(3000):
+        trial.report(x, step)
+        if trial.should_prune():
+            raise optuna.TrialPruned
+        if step == 1 and trial.number == 1:
+            os.kill(os.getppid(), number)
+        time.sleep(0.01)
+    return x
+
+
+def never_reports(trial):
+    """Trial 1 asks to be stopped, and again after the note of the first time can be seen."""
+    x = trial.suggest_float("x", -1.0, 1.0)
+    if trial.number == 0 or os.path.exists("go"):
+        return x
+    for _ in range(300):
+        os.kill(os.getppid(), signal.SIGINT)
+        time.sleep(0.1)
+    return x
+'''
+
+
+@pytest.fixture
+def campaign(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
+    """Return a function that writes a campaign file into a folder that has objectives."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "objectives.py").write_text(OBJECTIVES)
+
+    def write(objective: str = "square", **content: object) -> Path:
+        content = {"study": "tune", "objective": f"objectives:{objective}", "trials": 4} | content
+        path = tmp_path / "campaign.yaml"
+        path.write_text("".join(f"{key}: {json.dumps(v)}\n" for key, v in content.items()))
+        return path
+
+    return write
+
+
+def _run(*arguments: str | Path, code: int = 0) -> Result:
+    result = CliRunner().invoke(main, ["campaign", *map(str, arguments)])
+    assert result.exit_code == code, result.output
+    return result
+
+
+def _in_a_process(*arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    code = "from lyap_optuna.cli import main; main()"
+    return subprocess.run(
+        [sys.executable, "-c", code, "campaign", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env=os.environ | environment,
+        check=False,
+    )
+
+
+def _study(path: Path) -> Study:
+    config = load_config(path)
+    return open_study(config, storage_of(config, config.workers or 1), create=False)
+
+
+def _states(study: Study) -> list[str]:
+    return sorted(trial.state.name for trial in study.get_trials(deepcopy=False))
+
+
+# The file.
+
+
+def _refused(tmp_path: Path, text: str) -> str:
+    path = tmp_path / "file.yaml"
+    path.write_text(text)
+    with pytest.raises(CampaignFileError) as caught:
+        load_config(path)
+    return str(caught.value).replace(str(path), "FILE")
+
+
+MINIMAL = "study: tune\nobjective: package.module:function\ntrials: 20\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (MINIMAL + "workrs: 2\n", "FILE, line 4: workrs: unknown key. Did you mean workers?"),
+        (MINIMAL + "workers: two\n", "FILE, line 4: workers: Input should be a valid integer"),
+        (MINIMAL + "workers: '2'\n", "FILE, line 4: workers: Input should be a valid integer"),
+        (MINIMAL + "trials: 3\n", "FILE, line 4: trials: given twice."),
+        (MINIMAL.replace("20", "0"), "FILE, line 3: trials: Input should be greater than 0"),
+        (MINIMAL.replace(":function", ""), "FILE, line 2: objective: must have the form"),
+        ("study: tune\ntrials: 3\n", "FILE, line 1: objective: Field required"),
+        (MINIMAL + "sampler: TPESampler\n  x: 1\n", "FILE, line 5: mapping values are not"),
+        (MINIMAL + "sampler:\n  name: TPESample\n", "FILE, line 4: sampler: there is no"),
+        (MINIMAL + "sampler:\n  name: TPESampler\n  n: 1\n", "does not accept these options"),
+        (MINIMAL + "pruner: Lyapunov\n", "Did you mean LyapunovPruner"),
+        (MINIMAL + "strategy: {name: screen, steps: 2, best: 3}\n", "either n_startup_trials or"),
+        (MINIMAL + "storage: ${NO_SUCH_VARIABLE}\n", "NO_SUCH_VARIABLE is not set"),
+        ("study: !!python/object/apply:os.getcwd []\n", "FILE, line 1: could not determine"),
+        ("- study\n", "FILE, line 1: a campaign file is a mapping"),
+        ("", "FILE, line 1: a campaign file is a mapping"),
+    ],
+)
+def test_a_file_that_is_not_valid_is_refused_with_its_line(
+    tmp_path: Path, text: str, message: str
+) -> None:
+    assert message in _refused(tmp_path, text)
+
+
+def test_all_that_is_wrong_is_told_at_once_and_the_password_is_not(tmp_path: Path) -> None:
+    text = MINIMAL + "storage: postgresql://me:hunter2@host/db\nworkers: two\nseeed: 3\n"
+    told = _refused(tmp_path, text)
+    assert "line 5: workers" in told
+    assert "line 6: seeed" in told
+    assert "hunter2" not in told
+
+
+def test_defaults_and_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "file.yaml"
+    path.write_text(MINIMAL + "storage: postgresql://me:${SECRET}@host/db\n")
+    monkeypatch.setenv("SECRET", "hunter2")
+    config = load_config(path)
+    assert storage_of(config, 4) == "postgresql://me:hunter2@host/db"
+    assert "hunter2" not in f"{config} {config!r}"
+    assert config.direction == "minimize"
+    assert config.strategy.name == "prune"
+
+
+def test_one_worker_uses_sqlite_and_several_a_journal(campaign: Callable[..., Path]) -> None:
+    config = load_config(campaign())
+    assert storage_of(config, 1) == f"sqlite:///{config.path.with_suffix('.db')}"
+    assert storage_of(config, 2) == str(config.path.with_suffix(".journal"))
+    config.path.with_suffix(".journal").touch()
+    assert storage_of(config, 1) == str(config.path.with_suffix(".journal"))
+    config.path.with_suffix(".db").touch()
+    with pytest.raises(ValueError, match="cannot share an SQLite file"):
+        storage_of(config, 2)
+    with pytest.raises(ValueError, match="cannot share an SQLite file"):
+        storage_of(load_config(campaign(storage="sqlite:///x.db")), 2)
+
+
+def test_seeds_differ_unless_the_sampler_shares_a_sequence() -> None:
+    def seeds(sampler: str) -> set[int]:
+        config = CampaignConfig.model_validate(
+            {"study": "s", "objective": "m:f", "trials": 5, "seed": 7, "sampler": sampler}
+        )
+        return {worker_seed(config, index, n) for index in range(3) for n in (0, 10)}
+
+    assert len(seeds("RandomSampler")) == 6
+    assert seeds("RandomSampler") == seeds("RandomSampler")
+    assert seeds("QMCSampler") == {7}
+
+
+# What happens to trials that did not end by themselves, without any process.
+
+
+@pytest.fixture
+def journal(tmp_path: Path) -> Study:
+    storage = JournalStorage(JournalFileBackend(str(tmp_path / "study.journal")))
+    return optuna.create_study(storage=storage)
+
+
+def _running(study: Study, task: str = "t", **mark: object) -> optuna.Trial:
+    trial = study.ask()
+    trial.suggest_float("x", 0.0, 1.0)
+    trial.set_user_attr(WORKER, owner(task) | mark)
+    return trial
+
+
+def test_a_dead_workers_trial_is_retried_once_with_its_attributes(journal: Study) -> None:
+    first = _running(journal)
+    first.set_user_attr("note", "kept")
+    assert recover(journal, lambda mark: mark["task"] == "other") == []
+    assert recover(journal, lambda mark: mark["task"] == "t") == [0]
+    assert recover(journal, lambda mark: True) == []
+    second = journal.ask()
+    assert second.params == first.params
+    assert second.user_attrs == {"note": "kept"}  # and not the mark of the dead
+    assert previous_attempt(second) == 0
+    second.set_user_attr(WORKER, owner("t"))
+    assert recover(journal, lambda mark: True) == [1]
+    assert _states(journal) == ["FAIL", "FAIL"]
+
+
+def test_an_interrupted_trial_is_queued_exactly_once(journal: Study) -> None:
+    first = _running(journal)
+    first.report(0.5, 0)
+    assert interrupt(journal, lambda mark: mark["task"] == "t") == [0]
+    assert [repeat_interrupted(journal) for _ in range(3)] == [1, 0, 0]
+    second = journal.ask()
+    assert second.suggest_float("x", 0.0, 1.0) == first.params["x"]
+    assert second.user_attrs[REPEATS] == 0
+    assert previous_attempt(second) == 0
+    # Once more: the repetition is interrupted too, and its worker dies on the way.
+    second.set_user_attr(WORKER, owner("u"))
+    second.set_user_attr(INTERRUPTED, True)
+    assert recover(journal, lambda mark: True) == [1]
+    assert [repeat_interrupted(journal) for _ in range(3)] == [1, 0, 0]
+    assert journal.ask().user_attrs[REPEATS] == 1
+    assert _states(journal) == ["FAIL", "FAIL", "RUNNING"]
+
+
+def test_only_processes_of_this_machine_that_have_ended_are_gone() -> None:
+    parent = psutil.Process(os.getppid())
+    alive = owner("t") | {"pid": parent.pid, "started": parent.create_time()}
+    assert not process_is_gone(owner("t"))
+    assert not process_is_gone(alive)
+    assert process_is_gone(alive | {"started": 0.0})  # the process id was given to another
+    assert not process_is_gone(alive | {"started": 0.0, "host": "elsewhere"})
+    for odd in ({"pid": "1"}, {"pid": None}, {"pid": [1]}, {"host": 3}, {"host": None}):
+        assert not process_is_gone(alive | {"started": 0.0} | odd)
+    assert process_is_gone(alive | {"pid": 2**70})
+
+
+def test_hand_edited_marks_are_ignored(journal: Study) -> None:
+    for odd in (None, 3, "worker", ["task"], {}):
+        journal.ask().set_user_attr(WORKER, odd)
+    assert recover(journal, process_is_gone) == []
+    trial = journal.ask()
+    trial.set_user_attr(REPEATS, "zero")
+    assert previous_attempt(trial) is None
+
+
+# Whole campaigns.
+
+
+def test_one_worker_runs_to_the_total_and_the_same_file_goes_on(
+    campaign: Callable[..., Path], tmp_path: Path
+) -> None:
+    path = campaign("odd_ones_pruned", trials=3, threads_per_worker=1)
+    assert "not begun" in _run("status", path, code=1).output
+    assert not list(tmp_path.glob("campaign.db"))
+    assert "2 COMPLETE, 1 PRUNED" in _run("run", path).output
+    assert (tmp_path / "campaign.db").exists()
+    assert _states(_study(path)) == ["COMPLETE", "COMPLETE", "PRUNED"]
+    assert "Trials that ended in this run: none" in _run("run", path).output
+    campaign("odd_ones_pruned", trials=5, threads_per_worker=1)
+    assert "1 COMPLETE, 1 PRUNED" in _run("run", path).output
+    study = _study(path)
+    assert _states(study) == ["COMPLETE", "COMPLETE", "COMPLETE", "PRUNED", "PRUNED"]
+    assert len({trial.params["x"] for trial in study.trials}) == 5  # no sequence begins anew
+    status = json.loads(_run("status", path, "-f", "json").output)
+    assert (status["complete"], status["pruned"], status["missing"]) == (3, 2, 0)
+    assert "5 of 5" in _run("status", path).output
+
+
+def test_several_workers_share_a_journal_and_have_their_threads(
+    campaign: Callable[..., Path], tmp_path: Path
+) -> None:
+    path = campaign("odd_ones_pruned", trials=12, workers=2, threads_per_worker=2)
+    _run("run", path)
+    study = _study(path)
+    assert isinstance(study._storage, JournalStorage)
+    assert not (tmp_path / "campaign.db").exists()
+    assert _states(study) == ["COMPLETE"] * 6 + ["PRUNED"] * 6
+    assert len({trial.params["x"] for trial in study.trials}) == 12
+    assert {trial.user_attrs["threads"] for trial in study.trials} == {2}
+    assert {trial.user_attrs["omp"] for trial in study.trials} == {"2"}
+    assert os.getpid() not in {trial.user_attrs["pid"] for trial in study.trials}
+    assert all(process_is_gone(trial.user_attrs[WORKER]) for trial in study.trials)
+
+
+def test_a_killed_workers_trial_is_failed_and_retried_once(campaign: Callable[..., Path]) -> None:
+    path = campaign("first_attempts_die", trials=4, workers=2)
+    assert "Its trial 1 failed and is queued again" in _run("run", path).output
+    trials = _study(path).trials
+    assert [t.number for t in trials if t.state == TrialState.FAIL] == [1]
+    retries = [t for t in trials if t.system_attrs.get("retry_history")]
+    assert [t.system_attrs["retry_history"] for t in retries] == [[1]]
+    assert retries[0].params == trials[1].params
+    assert retries[0].state == TrialState.COMPLETE
+    assert sum(t.state == TrialState.COMPLETE for t in trials) == 4
+
+
+@pytest.mark.slow
+def test_a_campaign_whose_workers_always_die_ends_with_an_error(
+    campaign: Callable[..., Path],
+) -> None:
+    path = campaign("always_dies", max_failures=1)
+    assert "2 failures in this run" in _run("run", path, code=1).output
+    first, second = _study(path).trials
+    assert first.state == second.state == TrialState.FAIL
+    assert first.params == second.params
+
+
+def test_failures_are_told_without_passwords_and_bounded(campaign: Callable[..., Path]) -> None:
+    path = campaign("fails", max_failures=1)
+    output = _run("run", path, code=1).output
+    assert "cannot reach postgresql://me:***@host/db" in output
+    assert "hunter2" not in output
+    assert _states(_study(path)) == ["FAIL", "FAIL"]
+
+
+@pytest.mark.parametrize("objective", ["objectives:nothing", "no_such_module:f"])
+def test_an_objective_that_cannot_be_imported_is_told(
+    campaign: Callable[..., Path], objective: str
+) -> None:
+    path = campaign()
+    path.write_text(path.read_text().replace("objectives:square", objective))
+    assert f"The objective {objective} cannot be imported" in _run("run", path, code=1).output
+
+
+@pytest.mark.slow
+def test_a_grid_ends_the_campaign(campaign: Callable[..., Path]) -> None:
+    grid = {"name": "GridSampler", "search_space": {"i": [0, 1, 2]}}
+    path = campaign("on_a_grid", trials=10, sampler=grid)
+    assert "stopped the study, 7 trials before" in _run("run", path).output
+    assert sorted(trial.params["i"] for trial in _study(path).trials) == [0, 1, 2]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_a_signal_stops_trials_at_a_report_and_running_again_repeats_them(
+    campaign: Callable[..., Path], tmp_path: Path, name: str
+) -> None:
+    path = campaign("until_stopped", trials=4, workers=2)
+    stopped = _in_a_process("run", path, LYAP_TEST_SIGNAL=name)
+    assert stopped.returncode == 130, stopped.stderr
+    assert "Traceback" not in stopped.stderr
+    study = _study(path)
+    interrupted = [t for t in study.trials if t.state == TrialState.FAIL]
+    assert all(t.user_attrs[INTERRUPTED] is True for t in interrupted)
+    assert all(t.intermediate_values for t in interrupted)
+    assert 1 in {t.number for t in interrupted}
+    assert study.get_trials(states=(TrialState.RUNNING,)) == []
+    waiting = study.get_trials(states=(TrialState.WAITING,))
+    assert sorted(t.user_attrs[REPEATS] for t in waiting) == sorted(t.number for t in interrupted)
+    (tmp_path / "go").touch()
+    _run("run", path)
+    after = _study(path).trials
+    assert sum(t.state == TrialState.COMPLETE for t in after) == 4
+    for trial in interrupted:
+        (again,) = (t for t in after if t.user_attrs.get(REPEATS) == trial.number)
+        assert again.params == trial.params
+        assert again.state == TrialState.COMPLETE
+
+
+@pytest.mark.slow
+def test_a_second_signal_stops_at_once(campaign: Callable[..., Path], tmp_path: Path) -> None:
+    path = campaign("never_reports", trials=2)
+    stopped = _in_a_process("run", path)
+    assert stopped.returncode == 130, stopped.stderr
+    assert "Traceback" not in stopped.stderr
+    assert _states(_study(path)) == ["COMPLETE", "FAIL", "WAITING"]
+    (tmp_path / "go").touch()
+    _run("run", path)
+    after = _study(path).trials
+    assert [t.state.name for t in after] == ["COMPLETE", "FAIL", "COMPLETE"]
+    assert after[2].params == after[1].params
+    assert after[1].user_attrs[INTERRUPTED] is True
+
+
+@pytest.mark.slow
+def test_a_time_limit_stops_at_a_report(campaign: Callable[..., Path]) -> None:
+    path = campaign("until_stopped", trials=2, time_limit=0.001)
+    assert "Stopped (time limit)" in _run("run", path).output
+
+
+@pytest.mark.slow
+def test_screening_trains_some_screens_the_others_and_continues_the_best(
+    campaign: Callable[..., Path],
+) -> None:
+    screen = {"name": "screen", "steps": 2, "best": 2, "n_startup_trials": 3}
+    path = campaign("square", trials=8, strategy=screen)
+    _run("run", path)
+    trials = _study(path).trials
+    lengths = [len(t.intermediate_values) for t in trials]
+    assert lengths == [6] * 3 + [2] * 5 + [6] * 2
+    continued = [t.user_attrs["lyapunov:continues"] for t in trials[8:]]
+    assert [t.params for t in trials[8:]] == [trials[n].params for n in continued]
+    best = sorted(range(3, 8), key=lambda n: abs(trials[n].params["x"]))[:2]
+    assert set(continued) == set(best)
+    status = json.loads(_run("status", path, "-f", "json").output)
+    assert status["total"] == 10
+    assert status["epochs_saved"] == 8 * 6 - sum(lengths)
+    assert "none" in _run("run", path).output
+
+
+def test_the_command_says_what_is_missing_where_the_extra_is_not_installed(
+    campaign: Callable[..., Path],
+) -> None:
+    path = campaign()
+    code = "import sys; sys.modules['pydantic'] = None; from lyap_optuna.cli import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", code, "campaign", "status", str(path)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "pip install 'lyap-optuna[campaign]'" in done.stderr
