@@ -1,5 +1,6 @@
 # make demo     a real study, pruned and ranked by Lyapunov exponents (a few minutes)
 # make test     the tests
+# make benchmark   what readouts and spectra cost here, against Algorithm 1 and training (10 minutes)
 # make check    linter, formatter and type checker over everything
 #
 # The first of them creates .venv and installs torch, then this package with its test tools.
@@ -12,6 +13,7 @@ VENV ?= .venv
 TORCH ?= torch==2.13.0
 SYSTEM_SITE_PACKAGES ?=
 DEMO ?=
+BENCHMARK ?=
 PYTEST ?=
 
 BIN := $(VENV)/bin
@@ -22,7 +24,7 @@ export OMP_NUM_THREADS := 1
 export MKL_NUM_THREADS := 1
 export OPENBLAS_NUM_THREADS := 1
 
-.PHONY: help install demo test test-fast check format clean
+.PHONY: help install demo test test-fast benchmark check format clean
 .DEFAULT_GOAL := help
 
 help:
@@ -46,6 +48,10 @@ test: $(STAMP)
 
 test-fast: $(STAMP)
 	$(BIN)/python -m pytest -n 2 -m "not slow" $(PYTEST)
+
+# All cores, one process: this is what it is about.
+benchmark: $(STAMP)
+	@env -u OMP_NUM_THREADS -u MKL_NUM_THREADS $(BIN)/python -m studies.speed $(BENCHMARK)
 
 check: $(STAMP)
 	$(BIN)/ruff check .
