@@ -53,8 +53,8 @@ class Component(_Model):
         """Keyword arguments of the class."""
         return dict(self.model_extra or {})
 
-    def find(self, *modules: str) -> type[Any]:
-        """Return the class, looked up in ``modules``.
+    def find(self, *modules: str, kind: type[Any] = object) -> type[Any]:
+        """Return the class, looked up in ``modules``; a hint names subclasses of ``kind``.
 
         Raises:
             ValueError: There is none of that name.
@@ -71,7 +71,8 @@ class Component(_Model):
             exported = vars(importlib.import_module(module))
             if self.name in exported:
                 return _as_class(exported[self.name], self.name)
-            names += [name for name, value in exported.items() if inspect.isclass(value)]
+            classes = {n: value for n, value in exported.items() if inspect.isclass(value)}
+            names += [n for n, value in classes.items() if issubclass(value, kind)]
         near = difflib.get_close_matches(self.name, names, n=3)
         hint = f" Did you mean {' or '.join(near)}?" if near else ""
         raise ValueError(f"there is no {self.name!r} in {' or '.join(modules)}.{hint}")
@@ -335,7 +336,7 @@ def make_sampler(component: Component, seed: int) -> BaseSampler:
     Raises:
         ValueError: It cannot be made.
     """
-    found = component.find("optuna.samplers")
+    found = component.find("optuna.samplers", kind=BaseSampler)
     options = component.options
     if "seed" in inspect.signature(found).parameters:
         options.setdefault("seed", seed)
@@ -352,7 +353,7 @@ def make_pruner(component: Component | None) -> BasePruner:
         ValueError: It cannot be made.
     """
     component = component or Component(name="LyapunovPruner")
-    found = component.find("optuna.pruners", "lyap_optuna")
+    found = component.find("optuna.pruners", "lyap_optuna", kind=BasePruner)
     made = _made(found, component.options, component.name)
     if not isinstance(made, BasePruner):
         raise ValueError(f"{component.name!r} is not a pruner")

@@ -4,6 +4,7 @@ import abc
 import contextlib
 import multiprocessing
 import os
+import signal
 import time
 import uuid
 import warnings
@@ -112,7 +113,7 @@ class LocalPool(Pool):
         process = context.Process(
             target=process_main, args=(theirs, self._spec, index), name=f"worker {index}"
         )
-        with _threads_in_environment(self._spec.threads):
+        with _threads_in_environment(self._spec.threads), _no_interrupts():
             process.start()
         theirs.close()  # so that its end shows when the worker is gone
         return _Process(index, process, ours)
@@ -225,6 +226,19 @@ def _threads_in_environment(threads: int) -> Iterator[None]:
                 del os.environ[name]
             else:
                 os.environ[name] = value
+
+
+@contextlib.contextmanager
+def _no_interrupts() -> Iterator[None]:
+    # A new process inherits what is blocked: Ctrl-C is for the parent, also while workers start.
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 class DaskPool(Pool):

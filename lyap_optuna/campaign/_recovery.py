@@ -1,6 +1,5 @@
 """What happens to trials whose worker died or was told to stop: each is repeated, once."""
 
-import copy
 import os
 import platform
 from collections.abc import Callable, Mapping
@@ -8,18 +7,11 @@ from typing import Any
 
 import psutil
 from optuna.exceptions import UpdateFinishedTrialError
-from optuna.storages import RetryHeartbeatStaleTrialCallback
 from optuna.study import Study
 from optuna.trial import BaseTrial, FrozenTrial, TrialState
 
-from lyap_optuna.campaign._storage import MAX_RETRY
+from lyap_optuna.campaign._retry import INTERRUPTED, WORKER, retry_once
 from lyap_optuna.records import _keys, stored_trial
-
-WORKER = "lyapunov:worker"
-"""Who runs a trial: task, host, process id and when that process began."""
-
-INTERRUPTED = "lyapunov:interrupted"
-"""True on a trial that failed because the campaign was told to stop."""
 
 REPEATS = "lyapunov:repeats"
 """The number of the interrupted trial whose parameters this one has."""
@@ -99,20 +91,21 @@ def recover(study: Study, is_dead: Callable[[Mapping[str, Any]], bool]) -> list[
     failed = []
     for trial in _running(study, is_dead):
         if fail(study, trial):
-            # The callback extends a list within the attributes.
-            stored = copy.deepcopy(study._storage.get_trial(trial._trial_id))
-            RetryHeartbeatStaleTrialCallback(MAX_RETRY)(study, stored)
+            retry_once(study, study._storage.get_trial(trial._trial_id))
             failed.append(trial.number)
     return failed
 
 
 def interrupt(study: Study, is_stopped: Callable[[Mapping[str, Any]], bool]) -> list[int]:
-    """End the running trials of workers that were stopped at once, and queue them again."""
+    """End the running trials of workers that were stopped at once.
+
+    Returns:
+        Numbers of the trials that were failed.
+    """
     failed = []
     for trial in _running(study, is_stopped):
         study._storage.set_trial_user_attr(trial._trial_id, INTERRUPTED, True)
         if fail(study, trial):
-            repeat(study, study._storage.get_trial(trial._trial_id))
             failed.append(trial.number)
     return failed
 
@@ -144,7 +137,11 @@ def repeat(study: Study, trial: FrozenTrial, mark: str = REPEATS) -> None:
 
 
 def repeat_interrupted(study: Study) -> int:
-    """Queue interrupted trials that were not queued, because the worker died in between."""
+    """Queue again the interrupted trials that were not; only the parent of a campaign does this.
+
+    Returns:
+        How many there were.
+    """
     trials = study.get_trials(deepcopy=False)
     repeated = {number_in(trial, REPEATS) for trial in trials}
     n_repeated = 0

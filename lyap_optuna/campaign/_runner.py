@@ -52,7 +52,8 @@ class CampaignResult:
 
     Args:
         missing: Trials that are still to end.
-        stopped: Why it was stopped before: ``"interrupted"``, ``"time limit"`` or None.
+        stopped: Why it was stopped before: ``"interrupted"``, ``"time limit"``, ``"exhausted"``
+            (the sampler or the objective stopped the study, as grids do), ``"failed"`` or None.
         states: Names of states and how many trials of this run ended in them.
     """
 
@@ -112,6 +113,7 @@ def run_campaign(
             return _Run(config, study, strategy, pool, view, signals).until_done()
         finally:
             pool.close()
+            repeat_interrupted(study)
 
 
 def open_study(config: CampaignConfig, url: str, *, create: bool = True) -> Study:
@@ -183,6 +185,7 @@ class _Run:
         self._signals = signals
         self._result = CampaignResult()
         self._n_failures = 0
+        self._error: str | None = None
         self._deadline = None if config.time_limit is None else time.monotonic() + config.time_limit
 
     def until_done(self) -> CampaignResult:
@@ -211,11 +214,13 @@ class _Run:
         # What still runs was told to stop a second time.
         tasks = set(self._pool.kill()) if self._pool.running else set()
         interrupt(self._study, lambda mark: mark.get("task") in tasks)
+        if self._error is not None:
+            raise CampaignError(self._error)
         self._result.missing = self._strategy.missing(self._study)
         return self._result
 
     def _stop_if_told(self) -> None:
-        if self._result.stopped is None:
+        if self._result.stopped in (None, "exhausted"):
             if self._signals:
                 self._stop(
                     "interrupted",
@@ -235,7 +240,8 @@ class _Run:
             self._view.reported(event.worker, event.number, event.epochs)
             return False
         if event.kind == "broken":
-            raise CampaignError(f"Worker {event.worker} cannot work: {event.message}")
+            self._give_up(f"Worker {event.worker} cannot work: {event.message}")
+            return False
         if event.kind == "died":
             self._died(event)
         elif event.result is not None and event.result.state is not None:
@@ -246,6 +252,10 @@ class _Run:
                 self._view.ended(event.worker, result.number, result.state or "")
             if result.error is not None:
                 self._failed(f"Trial {result.number} failed: {result.error}")
+            if result.interrupted:
+                repeat_interrupted(self._study)
+            if result.exhausted and self._result.stopped is None:
+                self._result.stopped = "exhausted"  # what runs may end
         return True
 
     def _died(self, event: Event) -> None:
@@ -263,11 +273,16 @@ class _Run:
     def _failed(self, text: str) -> None:
         self._view.note(text)
         self._n_failures += 1
-        if self._n_failures > self._config.max_failures and self._result.stopped is None:
-            raise CampaignError(
-                f"{self._n_failures} trials failed in this run, more than "
+        if self._n_failures > self._config.max_failures:
+            self._give_up(
+                f"{self._n_failures} failures in this run, more than "
                 f"max_failures={self._config.max_failures}. The last: {text}"
             )
+
+    def _give_up(self, error: str) -> None:
+        if self._error is None and self._result.stopped in (None, "exhausted"):
+            self._error = error
+            self._stop("failed", "Stopping at the next report of each trial.")
 
 
 @contextmanager

@@ -19,7 +19,6 @@ from optuna.storages import (
     GrpcStorageProxy,
     JournalStorage,
     RDBStorage,
-    RetryHeartbeatStaleTrialCallback,
     get_storage,
 )
 from optuna.storages._rdb import models
@@ -28,12 +27,10 @@ from optuna.trial import FrozenTrial, TrialState
 
 from lyap_optuna._logging import get_logger
 from lyap_optuna.campaign._config import CampaignConfig
+from lyap_optuna.campaign._retry import retry_once
 
 _logger = get_logger(__name__)
 _T = TypeVar("_T")
-
-MAX_RETRY = 1
-"""A trial whose worker died is repeated so many times."""
 
 _CREATED = "lyapunov:created"
 _CONNECT_SECONDS = 10
@@ -115,7 +112,7 @@ class RetryingStorage(RDBStorage):
                 engine_kwargs=_engine_options(url) | (engine_kwargs or {}),
                 heartbeat_interval=heartbeat_interval,
                 grace_period=int(retry_seconds) + 2 * heartbeat_interval,
-                heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(MAX_RETRY),
+                heartbeat_stale_trial_callback=retry_once,
             )
 
     def _repeat(self, call: Callable[[], _T]) -> _T:

@@ -18,8 +18,10 @@ import optuna
 import torch
 from optuna.trial import FrozenTrial, TrialState
 
+from lyap_optuna._logging import without_passwords
 from lyap_optuna.campaign._config import SAME_SEED_EVERYWHERE, CampaignConfig, make_sampler
-from lyap_optuna.campaign._recovery import INTERRUPTED, WORKER, owner, recover, repeat
+from lyap_optuna.campaign._recovery import owner, recover
+from lyap_optuna.campaign._retry import INTERRUPTED, WORKER
 from lyap_optuna.campaign._storage import open_storage, patiently
 from lyap_optuna.campaign._strategies import strategy_of
 
@@ -118,12 +120,14 @@ class Result:
         state: Name of its state.
         error: Why it failed, in a line.
         interrupted: Whether it was stopped.
+        exhausted: Whether the sampler (a grid that is done) or the objective stopped the study.
     """
 
     number: int | None = None
     state: str | None = None
     error: str | None = None
     interrupted: bool = False
+    exhausted: bool = False
 
 
 class Worker:
@@ -189,13 +193,8 @@ class Worker:
                 error.append(told(raised))
                 raise _Failed(error[-1]) from None
 
-        def queue_again(study: optuna.Study, trial: FrozenTrial) -> None:
-            # After its end: a worker that dies between the two leaves it to the next campaign run.
-            if trial.state == TrialState.FAIL and trial.user_attrs.get(INTERRUPTED) is True:
-                repeat(study, trial)
-
         try:
-            self.study.optimize(objective, n_trials=1, catch=(_Failed,), callbacks=[queue_again])
+            self.study.optimize(objective, n_trials=1, catch=(_Failed,))
         except Exception as raised:
             # The storage gave up, or another process has ended the trial.
             return Result(numbers[-1] if numbers else None, "FAIL", told(raised))
@@ -206,7 +205,13 @@ class Worker:
         interrupted = ended.user_attrs.get(INTERRUPTED) is True
         reason = error[-1] if error else "its value is not a finite number"
         failed = ended.state == TrialState.FAIL and not interrupted
-        return Result(ended.number, ended.state.name, reason if failed else None, interrupted)
+        return Result(
+            ended.number,
+            ended.state.name,
+            error=reason if failed else None,
+            interrupted=interrupted,
+            exhausted=self.study._stop_flag,
+        )
 
 
 class _Failed(Exception):
@@ -214,8 +219,8 @@ class _Failed(Exception):
 
 
 def told(error: BaseException) -> str:
-    """Return type and message of an error."""
-    return f"{type(error).__name__}: {error}"[:500]
+    """Return type and message of an error, without passwords."""
+    return without_passwords(f"{type(error).__name__}: {error}")[:500]
 
 
 def find_objective(name: str) -> Callable[[optuna.Trial], Any]:

@@ -80,6 +80,11 @@ def status(file: Path, once: bool, output_format: str) -> None:
 
 
 def _load(file: Path) -> "CampaignConfig":
+    import optuna
+
+    before = optuna.logging.get_verbosity()
+    click.get_current_context().call_on_close(lambda: optuna.logging.set_verbosity(before))
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
     try:
         from lyap_optuna.campaign import CampaignFileError, load_config
     except ImportError as error:
@@ -176,7 +181,12 @@ def _progress(console: "Console", config: "CampaignConfig") -> "Iterator[View]":
 def _say_how_it_ended(result: "CampaignResult", file: Path) -> None:
     ran = ", ".join(f"{n} {state}" for state, n in sorted(result.states.items())) or "none"
     click.echo(f"Trials that ended in this run: {ran}.")
-    if result.missing:
+    if result.stopped == "exhausted":
+        click.echo(
+            f"The sampler or the objective stopped the study, {result.missing} trials before the "
+            "total."
+        )
+    elif result.missing:
         click.echo(
             f"Stopped ({result.stopped}); {result.missing} trials are missing. To go on: "
             f"lyap-optuna campaign run {_format.printable(file)}"
@@ -188,7 +198,13 @@ def _status_reader(config: "CampaignConfig") -> "Callable[[], CampaignStatus]":
 
     with _errors_in_a_line():
         url = storage_of(config, config.workers or 1)
-        _storage.open_storage(url) if "grpc://" not in url else None  # creates nothing
+        path = url.removeprefix("sqlite:///")
+        if "://" not in path and not Path(path).exists():
+            raise click.ClickException(
+                f"The campaign has not begun: there is no {_format.printable(path)}."
+            )
+        if not url.startswith("grpc://"):
+            _storage.open_storage(url)  # unlike a campaign, creates nothing
         try:
             study = open_study(config, url, create=False)
         except KeyError:

@@ -25,15 +25,14 @@ from lyap_optuna.campaign import (
     storage_of,
 )
 from lyap_optuna.campaign._recovery import (
-    INTERRUPTED,
     REPEATS,
-    WORKER,
     interrupt,
     owner,
     process_is_gone,
     recover,
     repeat_interrupted,
 )
+from lyap_optuna.campaign._retry import INTERRUPTED, WORKER
 from lyap_optuna.campaign._worker import worker_seed
 from lyap_optuna.cli import main
 
