@@ -832,6 +832,22 @@ def test_passwords_reach_no_warning_no_log_and_no_attribute(url, log):
         assert "s3cret" not in run(*command_line, code=1)
 
 
+@pytest.mark.parametrize(
+    "text", ["postgresql://u:s3cret@h/d", "mysql://h/d?user=u&password=s3cret", "pwd=s3cret host=h"]
+)
+def test_a_driver_that_shows_the_url_is_not_repeated(log, monkeypatch, text):
+    def refuse(*args, **kwargs):
+        raise sa.exc.OperationalError("INSERT", {}, Exception(f"cannot connect to {text}"))
+
+    logging.getLogger("lyap_optuna").setLevel(logging.DEBUG)
+    monkeypatch.setattr("lyap_optuna.probe.write_spectrum", refuse)
+    with pytest.warns(lyap.LyapunovWarning, match=r"OperationalError: cannot connect.*\*\*\*") as w:
+        make_probe().report(optuna.create_study().ask(), 0.5, 1)
+    assert "s3cret" not in str(w[0].message)
+    assert "cannot connect" in log.getvalue()
+    assert "s3cret" not in log.getvalue()
+
+
 def test_passwords_of_the_target_of_a_copy(new_database):
     source = new_database("sqlite")
     optuna.create_study(storage=source)
