@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -229,6 +230,22 @@ def test_defaults_and_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert "hunter2" not in f"{config} {config!r}"
     assert config.direction == "minimize"
     assert config.strategy.name == "prune"
+
+
+def test_the_docs_describe_every_key_and_their_examples_are_valid(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = (Path(__file__).parents[1] / "docs" / "campaigns.md").read_text()
+    assert set(re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE)) == set(
+        CampaignConfig.model_fields
+    )
+    monkeypatch.setenv("DB_PASSWORD", "hunter2")
+    examples = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
+    assert len(examples) == 3
+    for number, example in enumerate(examples):
+        path = tmp_path / f"{number}.yaml"
+        path.write_text(example if "study:" in example.split("#")[0] else MINIMAL + example)
+        load_config(path)
 
 
 def test_one_worker_uses_sqlite_and_several_a_journal(campaign: Callable[..., Path]) -> None:
