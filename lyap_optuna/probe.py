@@ -27,6 +27,7 @@ from lyap_optuna.records import (
     write_spectrum,
 )
 from lyap_optuna.spectrum import LyapunovReadout, lyapunov_readout, lyapunov_spectrum
+from lyap_optuna.spectrum._schedule import integer
 
 _logger = get_logger(__name__)
 
@@ -102,8 +103,7 @@ class LyapunovProbe:
         spectra_url: str | None = None,
         **readout_options: Any,
     ) -> None:
-        if isinstance(last_step, bool) or not isinstance(last_step, int):
-            raise ValueError(f"last_step must be an integer, but got {last_step!r}.")
+        last_step = integer("last_step", last_step)
         known = _READOUT_OPTIONS | (_SPECTRUM_OPTIONS if full_spectrum else frozenset())
         unknown = sorted(set(readout_options) - known)
         if unknown:
@@ -123,14 +123,16 @@ class LyapunovProbe:
         if module is not None:
             self._options["layer"] = module
         self._warned: set[str] = set()
-        self._first_step: int | None = None
+        self._trial: int | None = None  # number of the trial that this probe reported to
+        self._pending: tuple[int, LyapunovReadout] | None = None  # a baseline not stored yet
         self._baseline: LyapunovReadout | None = None
         self._baseline_failure: str | None = None
         try:
+            if full_spectrum or not baseline:
+                # Bad arguments are found now, not in the middle of training.
+                lyapunov_readout(self._model, self._batch, **self._known(_READOUT_OPTIONS))
             if baseline:
                 self._baseline = self.measure()
-            else:  # bad arguments are found now, not in the middle of training
-                lyapunov_readout(self._model, self._batch, **self._known(_READOUT_OPTIONS))
         except NonFiniteParametersError as error:
             self._baseline_failure = str(error)
             self._warn_once("weights", f"No baseline: {error} The trial goes on.")
@@ -166,19 +168,20 @@ class LyapunovProbe:
             NotImplementedError: By Optuna, in a multi-objective study; use :meth:`record`.
         """
         trial.report(value, step)
-        first = self._first_step is None
-        if self._first_step is None:
-            self._first_step = step
-        if step > self._last_step:
-            if first:
-                self._warn_once(
-                    "last_step",
-                    f"last_step={self._last_step} lies before the first reported step, {step}: "
-                    "no readout is taken while training. Raise last_step.",
-                )
-                self._store(trial, step, None, with_baseline=True)
-            return
-        self._measure_and_store(trial, step, with_baseline=first)
+        step = int(step)  # as Optuna does
+        if self._trial is None:
+            self._trial = trial.number
+            self._begin(trial, step)
+        elif self._trial != trial.number:
+            self._warn_once(
+                f"trial {trial.number}",
+                f"This probe was made for trial {self._trial} and reports to trial {trial.number}, "
+                "which gets no baseline. Make a probe in each trial, before training.",
+            )
+        if step <= self._last_step:
+            self._measure_and_store(trial, step)
+        elif self._pending is not None:
+            self._store(trial, step, None)
 
     def record(self, trial: BaseTrial, step: int) -> None:
         """Store a readout with the trial, at a step of one's own choosing, without a value.
@@ -189,9 +192,27 @@ class LyapunovProbe:
             trial: The running trial.
             step: The step.
         """
-        self._measure_and_store(trial, step, with_baseline=False)
+        self._measure_and_store(trial, int(step))
 
-    def _measure_and_store(self, trial: BaseTrial, step: int, *, with_baseline: bool) -> None:
+    def _begin(self, trial: BaseTrial, step: int) -> None:
+        """Note, at the first report, what is to be stored with it."""
+        if step > self._last_step:
+            self._warn_once(
+                "last_step",
+                f"last_step={self._last_step} lies before the first reported step, {step}: no "
+                "readout is taken while training. Raise last_step.",
+            )
+        try:
+            begins = begins_training(trial, step)
+            if begins and self._baseline_failure is not None:
+                write_failure(trial, step - 1, self._baseline_failure)
+        except Exception as error:
+            begins = True
+            self._warn_storage(step, error)
+        if begins and self._baseline is not None:
+            self._pending = (step - 1, self._baseline)
+
+    def _measure_and_store(self, trial: BaseTrial, step: int) -> None:
         try:
             if has_readout(trial, step):
                 return
@@ -200,9 +221,9 @@ class LyapunovProbe:
             reason = without_passwords(str(error)) or type(error).__name__
             kind = "weights" if isinstance(error, NonFiniteParametersError) else "readout"
             self._warn_once(kind, f"No readout at step {step}: {reason} The trial goes on.")
-            self._store(trial, step, None, with_baseline=with_baseline, failure=reason)
+            self._store(trial, step, None, failure=reason)
             return
-        self._store(trial, step, readout, with_baseline=with_baseline)
+        self._store(trial, step, readout)
 
     def _store(
         self,
@@ -210,30 +231,29 @@ class LyapunovProbe:
         step: int,
         readout: LyapunovReadout | None,
         *,
-        with_baseline: bool,
         failure: str | None = None,
     ) -> None:
+        pending = self._pending if trial.number == self._trial else None
         try:
-            baseline = None
-            if with_baseline and self._baseline is not None and begins_training(trial, step):
-                baseline = (step - 1, _record(self._baseline))
             new = {} if readout is None else {step: _record(readout)}
-            if new or baseline is not None:
-                write_readouts(trial, new, baseline=baseline)
-            if with_baseline and self._baseline_failure is not None:
-                write_failure(trial, step - 1, self._baseline_failure)
+            baseline = None if pending is None else (pending[0], _record(pending[1]))
+            write_readouts(trial, new, baseline=baseline, step=step)
             if failure is not None:
                 write_failure(trial, step, failure)
         except Exception as error:
-            self._warn_once(
-                "storage",
-                f"The readout at step {step} was not stored ({_reason(error)}). The trial goes on.",
-            )
+            self._warn_storage(step, error)
             return
-        if baseline is not None and self._baseline is not None:
-            self._store_spectrum(trial, step - 1, self._baseline)
+        if pending is not None:
+            self._pending = None
+            self._store_spectrum(trial, *pending)
         if readout is not None:
             self._store_spectrum(trial, step, readout)
+
+    def _warn_storage(self, step: int, error: Exception) -> None:
+        self._warn_once(
+            "storage",
+            f"The readout at step {step} was not stored ({_reason(error)}). The trial goes on.",
+        )
 
     def _store_spectrum(self, trial: BaseTrial, step: int, readout: LyapunovReadout) -> None:
         if readout.spectrum is None:

@@ -234,6 +234,11 @@ def test_no_storage_is_wrong_usage() -> None:
         ("redis://:hunter2@localhost:1/0", "hunter2"),
         ("nonsense://user:hunter2@host", "hunter2"),
         ("postgresql://user:hunter2@[bad", "hunter2"),
+        ("postgresql:/user:hunter2@host/db", "hunter2"),
+        ("postgresql//user:hunter2@host/db", "hunter2"),
+        ("postgresql:user:hunter2@host/db", "hunter2"),
+        ("user:hunter2@host/db", "hunter2"),
+        ("sqlite:///user:hunter2@host", "hunter2"),
     ],
 )
 @pytest.mark.parametrize("command", ["rank", "spectra", "demo"])

@@ -332,6 +332,8 @@ def test_record_works_in_a_multi_objective_study_and_report_does_not():
         ({"warmup": 25}, "leaves no steps"),
         ({"module": "encoder"}, "no recurrent layer named 'encoder'"),
         ({"module": "", "layer": ""}, "once"),
+        ({"full_spectrum": True, "k": 99}, "k must be between 1"),
+        ({"full_spectrum": True, "mean_tolerance": -1}, "mean_tolerance must be positive"),
     ],
 )
 def test_bad_arguments_raise_in_the_constructor(options, message):
@@ -388,12 +390,116 @@ class TestRetries:
         readouts = records.read_readouts(study.trials[1])
         assert records.baseline_step(study.trials[1], readouts) == 0
 
+    def test_a_new_start_without_a_readout_of_its_own_inherits_none(self):
+        study, trial, _ = resumed(inherit_values=False)
+        model = nn.GRU(3, 8, batch_first=True)
+        with torch.no_grad():
+            model.weight_hh_l0.fill_(float("nan"))
+        with pytest.warns(lyap.LyapunovWarning, match="No baseline"):
+            probe = lyap.LyapunovProbe(model, make_inputs(4, 25, 3, dtype=torch.float32))
+        probe.report(trial, 0.3, 1)
+        probe.report(trial, 0.3, 2)
+        assert records.read_readouts(study.trials[1]) == {}
+
+    def test_a_new_start_without_a_baseline_inherits_none(self):
+        study, trial, _ = resumed(inherit_values=False)
+        gru_probe(baseline=False).report(trial, 0.3, 1)
+        assert list(study.trials[1].user_attrs["lyapunov:readouts"]) == ["1"]
+
+    def test_a_new_start_drops_what_lies_ahead(self):
+        study, trial, dead = resumed(inherit_values=True)
+        with pytest.warns(UserWarning, match="already reported"):
+            self.probe().report(trial, 0.3, 1)
+        stored = study.trials[1].user_attrs["lyapunov:readouts"]
+        assert list(stored) == ["0", "1"]
+        assert stored["0"] != dead["0"]
+
     def test_a_checkpoint_without_values_keeps_the_true_baseline(self):
         study, trial, dead = resumed(inherit_values=False)
         self.probe().report(trial, 0.3, 3)
         stored = study.trials[1].user_attrs["lyapunov:readouts"]
         assert list(stored) == ["0", "3"]
         assert stored["0"] == dead["0"]
+
+
+def gru_probe(**options):
+    return lyap.LyapunovProbe(
+        nn.GRU(3, 8, batch_first=True), make_inputs(4, 25, 3, dtype=torch.float32), **options
+    )
+
+
+def test_an_embedding_that_renormalises_itself_is_not_touched():
+    class Tokens(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embedding = nn.Embedding(20, 3, max_norm=0.5)
+            self.rnn = nn.GRU(3, 8, batch_first=True)
+
+        def forward(self, x):
+            return self.rnn(self.embedding(x))
+
+    model = Tokens()
+    before = model.embedding.weight.detach().clone()
+    lyap.LyapunovProbe(model, torch.arange(20).view(2, 10)).measure()
+    assert torch.equal(model.embedding.weight, before)
+
+
+def test_hooks_of_the_user_do_not_run():
+    model = nn.Sequential(nn.Linear(3, 3), nn.GRU(3, 8, batch_first=True))
+    calls = []
+    model[0].register_forward_hook(lambda *args: calls.append("after"))
+    model[0].register_forward_pre_hook(lambda *args: calls.append("before"))
+    model[1].register_forward_pre_hook(lambda *args: calls.append("before the layer"))
+    lyap.LyapunovProbe(model, make_inputs(4, 25, 3, dtype=torch.float32)).measure()
+    assert calls == []
+
+
+def test_a_forward_that_fails_is_a_bad_argument():
+    model = nn.Sequential(nn.Linear(4, 3), nn.GRU(3, 8, batch_first=True))
+    with pytest.raises(ValueError, match=r"forward of Sequential failed .* \[\(4, 25, 3\)\]"):
+        lyap.LyapunovProbe(model, make_inputs(4, 25, 3, dtype=torch.float32))
+
+
+def test_a_write_that_fails_once_does_not_lose_the_baseline(monkeypatch):
+    trial = optuna.create_study().ask()
+    probe = gru_probe()
+    real, failures = trial.set_user_attr, [OSError("locked")]
+
+    def flaky(key, value):
+        if failures:
+            raise failures.pop()
+        real(key, value)
+
+    monkeypatch.setattr(trial, "set_user_attr", flaky)
+    with pytest.warns(lyap.LyapunovWarning, match="not stored"):
+        probe.report(trial, 1.0, 1)
+    probe.report(trial, 0.5, 2)
+    assert list(trial.study.trials[0].user_attrs["lyapunov:readouts"]) == ["0", "2"]
+
+
+def test_steps_are_what_optuna_makes_of_them():
+    trial = optuna.create_study().ask()
+    probe = gru_probe(last_step=np.int64(3))
+    probe.report(trial, 1.0, 1.0)
+    probe.report(trial, 1.0, torch.tensor(2))
+    probe.record(trial, np.int64(3))
+    assert list(trial.study.trials[0].user_attrs["lyapunov:readouts"]) == ["0", "1", "2", "3"]
+
+
+def test_a_probe_used_for_a_second_trial_says_so():
+    study = optuna.create_study()
+    probe = gru_probe()
+    probe.report(study.ask(), 1.0, 1)
+    with pytest.warns(lyap.LyapunovWarning, match="made for trial 0 and reports to trial 1"):
+        probe.report(study.ask(), 1.0, 1)
+    assert list(study.trials[1].user_attrs["lyapunov:readouts"]) == ["1"]
+
+
+def test_not_finite_buffers_cost_a_warning():
+    model = nn.Sequential(nn.BatchNorm1d(25), nn.GRU(3, 8, batch_first=True))
+    model[0].running_mean.fill_(float("nan"))
+    with pytest.warns(lyap.LyapunovWarning, match="NaN or infinite weights"):
+        lyap.LyapunovProbe(model, make_inputs(4, 25, 3, dtype=torch.float32))
 
 
 def test_no_warning_in_an_ordinary_run():

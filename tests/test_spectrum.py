@@ -284,6 +284,25 @@ def test_relu_may_have_an_exponent_of_minus_infinity():
     assert bool((s.quantiles() == -math.inf).all())
 
 
+@pytest.mark.parametrize("method", ["textbook", "tangent", "qr", "lu"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_directions_that_relu_lost_have_no_exponent_but_minus_infinity(method, dtype):
+    layer = make_layer("rnn_relu", units=8, dtype=dtype)
+    x = make_inputs(1, 100, 3, dtype=dtype)
+    active = (layer(x)[0] > 0).sum(2)[0, 20:]
+    least = int(active.min())
+    assert 0 < least < 8
+    s = lyap.lyapunov_spectrum(layer, x, method=method)
+    assert bool((s.exponents[least:] == -math.inf).all())
+    assert math.isfinite(s.max)
+
+
+def test_an_interval_that_overflows_is_named():
+    dynamics = lyap.RecurrentDynamics(lambda s, x: s * torch.tensor([3.0, 0.3]), 2)
+    with pytest.raises(ValueError, match="qr_every=100"):
+        lyap.lyapunov_spectrum(dynamics, torch.zeros(1, 100, 1), qr_every=100, warmup=0)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_types_are_computed_in_float32(dtype):
     layer = make_layer("gru", dtype=dtype)

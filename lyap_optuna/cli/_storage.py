@@ -169,6 +169,8 @@ def _remember_secrets(url: str) -> None:
     found: list[str] = []
     if login := re.match(r"\w[\w+.-]*://[^:/@]*:(.*)@", url):
         found.append(login[1])
+    elif login := re.match(r".*:([^/].*)@", url):  # a URL with a slip in it holds one too
+        found.append(login[1])
     found += re.findall(r"[?&][^=&]*(?:pass|pwd|secret|token)[^=&]*=([^&#]+)", url, re.IGNORECASE)
     for secret in found:
         plain = {secret, unquote(secret), unquote_plus(secret)}
@@ -225,7 +227,9 @@ def _open_rdb(url: str) -> "BaseStorage":
         if path == ":memory:":
             raise click.ClickException("An SQLite database in memory ends with its process.")
         if not path.startswith("file:") and not os.path.isfile(path):
-            raise click.ClickException(f"There is no file {printable(path)} ({shown_url(url)}).")
+            raise click.ClickException(
+                f"There is no file {printable(scrub(path))} ({shown_url(url)})."
+            )
     engine = sqlalchemy.create_engine(parsed)
     try:
         has_studies = sqlalchemy.inspect(engine).has_table("studies")

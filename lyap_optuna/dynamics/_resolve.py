@@ -127,7 +127,8 @@ def _checked_inputs(inputs: Tensor, dynamics: Dynamics) -> Tensor:
 
 
 def _check_parameters(module: nn.Module, name: str) -> None:
-    if not all(bool(torch.isfinite(p).all()) for p in module.parameters()):
+    tensors = [*module.parameters(), *(b for b in module.buffers() if b.is_floating_point())]
+    if not all(bool(torch.isfinite(tensor).all()) for tensor in tensors):
         raise NonFiniteParametersError(
             f"The {name} has NaN or infinite weights: it has no Lyapunov exponents."
         )
@@ -167,6 +168,12 @@ def _capture(
             clone(*args, **kwargs)
     except _Captured:
         pass
+    except Exception as error:
+        shapes = [tuple(item.shape) for item in _leaves((args, kwargs)) if isinstance(item, Tensor)]
+        raise ValueError(
+            f"The forward of {type(module).__name__} failed on inputs of shapes {shapes} "
+            f"({type(error).__name__}: {error}). Pass a batch as in training, without targets."
+        ) from error
     if not calls:
         raise ValueError(
             f"The forward of {type(module).__name__} never called its {type(target).__name__} "
@@ -285,7 +292,11 @@ def _no_autocast(module: nn.Module) -> torch.autocast:
 
 
 def _copy(module: nn.Module, target: nn.Module) -> tuple[nn.Module, nn.Module]:
-    """Copy a model with the layer of interest; parameters share memory, all else is its own.
+    """Copy a model with the layer of interest; nothing is shared, and hooks of users are left out.
+
+    Parameters too: a forward pass may write to them (an embedding with ``max_norm`` does). Hooks
+    that compute weights, which are PyTorch's own, stay; others would see calls that are not
+    training.
 
     Plain ``copy.deepcopy`` refuses tensors with a gradient history (weight normalisation and
     parametrisations leave some) and copies wrappers, so every tensor and wrapper is put into its
@@ -298,7 +309,7 @@ def _copy(module: nn.Module, target: nn.Module) -> tuple[nn.Module, nn.Module]:
             if p is not None and not isinstance(
                 p, (nn.UninitializedParameter, nn.UninitializedBuffer)
             ):
-                memo[id(p)] = nn.Parameter(p.detach(), requires_grad=False)
+                memo[id(p)] = nn.Parameter(p.detach().clone(), requires_grad=False)
         for b in sub._buffers.values():
             if b is not None and not isinstance(
                 b, (nn.UninitializedParameter, nn.UninitializedBuffer)
@@ -325,6 +336,10 @@ def _copy(module: nn.Module, target: nn.Module) -> tuple[nn.Module, nn.Module]:
         ) from error
     for sub in clone.modules():
         sub._compiled_call_impl = None  # set by Module.compile()
+        for hooks in (sub._forward_hooks, sub._forward_pre_hooks):
+            for key, hook in list(hooks.items()):
+                if not type(hook).__module__.startswith("torch."):
+                    del hooks[key]
     return clone, memo[id(target)]
 
 

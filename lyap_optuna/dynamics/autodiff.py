@@ -84,7 +84,13 @@ class RecurrentDynamics(Dynamics):
         step = vmap(self.step)
         states = [state]
         for t in range(inputs.shape[1]):
-            state = step(state, inputs[:, t])
+            try:
+                state = step(state, inputs[:, t])
+            except Exception as error:
+                raise ValueError(
+                    f"step failed on a state of shape ({self.state_size},) and an input of shape "
+                    f"({inputs.shape[2]},): {type(error).__name__}: {error}"
+                ) from error
             if state.shape != shape:
                 raise ValueError(
                     f"step returned a state of shape {tuple(state.shape[1:])}, but state_size is "

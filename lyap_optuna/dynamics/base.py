@@ -95,6 +95,15 @@ class Trajectory(ABC):
         """
         return None
 
+    @property
+    def rank(self) -> Tensor | None:
+        """An upper bound of the rank of J, ``(batch, time)``; None where J is regular in general.
+
+        What lies beyond the least rank of a window has exponent minus infinity, exactly; of it
+        floating-point QR keeps rounding noise.
+        """
+        return None
+
     @abstractmethod
     def select(self, inputs: slice) -> "Trajectory":
         """Return the trajectory of some of the inputs; the data is shared, not copied."""

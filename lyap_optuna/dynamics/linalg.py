@@ -24,8 +24,8 @@ def lu_factor(matrices: Tensor) -> tuple[Tensor, Tensor]:
         return factors, pivots
     n, rows, columns = matrices.shape
     factors = matrices.new_empty(n, columns, rows).mT
-    pivots = torch.empty(n, min(rows, columns), dtype=torch.int32)
-    info = torch.empty(n, dtype=torch.int32)
+    pivots = matrices.new_empty(n, min(rows, columns), dtype=torch.int32)
+    info = matrices.new_empty(n, dtype=torch.int32)
     for i in range(n):
         torch.linalg.lu_factor_ex(matrices[i], out=(factors[i], pivots[i], info[i]))
     return factors, pivots

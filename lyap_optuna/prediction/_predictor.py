@@ -73,6 +73,9 @@ class Predictor(Protocol):
     skills: dict[tuple[str, ...], float]
     """The same for every combination that was tried and has any usable feature."""
 
+    counts: dict[tuple[str, ...], int]
+    """Trials behind each of them: those that have the evidence."""
+
     n_trials: int
     """Trials behind the skill."""
 
@@ -136,6 +139,7 @@ class RankPredictor:
         self.chosen: tuple[str, ...] = ()
         self.skill = 0.0
         self.skills: dict[tuple[str, ...], float] = {}
+        self.counts: dict[tuple[str, ...], int] = {}
         self.n_trials = 0
         self.out_of_fold = Prediction(np.zeros(0), np.zeros(0))
         self._reference = np.zeros(0)
@@ -185,6 +189,16 @@ class RankPredictor:
 
         models: dict[tuple[str, ...], GaussianProcess] = {}
 
+        def present(kinds: tuple[str, ...]) -> npt.NDArray[np.bool_]:
+            # Rows that have the evidence: that it is missing must not pass for skill.
+            has = np.ones(len(rows), dtype=np.bool_)
+            for kind in kinds:
+                has &= ~np.isnan(features[kind][rows]).all(axis=1)
+            return has
+
+        def correlation_on(has: npt.NDArray[np.bool_], kinds: tuple[str, ...]) -> float:
+            return rank_correlation(models[kinds].out_of_fold[has], values[rows][has])
+
         def skill_of(kinds: tuple[str, ...]) -> float:
             if kinds not in models:
                 parts = [self._columns[k].fitted for k in kinds]
@@ -193,34 +207,37 @@ class RankPredictor:
                     [np.full(p.shape[1], 1 / (len(parts) * p.shape[1])) for p in parts]
                 )
                 models[kinds] = GaussianProcess.fit(np.hstack(parts), weights, targets)
-                self.skills[kinds] = rank_correlation(
-                    models[kinds].out_of_fold[scored[rows]], values[rows][scored[rows]]
-                )
-            return self.skills[kinds]
+                has = scored[rows] & present(kinds)
+                self.counts[kinds] = int(has.sum())
+                if self.counts[kinds] >= MIN_FIT_TRIALS:
+                    self.skills[kinds] = correlation_on(has, kinds)
+            return self.skills.get(kinds, -math.inf)
 
         def better(kinds: tuple[str, ...], than: tuple[str, ...]) -> bool:
-            between = (
-                rank_correlation(
-                    models[kinds].out_of_fold[scored[rows]], models[than].out_of_fold[scored[rows]]
+            # On the trials that have the evidence of both.
+            has = scored[rows] & present(kinds) & present(than)
+            if has.sum() < MIN_FIT_TRIALS:
+                return False
+            ours, theirs, between = correlation_on(has, kinds), 0.0, 0.0
+            if than:
+                theirs = correlation_on(has, than)
+                between = rank_correlation(
+                    models[kinds].out_of_fold[has], models[than].out_of_fold[has]
                 )
-                if than
-                else 0.0
-            )
-            return _is_better(
-                self.skills[kinds], self.skills.get(than, 0.0), between, self.n_trials
-            )
+            return _is_better(ours, theirs, between, int(has.sum()))
 
-        noise_level = SIGNIFICANCE / math.sqrt(self.n_trials - 1)
+        def noise_level(kinds: tuple[str, ...]) -> float:
+            return SIGNIFICANCE / math.sqrt(max(self.counts[kinds], 2) - 1)
 
         def step_to(candidates: list[tuple[str, ...]], current: tuple[str, ...]) -> tuple[str, ...]:
             # The best candidate, where it is better by the margin; else `current`.
             best = max(candidates, key=skill_of, default=())
-            accepted = bool(best) and self.skills[best] > noise_level and better(best, current)
+            accepted = bool(best) and skill_of(best) > noise_level(best) and better(best, current)
             return best if accepted else current
 
         singles: list[tuple[str, ...]] = [(kind,) for kind in usable]
         current: tuple[str, ...] = ()
-        if "loss" in usable and skill_of(("loss",)) > noise_level:
+        if "loss" in usable and skill_of(("loss",)) > noise_level(("loss",)):
             current = ("loss",)
         before, current = None, step_to(singles, current)
         while current and current != before:
@@ -233,6 +250,7 @@ class RankPredictor:
         if not current:
             return self
         self.chosen, self.skill = current, self.skills[current]
+        self.n_trials = self.counts[current]
         self._model = model = models[current]
         residuals = (targets - model.out_of_fold) / model.out_of_fold_std
         residuals = residuals[scored[rows]]

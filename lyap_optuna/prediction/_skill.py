@@ -18,9 +18,10 @@ class EvidenceSkill:
         step: The step.
         evidence: Name of the kind, or names of the chosen combination joined by ``" + "``.
         rank_correlation: Spearman correlation of leave-one-out predictions with the final
-            values, over the COMPLETE trials that reached the step; None where the kind has no
+            values, over the trials counted in ``n_trials``; None where the kind has no
             feature that varies, or trials are too few.
-        n_trials: COMPLETE trials that have this evidence at the step.
+        n_trials: COMPLETE trials behind the correlation: those that have this evidence at the
+            step, 200 at most (a fit uses no more, evenly spaced in the order of their values).
         chosen: Whether the predictor uses it at this step.
     """
 
@@ -83,7 +84,7 @@ def prediction_skill(
                     step=step,
                     evidence=describe(combination),
                     rank_correlation=predictor.skills.get(combination),
-                    n_trials=model.n_with(combination),
+                    n_trials=predictor.counts.get(combination, 0),
                     chosen=combination == model.chosen,
                 )
             )

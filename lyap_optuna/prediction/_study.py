@@ -136,14 +136,6 @@ class StepModel:
         """Kinds of evidence used; empty where nothing is predicted."""
         return self.predictor.chosen
 
-    def n_with(self, kinds: Sequence[str]) -> int:
-        """Return how many COMPLETE trials have evidence of all ``kinds``."""
-        has = self._complete.copy()
-        for kind in kinds:
-            matrix = self._table.fitted[kind]
-            has &= ~np.isnan(matrix).all(axis=1) if matrix.shape[1] else False
-        return int(has.sum())
-
     def predict(self, view: TrialView) -> StepPrediction | None:
         """Predict ``view`` at the step; a fitted trial by a model that has not seen its value."""
         if not self.chosen:

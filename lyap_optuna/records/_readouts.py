@@ -169,48 +169,55 @@ def write_readouts(
     new: Mapping[int, ReadoutRecord],
     *,
     baseline: tuple[int, ReadoutRecord] | None = None,
-) -> None:
+    step: int | None = None,
+) -> bool:
     """Add readouts to the series of ``trial``, with at most four attribute writes.
 
     The series is read back from the storage first, because another process may have extended it.
     A step that has a readout of this trial keeps it. Readouts of a dead attempt (see
-    :func:`read_readouts`) are dropped, but for those that count.
+    :func:`read_readouts`) are dropped, but for those that count and lie before what is written:
+    at ``step`` and after it the network is this attempt's.
 
     Args:
         trial: The running trial; a :class:`optuna.trial.FixedTrial` works too.
-        new: Readouts by step.
+        new: Readouts by step; empty where a readout failed.
         baseline: Step and readout before training. It is stored unless the trial already has an
             earlier readout: its own, an imported one, or, when training resumed from a
             checkpoint, that of the attempt that began it.
+        step: The step at which training stands; by default that of the first new readout.
+
+    Returns:
+        Whether anything was written.
     """
     stored = stored_trial(trial)
     owner = stored.user_attrs.get(_keys.TRIAL)
     own = owner is None or owner == trial.number
-    series = _counting(
-        _parse(stored.user_attrs.get(_keys.READOUTS), trial.number),
-        own=own,
-        reported=getattr(stored, "intermediate_values", {}).keys(),
-    )
-    if baseline is not None:
-        step, record = baseline
-        earlier = [s for s in series if s <= step]
-        if not earlier or (not own and earlier == [step]):
-            series[step] = record
-    for step, record in new.items():
-        if own:
-            series.setdefault(step, record)
-        else:
-            series[step] = record
-    if not series:
-        return
+    reported = getattr(stored, "intermediate_values", {}).keys()
+    found = _parse(stored.user_attrs.get(_keys.READOUTS), trial.number)
+    series = _counting(found, own=own, reported=reported)
+    if not own:
+        now = min(new, default=step) if step is None else step
+        if now is not None:
+            # A readout right before it that has no value is the baseline of another start.
+            begun = {s for s in series if s >= now or (s == now - 1 and s not in reported)}
+            series = {s: r for s, r in series.items() if s not in begun}
+    before = dict(series)
+    if baseline is not None and not any(s <= baseline[0] for s in series):
+        series[baseline[0]] = baseline[1]
+    for s, record in new.items():
+        series.setdefault(s, record)
+    if series == before and (own or not found):
+        return False
     series = _thinned(dict(sorted(series.items())))
-    latest = series[max(series)]
     # The mark comes after the series: between the two writes, what is new still counts.
     trial.set_user_attr(_keys.READOUTS, {str(s): r.to_json() for s, r in series.items()})
     if owner != trial.number:
         trial.set_user_attr(_keys.TRIAL, trial.number)
-    trial.set_user_attr(_keys.MAX, latest.max)
-    trial.set_user_attr(_keys.MEAN, latest.mean)
+    if series:
+        latest = series[max(series)]
+        trial.set_user_attr(_keys.MAX, latest.max)
+        trial.set_user_attr(_keys.MEAN, latest.mean)
+    return True
 
 
 def has_readout(trial: BaseTrial, step: int) -> bool:

@@ -111,7 +111,7 @@ def _mean_exponents(
     if batch * steps <= _ALL_PAIRS:
         return _exact(trajectory, schedule), 0.0
 
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator("cpu").manual_seed(seed)
     # The pilot: one random step in each of `strata` equal parts of the time, for every input.
     strata = min(_PILOT, steps)
     times = _draw(batch, steps, strata, generator)
@@ -134,7 +134,7 @@ def _mean_exponents(
         fresh = torch.ones_like(finer, dtype=torch.bool).scatter_(1, part, False)
         rest = finer[fresh].view(batch, -1)
         new = _log_abs_dets(trajectory, rest + schedule.warmup) / size
-        values = torch.empty(batch, strata, dtype=torch.float64).scatter_(1, part, values)
+        values = values.new_empty(batch, strata).scatter_(1, part, values)
         values[fresh] = new.view(-1)
         variance = float(values.diff(dim=1).square().mean() / 2)
     weights = _edges(steps, strata).diff().double() / steps
@@ -144,17 +144,17 @@ def _mean_exponents(
 
 
 def _exact(trajectory: Trajectory, schedule: Schedule) -> Tensor:
-    times = torch.arange(schedule.warmup, schedule.steps).expand(trajectory.batch, -1)
+    times = torch.arange(schedule.warmup, schedule.steps, device="cpu").expand(trajectory.batch, -1)
     return _log_abs_dets(trajectory, times).mean(1) / trajectory.state_size
 
 
 def _edges(steps: int, strata: int) -> Tensor:
-    return torch.arange(strata + 1) * steps // strata
+    return torch.arange(strata + 1, device="cpu") * steps // strata
 
 
 def _draw(batch: int, steps: int, strata: int, generator: torch.Generator) -> Tensor:
     edges = _edges(steps, strata)
-    uniform = torch.rand(batch, strata, generator=generator, dtype=torch.float64)
+    uniform = torch.rand(batch, strata, generator=generator, dtype=torch.float64, device="cpu")
     return edges[:-1] + (uniform * edges.diff()).long()
 
 
@@ -162,7 +162,7 @@ def _log_abs_dets(trajectory: Trajectory, times: Tensor) -> Tensor:
     """Return log|det J| at ``times``, ``(batch, n)``, on the CPU in float64."""
     batch, n = times.shape
     device = trajectory.states.device
-    inputs = torch.arange(batch).unsqueeze(1).expand(batch, n).reshape(-1).to(device)
+    inputs = torch.arange(batch, device="cpu").unsqueeze(1).expand(batch, n).reshape(-1).to(device)
     flat = times.reshape(-1).to(device)
     workers = number_of_workers(device) if trajectory.state_size >= _WORTH_A_WORKER else 1
     at_once = max(1, _BYTES_AT_ONCE // trajectory.bytes_per_jacobian)

@@ -110,7 +110,28 @@ def lyapunov_spectrum(
         method, growth = _automatic(trajectory, k, schedule, keep_history, rtol, affordable)
     else:
         growth = grow(trajectory, k, schedule, keep_history, method, affordable)
-    return _assemble(growth.total, growth.history, schedule, size, method)
+    _check_expansion(growth.total, trajectory, schedule)
+    total = _without_lost_directions(growth.total, trajectory, schedule)
+    return _assemble(total, growth.history, schedule, size, method)
+
+
+def _check_expansion(total: Tensor, trajectory: Trajectory, schedule: Schedule) -> None:
+    overflow = bool((torch.isnan(total) | (total == torch.inf)).any())
+    underflow = trajectory.rank is None and bool((total == -torch.inf).any())
+    if overflow or (underflow and schedule.qr_every > 1):
+        raise ValueError(
+            f"Tangent vectors over- or underflow {trajectory.states.dtype} within qr_every="
+            f"{schedule.qr_every} steps: pass a smaller qr_every, or float64."
+        )
+
+
+def _without_lost_directions(total: Tensor, trajectory: Trajectory, schedule: Schedule) -> Tensor:
+    rank = trajectory.rank
+    if rank is None:
+        return total
+    least = rank[:, schedule.warmup :].amin(1, keepdim=True)
+    index = torch.arange(total.shape[1], device=total.device)
+    return total.masked_fill(index >= least, -torch.inf)
 
 
 def _automatic(
@@ -168,7 +189,7 @@ def _assemble(
     order = mean.argsort(descending=True, stable=True)
     per_input = per_input[:, order]
     if history is not None:
-        counts = torch.arange(1, schedule.averaged + 1, dtype=torch.float64)
+        counts = torch.arange(1, schedule.averaged + 1, dtype=torch.float64, device="cpu")
         # A row holds the last estimate: divide by the steps up to the last orthonormalisation.
         last = counts - counts % schedule.qr_every
         last[-1] = schedule.averaged

@@ -83,7 +83,7 @@ class LyapunovSpectrum:
         if n < 2:
             raise ValueError(f"n must be at least 2, but got {n}.")
         ascending = self.exponents.flip(0)
-        position = torch.linspace(0, len(ascending) - 1, n, dtype=torch.float64)
+        position = torch.linspace(0, len(ascending) - 1, n, dtype=torch.float64, device="cpu")
         below, above = ascending[position.floor().long()], ascending[position.ceil().long()]
         weight = position - position.floor()
         return torch.where(
