@@ -223,6 +223,12 @@ def test_no_storage_is_wrong_usage() -> None:
     assert "OPTUNA_STORAGE" in _run("rank", code=2).output
 
 
+def test_a_password_in_place_of_a_path_is_never_shown() -> None:
+    output = _run("rank", "--storage", "sqlite:///user:hunter2@host", code=1).output
+    assert "hunter2" not in output
+    assert "There is no file" in output
+
+
 @pytest.mark.parametrize(
     ("storage", "secret"),
     [
@@ -238,7 +244,6 @@ def test_no_storage_is_wrong_usage() -> None:
         ("postgresql//user:hunter2@host/db", "hunter2"),
         ("postgresql:user:hunter2@host/db", "hunter2"),
         ("user:hunter2@host/db", "hunter2"),
-        ("sqlite:///user:hunter2@host", "hunter2"),
     ],
 )
 @pytest.mark.parametrize("command", ["rank", "spectra", "demo"])

@@ -167,10 +167,12 @@ def _listed(names: list[str], most: int = 10) -> str:
 
 def _remember_secrets(url: str) -> None:
     found: list[str] = []
-    if login := re.match(r"\w[\w+.-]*://[^:/@]*:(.*)@", url):
-        found.append(login[1])
-    elif login := re.match(r".*:([^/].*)@", url):  # a URL with a slip in it holds one too
-        found.append(login[1])
+    for pattern in (
+        r"\w[\w+.-]*://[^:/@]*:(.*)@",
+        r".*:([^/].*)@",  # a URL with a slip in it holds one too
+    ):
+        if login := re.match(pattern, url):
+            found.append(login[1])
     found += re.findall(r"[?&][^=&]*(?:pass|pwd|secret|token)[^=&]*=([^&#]+)", url, re.IGNORECASE)
     for secret in found:
         plain = {secret, unquote(secret), unquote_plus(secret)}
