@@ -335,7 +335,7 @@ def _create_at_the_same_moment(url, study_name, trial_id, barrier, failures):
     try:
         study = optuna.load_study(study_name=study_name, storage=url)
         trial = optuna.trial.Trial(study, trial_id)
-        barrier.wait(60)
+        barrier.wait(240)
         write(trial, exponents=[-float(trial.number)])
     except BaseException as error:
         failures.put(repr(error))
@@ -359,7 +359,7 @@ def test_many_processes_create_the_table_at_the_same_moment(database_url):
     for process in processes:
         process.start()
     for process in processes:
-        process.join(120)
+        process.join(300)
     assert failures.empty() or pytest.fail(failures.get())
     assert [p.exitcode for p in processes] == [0] * n
     assert [s.max for s in lyap.load_spectra(study)] == [-float(i) for i in range(n)]
