@@ -14,16 +14,18 @@ them go through one of Optuna's proxies.
 
 import argparse
 import contextlib
+import itertools
 import multiprocessing
 import socket
 import statistics
-import threading
 import time
 import uuid
 import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass
+from multiprocessing.managers import SyncManager
+from threading import Barrier
 
 import optuna
 import sqlalchemy as sa
@@ -32,7 +34,7 @@ from lyap_optuna.campaign import open_storage
 from lyap_optuna.records import ReadoutRecord, write_readouts
 
 CONNECTIONS_PER_WORKER = 2  # one for the trial, one for its heartbeat
-LEAD_SECONDS = 3.0
+PATIENCE = 120.0  # seconds until all workers have opened the storage and begun a trial
 MOST_READOUTS = 6  # a baseline and five epochs, as a probe takes by default
 
 
@@ -41,7 +43,7 @@ class Load:
     """What the workers do.
 
     Args:
-        interval: Seconds from the end of one epoch to the end of the next, in each worker.
+        interval: Seconds from one epoch of a worker to its next.
         seconds: How long it is measured.
         decide: Whether each epoch reads the study for a pruning decision.
     """
@@ -74,37 +76,48 @@ class Point:
 
 def measure(
     executor: Executor,
+    manager: SyncManager,
     processes: int,
-    url: str,
-    database_url: str,
+    urls: tuple[str, str],
     workers: int,
     load: Load,
 ) -> Point:
-    """Let so many workers report for a while."""
+    """Let so many workers report for a while.
+
+    Args:
+        executor: Runs the processes that the workers share.
+        manager: Holds what they wait at until all have begun a trial.
+        processes: How many processes.
+        urls: Of the storage, and of the database behind it.
+        workers: How many workers.
+        load: What they do.
+    """
+    url, database_url = urls
     name = f"load-{uuid.uuid4().hex[:8]}"
     optuna.create_study(study_name=name, storage=_open(url))
-    begin = time.time() + LEAD_SECONDS + 0.02 * workers
+    ready = manager.Barrier(workers + 1)
     shares = [len(range(i, workers, processes)) for i in range(processes)]
     futures = [
-        executor.submit(simulate, url, name, share, begin, load) for share in shares if share
+        executor.submit(simulate, url, name, share, ready, load) for share in shares if share
     ]
-    time.sleep(max(begin + load.seconds / 2 - time.time(), 0))
+    ready.wait(PATIENCE)
+    time.sleep(load.seconds / 2)
     connections = count_connections(database_url)
     taken = [seconds for future in futures for seconds in future.result()]
     if not taken:
         raise RuntimeError(f"None of {workers} workers stored an epoch within {load.seconds:g} s.")
-    quantiles = statistics.quantiles([1000 * t for t in taken], n=20) if len(taken) > 1 else [0.0]
+    milliseconds = [1000 * seconds for seconds in taken]
     return Point(
         workers=workers,
         wanted=workers / load.interval,
         throughput=len(taken) / load.seconds,
-        median=1000 * statistics.median(taken),
-        slowest=quantiles[-1],
+        median=statistics.median(milliseconds),
+        slowest=statistics.quantiles(milliseconds * 2, n=20)[-1],
         connections=connections,
     )
 
 
-def simulate(url: str, study_name: str, workers: int, begin: float, load: Load) -> list[float]:
+def simulate(url: str, study_name: str, workers: int, ready: Barrier, load: Load) -> list[float]:
     """Run some workers in threads of this process.
 
     Returns:
@@ -113,35 +126,38 @@ def simulate(url: str, study_name: str, workers: int, begin: float, load: Load) 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     with ThreadPoolExecutor(workers) as threads:
         runs = [
-            threads.submit(_worker, url, study_name, begin + load.interval * i / workers, load)
+            threads.submit(_worker, url, study_name, ready, i / workers, load)
             for i in range(workers)
         ]
-        ended = [epoch for run in runs for epoch in run.result()]
-    return [took for at, took in ended if begin <= at <= begin + load.seconds]
+        return [seconds for run in runs for seconds in run.result()]
 
 
-def _worker(url: str, study_name: str, begin: float, load: Load) -> list[tuple[float, float]]:
+def _worker(url: str, study_name: str, ready: Barrier, phase: float, load: Load) -> list[float]:
     study = optuna.load_study(study_name=study_name, storage=_open(url))
-    ended: list[tuple[float, float]] = []
+    taken: list[float] = []
 
     def objective(trial: optuna.Trial) -> float:
         trial.suggest_float("x", 0.0, 1.0)
-        end, epoch = begin + load.seconds, 0
-        while (now := time.time()) < end:
-            # A worker that had to wait does not catch up: its next epoch takes as long as any.
-            time.sleep(max(begin - now, 0) if epoch == 0 else load.interval)
-            start = time.perf_counter()
+        ready.wait(PATIENCE)
+        end = time.monotonic() + load.seconds
+        time.sleep(phase * load.interval)
+        for epoch in itertools.count():
+            start = time.monotonic()
             trial.report(1.0 / (1 + epoch), epoch)
             if epoch < MOST_READOUTS:
                 write_readouts(trial, {epoch: ReadoutRecord(-0.1, -0.5, 0.01, 0.01)})
             if load.decide:
                 study.get_trials(deepcopy=False)
-            ended.append((time.time(), time.perf_counter() - start))
-            epoch += 1
+            now = time.monotonic()
+            if now > end:
+                break
+            taken.append(now - start)
+            # Storing is part of the epoch; what took longer than an epoch is not caught up.
+            time.sleep(max(load.interval - (now - start), 0.0))
         return 0.0
 
     study.optimize(objective, n_trials=1)
-    return ended
+    return taken
 
 
 def _open(url: str) -> optuna.storages.BaseStorage:
@@ -226,24 +242,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
         own_database(options.server) as (database_url, allowed),
         proxy(database_url) if options.grpc else contextlib.nullcontext(database_url) as url,
         ProcessPoolExecutor(options.processes, mp_context=context) as executor,
+        context.Manager() as manager,
     ):
-        for _ in executor.map(_warm_up, range(options.processes)):
-            pass
         for workers in options.workers:
             if not options.grpc and CONNECTIONS_PER_WORKER * workers > allowed - 10:
                 print(f"| {workers} | needs more than the {allowed} connections allowed |||||")
                 continue
-            point = measure(executor, options.processes, url, database_url, workers, load)
+            urls = (url, database_url)
+            point = measure(executor, manager, options.processes, urls, workers, load)
             print(
                 f"| {point.workers} | {point.wanted:.1f} | {point.throughput:.1f} | "
                 f"{point.median:.0f} | {point.slowest:.0f} | {point.connections} |",
                 flush=True,
             )
-
-
-def _warm_up(_: int) -> None:
-    # Import everything before anything is measured, in every process.
-    threading.Event().wait(0.5)
 
 
 if __name__ == "__main__":
