@@ -322,6 +322,24 @@ def test_an_interrupted_trial_is_queued_exactly_once(journal: Study) -> None:
     assert _states(journal) == ["FAIL", "FAIL", "RUNNING"]
 
 
+def test_the_previous_attempt_is_the_latest(journal: Study) -> None:
+    journal.enqueue_trial({"x": 0.5}, user_attrs={"lyapunov:continues": 40})
+    for _ in range(2):
+        trial = journal.ask()
+        trial.set_user_attr(WORKER, owner("t"))
+        attempts = [previous_attempt(trial)]
+        interrupt(journal, lambda mark: True)
+        repeat_interrupted(journal)
+        again = journal.ask()
+        again.set_user_attr(WORKER, owner("t"))
+        attempts.append(previous_attempt(again))
+        recover(journal, lambda mark: True)
+        assert attempts == [40 if trial.number == 0 else trial.number - 1, trial.number]
+    last = journal.ask()
+    assert previous_attempt(last) == last.number - 1
+    assert last.user_attrs["lyapunov:continues"] == 40
+
+
 def test_only_processes_of_this_machine_that_have_ended_are_gone() -> None:
     parent = psutil.Process(os.getppid())
     alive = owner("t") | {"pid": parent.pid, "started": parent.create_time()}
@@ -341,6 +359,23 @@ def test_hand_edited_marks_are_ignored(journal: Study) -> None:
     trial = journal.ask()
     trial.set_user_attr(REPEATS, "zero")
     assert previous_attempt(trial) is None
+
+
+@pytest.mark.filterwarnings("ignore::lyap_optuna.LyapunovWarning")
+def test_status_shows_odd_names_and_attributes_harmlessly(campaign: Callable[..., Path]) -> None:
+    config = load_config(path := campaign(study="<b>[red]x\n\x1b[31m"))
+    study = open_study(config, storage_of(config, 1))
+    for odd in ("<script>", float("nan"), True, [1], {"a": None}, None):
+        keys = ("worker", "interrupted", "repeats", "continues", "screen", "readouts", "trial")
+        attrs = {f"lyapunov:{key}": odd for key in keys}
+        for value in (1.0, None):
+            state = TrialState.FAIL if value is None else TrialState.COMPLETE
+            study.add_trial(optuna.create_trial(state=state, value=value, user_attrs=attrs))
+    output = _run("status", path).output
+    assert "<b>[red]x\\n\\x1b[31m" in output
+    assert "\x1b" not in output
+    assert json.loads(_run("status", path, "-f", "json").output)["complete"] == 6
+    assert repeat_interrupted(study) == 1  # that with True
 
 
 # Whole campaigns.

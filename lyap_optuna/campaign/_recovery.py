@@ -29,9 +29,9 @@ def number_in(trial: FrozenTrial, key: str) -> int | None:
 def previous_attempt(trial: BaseTrial) -> int | None:
     """Return the number of the trial from whose checkpoint this one may go on, or None.
 
-    That is the screened trial which it continues, the interrupted one which it repeats, or the
-    one whose worker died. Save checkpoints under ``trial.number`` and look for this number's
-    when a trial begins; without a checkpoint, begin from the start.
+    That is the latest of the screened trial which it continues, the interrupted one which it
+    repeats, and the one whose worker died. Save checkpoints under ``trial.number`` and look for
+    this number's when a trial begins; without a checkpoint, begin from the start.
 
     Args:
         trial: A running trial.
@@ -47,12 +47,13 @@ def previous_attempt(trial: BaseTrial) -> int | None:
         >>> previous_attempt(study.ask())
         7
     """
-    for key in (REPEATS, CONTINUES):
-        number = trial.user_attrs.get(key)
+    history = getattr(stored_trial(trial), "system_attrs", {}).get("retry_history")
+    retried = history[-1] if isinstance(history, list) and history else None
+    # A retry inherits what its dead attempt repeats; a repetition inherits what that continues.
+    for number in (retried, trial.user_attrs.get(REPEATS), trial.user_attrs.get(CONTINUES)):
         if isinstance(number, int) and not isinstance(number, bool):
             return number
-    history = getattr(stored_trial(trial), "system_attrs", {}).get("retry_history")
-    return history[-1] if isinstance(history, list) and history else None
+    return None
 
 
 def owner(task: str) -> dict[str, Any]:
