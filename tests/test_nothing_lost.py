@@ -1,5 +1,6 @@
 """Things break: workers, servers, wires, disks, clocks. Afterwards every readout is there, once."""
 
+import contextlib
 import datetime
 import os
 import signal
@@ -9,7 +10,7 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -37,18 +38,29 @@ def retried(trials: list) -> list[list[int]]:
 # A worker is killed
 
 
-@pytest.fixture
-def grpc_url(new_database):
+PROXY = """
+import sys
+from lyap_optuna.campaign import open_storage
+from optuna.storages import run_grpc_proxy_server
+
+url = sys.stdin.readline().strip()
+storage = open_storage(url, retry_seconds=120, heartbeat_interval=30)
+run_grpc_proxy_server(storage, port=int(sys.argv[1]))
+"""
+
+
+@contextlib.contextmanager
+def grpc_proxy(url: str) -> Iterator[str]:
+    """Run a proxy as the documentation says; yield its URL."""
     port = free_port()
-    code = (
-        "import sys; from optuna.storages import get_storage, run_grpc_proxy_server; "
-        "run_grpc_proxy_server(get_storage(sys.stdin.readline().strip()), port=int(sys.argv[1]))"
-    )
     process = subprocess.Popen(
-        [sys.executable, "-W", "ignore", "-c", code, str(port)], stdin=subprocess.PIPE, text=True
+        [sys.executable, "-W", "ignore", "-c", PROXY, str(port)],
+        stdin=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])},
     )
     try:
-        process.stdin.write(new_database("postgresql") + "\n")
+        process.stdin.write(url + "\n")
         process.stdin.flush()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
@@ -57,6 +69,12 @@ def grpc_url(new_database):
     finally:
         process.kill()
         process.wait()
+
+
+@pytest.fixture
+def grpc_url(new_database):
+    with grpc_proxy(new_database("postgresql")) as url:
+        yield url
 
 
 @pytest.mark.parametrize("kind", ["journal", "grpc", "postgresql", "mariadb"])
@@ -201,10 +219,18 @@ def test_where_no_parent_sees_it_the_heartbeat_does(server_database_url):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["postgresql", "mariadb"])
-def test_a_restart_of_the_server_while_four_workers_report(tmp_path, kind):
-    with own_server(kind) as server:
-        campaign = Campaign(tmp_path, workers=4, trials=8, storage=server.url())
+@pytest.mark.parametrize(
+    ("kind", "behind"),
+    [
+        ("postgresql", contextlib.nullcontext),
+        ("mariadb", contextlib.nullcontext),
+        ("postgresql", grpc_proxy),
+    ],
+    ids=["postgresql", "mariadb", "grpc"],
+)
+def test_a_restart_of_the_server_while_four_workers_report(tmp_path, kind, behind):
+    with own_server(kind) as server, behind(server.url()) as url:
+        campaign = Campaign(tmp_path, workers=4, trials=8, storage=url)
         holds = [campaign.hold(number, 1) for number in range(4)]
         with campaign.process() as process:
             for number in range(4):
