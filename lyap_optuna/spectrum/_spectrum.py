@@ -142,10 +142,7 @@ def _automatic(
     elif history or k < _SMALLEST_LU:
         method = "qr"
     else:
-        growth = grow(trajectory, k, schedule, history, "lu", affordable)
-        if growth.error is None or float(growth.error) <= rtol:
-            return "lu", growth
-        method = "qr"
+        method = "lu" if _growth.lu_error(trajectory, k, schedule) <= rtol else "qr"
     return method, grow(trajectory, k, schedule, history, method, affordable)
 
 
@@ -176,9 +173,7 @@ def grow(
             g.history * (len(g.total) / trajectory.batch) for g in growths if g.history is not None
         ]
         running = torch.stack(weighted).sum(0)
-    errors = [g.error for g in growths if g.error is not None]
-    error = torch.stack(errors).max() if errors else None
-    return _growth.Growth(torch.cat([g.total for g in growths]), running, error)
+    return _growth.Growth(torch.cat([g.total for g in growths]), running)
 
 
 def _assemble(

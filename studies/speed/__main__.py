@@ -133,7 +133,7 @@ def measure(case: Case, repeats: int) -> Row:
     layer, x = case.make(), inputs()
     readout, _ = median_time(lambda: lyap.lyapunov_readout(layer, x, state=case.state), repeats)
     size = case.units * (2 if case.state == "full" else 1)
-    steps = max(2, min(20, 20 * 512**3 // size**3))  # a step costs the same wherever it is
+    steps = max(4, min(20, 20 * 512**3 // size**3))  # a step costs the same wherever it is
     short = x[:, :steps]
 
     def spectrum(method: str) -> Callable[[], lyap.LyapunovSpectrum]:
