@@ -50,7 +50,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> ModuleType:
-    # plotly comes in with the first figure
-    if name == "visualization":
-        return importlib.import_module("lyap_optuna.visualization")
+    # plotly comes in with the first figure, a training framework with its first callback
+    if name in ("integration", "visualization"):
+        return importlib.import_module(f"lyap_optuna.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -30,7 +30,17 @@ HEAVY = (
     "psutil",
     "tenacity",
     "distributed",
+    "lightning",
+    "skorch",
+    "ignite",
 )
+
+OWN_EXTRAS: dict[str, tuple[str, ...]] = {
+    "": (),
+    "campaign": ("campaign", "dask"),
+    "integration": ("lightning", "skorch", "ignite"),
+}
+"""Folders of the package that import what their extras install, and the rest, which may not."""
 
 
 def _modules_after(code: str) -> set[str]:
@@ -101,24 +111,26 @@ def test_no_tool_is_set_up_in_both_files() -> None:
 def test_what_is_imported_is_declared() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
-    campaigns = [*project["dependencies"], *extras["campaign"], *extras["dask"]]
-    for folder, requirements in (("campaign", campaigns), ("", project["dependencies"])):
+    for folder, names in OWN_EXTRAS.items():
+        requirements = [*project["dependencies"], *(r for name in names for r in extras[name])]
         declared = {re.split(r"[\s<>=!~\[;]", d)[0].lower() for d in requirements}
         undeclared = _third_party(folder) - declared
         assert not undeclared, folder
 
 
 def _third_party(folder: str) -> set[str]:
-    """Distributions that a folder imports; that of campaigns has extras of its own."""
+    """Distributions that a folder imports, its subfolders with extras of their own left out."""
     distribution = {
         "sklearn": "scikit-learn",
         "yaml": "pyyaml",
         "dask_jobqueue": "dask-jobqueue",
+        "ignite": "pytorch-ignite",
     }
     imported = set()
-    campaigns = ROOT / "lyap_optuna" / "campaign"
-    for path in (ROOT / "lyap_optuna" / folder).rglob("*.py"):
-        if not folder and campaigns in path.parents:
+    package = ROOT / "lyap_optuna"
+    others = [package / other for other in OWN_EXTRAS if other and other != folder]
+    for path in (package / folder).rglob("*.py"):
+        if any(other in path.parents for other in others):
             continue
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Import):

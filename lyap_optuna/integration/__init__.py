@@ -1,0 +1,51 @@
+"""Callbacks for training frameworks, one file each; a framework is imported with its callback.
+
+=====================  ================================  ===================================
+framework              class                             ``pip install``
+=====================  ================================  ===================================
+PyTorch Lightning      :class:`LyapunovPruningCallback`  ``'lyap-optuna[lightning]'``
+skorch                 :class:`SkorchLyapunovCallback`   ``'lyap-optuna[skorch]'``
+PyTorch Ignite         :class:`IgniteLyapunovHandler`    ``'lyap-optuna[ignite]'``
+=====================  ================================  ===================================
+
+Each stands where Optuna's own pruning callback for that framework would stand, and does the same:
+it reports the monitored value after each epoch and prunes. Besides, it takes readouts as a
+:class:`~lyap_optuna.LyapunovProbe` does, beginning before the first update.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lyap_optuna.integration._ignite import IgniteLyapunovHandler
+    from lyap_optuna.integration._lightning import LyapunovPruningCallback
+    from lyap_optuna.integration._skorch import SkorchLyapunovCallback
+
+__all__ = [
+    "IgniteLyapunovHandler",
+    "LyapunovPruningCallback",
+    "SkorchLyapunovCallback",
+]
+
+# class: (the module that defines it, the framework, its extra)
+_CALLBACKS = {
+    "IgniteLyapunovHandler": ("_ignite", "PyTorch Ignite", "ignite"),
+    "LyapunovPruningCallback": ("_lightning", "PyTorch Lightning", "lightning"),
+    "SkorchLyapunovCallback": ("_skorch", "skorch", "skorch"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _CALLBACKS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module, framework, extra = _CALLBACKS[name]
+    try:
+        return getattr(importlib.import_module(f"{__name__}.{module}"), name)
+    except ImportError as error:
+        raise ImportError(
+            f"{name} needs {framework} ({error}): pip install 'lyap-optuna[{extra}]'"
+        ) from error
+
+
+def __dir__() -> list[str]:
+    return __all__

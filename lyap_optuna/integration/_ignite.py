@@ -1,0 +1,107 @@
+"""A handler for PyTorch Ignite."""
+
+from collections.abc import Callable
+from typing import Any
+
+import optuna
+from ignite.engine import Engine, Events
+from optuna.trial import BaseTrial
+from torch import nn
+
+from lyap_optuna.integration._reporter import TrialReporter
+
+
+class IgniteLyapunovHandler:
+    """PyTorch Ignite handler that measures exponents, reports to the trial, and prunes it.
+
+    Stands where :class:`optuna_integration.PyTorchIgnitePruningHandler` would: attach it to the
+    evaluator. The baseline is measured before the trainer's first update; each time the evaluator
+    calls the handler, the metric is reported with a readout, at the trainer's epoch, counted from
+    1. After the last epoch nothing is pruned: it would save nothing.
+
+    Args:
+        trial: The running trial.
+        metric: Name of the evaluator's metric to report.
+        trainer: The engine that trains.
+        model: The model that it trains.
+        batch: What the model's forward takes; or a function of the first training batch that
+            returns it; None for the first ten sequences of the inputs, where the batch is a pair
+            (inputs, targets).
+        **probe_options: Passed on to :class:`~lyap_optuna.LyapunovProbe`: ``module``,
+            ``last_step``, ``full_spectrum``, ``state`` and the like.
+
+    Raises:
+        ValueError: While training: the batch does not fit the model, an option is bad, or the
+            evaluator has no such metric.
+
+    Example:
+        >>> import optuna
+        >>> import torch
+        >>> from ignite.engine import Events, create_supervised_evaluator, create_supervised_trainer
+        >>> from ignite.metrics import Loss
+        >>> import lyap_optuna as lyap
+        >>> from lyap_optuna.integration import IgniteLyapunovHandler
+        >>> class Last(torch.nn.Module):
+        ...     def __init__(self, units):
+        ...         super().__init__()
+        ...         self.recurrent = torch.nn.GRU(2, units, batch_first=True)
+        ...         self.output = torch.nn.Linear(units, 1)
+        ...     def forward(self, x):
+        ...         return self.output(self.recurrent(x)[0][:, -1])
+        >>> x = torch.randn(40, 20, 2)
+        >>> data = [(x[:20], x[:20, 0, :1]), (x[20:], x[20:, 0, :1])]
+        >>> def objective(trial):
+        ...     model = Last(trial.suggest_int("units", 4, 16))
+        ...     optimizer = torch.optim.Adam(model.parameters())
+        ...     loss = torch.nn.functional.mse_loss
+        ...     trainer = create_supervised_trainer(model, optimizer, loss)
+        ...     evaluator = create_supervised_evaluator(model, {"loss": Loss(loss)})
+        ...     handler = IgniteLyapunovHandler(trial, "loss", trainer, model)
+        ...     evaluator.add_event_handler(Events.COMPLETED, handler)
+        ...     trainer.add_event_handler(Events.EPOCH_COMPLETED, lambda: evaluator.run(data))
+        ...     trainer.run(data, max_epochs=3)
+        ...     return evaluator.state.metrics["loss"]
+        >>> study = optuna.create_study(pruner=lyap.LyapunovPruner())
+        >>> study.optimize(objective, n_trials=1)
+        >>> sorted(study.trials[0].user_attrs["lyapunov:readouts"])
+        ['0', '1', '2', '3']
+    """
+
+    def __init__(
+        self,
+        trial: BaseTrial,
+        metric: str,
+        trainer: Engine,
+        model: nn.Module,
+        *,
+        batch: Any | Callable[[Any], Any] | None = None,
+        **probe_options: Any,
+    ) -> None:
+        self._metric = metric
+        self._trainer = trainer
+        self._model = model
+        self._reporter = TrialReporter(trial, batch, probe_options)
+        trainer.add_event_handler(Events.ITERATION_STARTED, self._begin)
+
+    def _begin(self, trainer: Engine) -> None:
+        """Measure the baseline, before the first update."""
+        untrained = trainer.state.iteration == 1
+        self._reporter.begin(self._model, trainer.state.batch, untrained=untrained)
+        trainer.remove_event_handler(self._begin, Events.ITERATION_STARTED)
+
+    def __call__(self, engine: Engine) -> None:
+        """Report the evaluator's metric and a readout, and prune.
+
+        Raises:
+            optuna.TrialPruned: The pruner gives the trial up.
+            ValueError: The evaluator has no such metric.
+        """
+        if self._metric not in engine.state.metrics:
+            raise ValueError(
+                f"metric={self._metric!r} is not among the evaluator's: "
+                f"{sorted(engine.state.metrics) or 'it has none'}."
+            )
+        state = self._trainer.state
+        last = state.max_epochs is not None and state.epoch >= state.max_epochs
+        if self._reporter.report(engine.state.metrics[self._metric], state.epoch, last=last):
+            raise optuna.TrialPruned(f"Trial was pruned at epoch {state.epoch}.")

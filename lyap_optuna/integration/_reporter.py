@@ -1,0 +1,123 @@
+"""What the callbacks of all frameworks share: a probe made from the first batch, and reports."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from optuna.trial import BaseTrial
+from torch import Tensor, nn
+
+from lyap_optuna.dynamics import find_layer
+from lyap_optuna.dynamics._resolve import unwrapped
+from lyap_optuna.probe import LyapunovProbe
+
+N_SEQUENCES = 10
+"""Sequences of the first training batch that are measured where no batch is given."""
+
+
+class TrialReporter:
+    """Makes the probe of a trial before the first update, then reports to the trial.
+
+    Args:
+        trial: The running trial.
+        batch: What the model's forward takes; a function of the first training batch that returns
+            it; or None for the first ten sequences of that batch's inputs.
+        options: Further options of :class:`~lyap_optuna.LyapunovProbe`.
+    """
+
+    def __init__(
+        self, trial: BaseTrial, batch: Any | Callable[[Any], Any] | None, options: dict[str, Any]
+    ) -> None:
+        self.trial = trial
+        self._batch = batch
+        self._options = options
+        self._model: nn.Module | None = None
+        self._probe: LyapunovProbe | None = None
+
+    def measures(self, model: nn.Module) -> bool:
+        """Whether the probe was made, and for this model."""
+        return self._model is model
+
+    def begin(self, model: nn.Module, batch: Any, *, untrained: bool) -> None:
+        """Make the probe, and measure the baseline of a network that has seen no update.
+
+        Args:
+            model: The model that trains.
+            batch: The first training batch, as the data loader gives it.
+            untrained: Whether no update was made yet; False where training was resumed.
+
+        Raises:
+            ValueError: The batch does not fit the model, or an option is bad.
+        """
+        self._model = model
+        options = dict(self._options)
+        if not untrained:
+            options["baseline"] = False  # a trained network has none
+        if self._batch is None:
+            inputs = first_inputs(batch, model, options.get("module"))
+        elif isinstance(self._batch, nn.Module) or not callable(self._batch):
+            inputs = self._batch
+        else:
+            inputs = self._batch(batch)
+        try:
+            self._probe = LyapunovProbe(model, inputs, **options)
+        except ValueError as error:
+            if self._batch is not None:
+                raise
+            raise ValueError(
+                f"{error} (These inputs come from the first training batch; batch= names others.)"
+            ) from error
+
+    def report(self, value: float, step: int, *, last: bool) -> bool:
+        """Report a value with a readout; return whether the trial should be pruned.
+
+        Args:
+            value: The monitored value.
+            step: The epoch, counted as the framework does.
+            last: Whether this was the last epoch: then the trial is never pruned, because it
+                would save nothing, and the predictor learns from COMPLETE trials only.
+        """
+        if self._probe is None:  # nothing was trained
+            self.trial.report(value, step)
+        else:
+            self._probe.report(self.trial, value, step)
+        return not last and self.trial.should_prune()
+
+
+def first_inputs(batch: Any, model: nn.Module, layer: str | nn.Module | None) -> Any:
+    """Return the first sequences of a training batch's inputs.
+
+    A pair (inputs, targets) loses its targets. Where the recurrent layer says that sequences lie
+    along the first dimension (``batch_first``) the first ten are taken, otherwise all.
+
+    Raises:
+        ValueError: The batch is neither a tensor nor a pair that begins with the inputs.
+
+    Example:
+        >>> import torch
+        >>> layer = nn.GRU(3, 4, batch_first=True)
+        >>> first_inputs((torch.zeros(64, 20, 3), torch.zeros(64)), layer, None).shape
+        torch.Size([10, 20, 3])
+    """
+    if isinstance(batch, (tuple, list)) and batch:
+        batch = batch[0]
+    elif not isinstance(batch, Tensor):
+        raise ValueError(
+            f"The first training batch is a {type(batch).__name__}, in which inputs and targets "
+            "cannot be told apart: pass batch=, what the model's forward takes, or a function that "
+            "picks it from a training batch."
+        )
+    if not getattr(find_layer(unwrapped(model), layer), "batch_first", False):
+        return batch
+    if isinstance(batch, Mapping):
+        parts = list(batch.values())
+    else:
+        parts = list(batch) if isinstance(batch, (tuple, list)) else [batch]
+    if not all(isinstance(part, Tensor) and part.dim() for part in parts):
+        return batch
+    if len({len(part) for part in parts}) != 1:
+        return batch  # not all of them have a sequence per row
+    if isinstance(batch, Mapping):
+        return {key: part[:N_SEQUENCES] for key, part in batch.items()}
+    if isinstance(batch, (tuple, list)):
+        return tuple(part[:N_SEQUENCES] for part in parts)
+    return batch[:N_SEQUENCES]
