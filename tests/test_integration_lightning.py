@@ -1,0 +1,209 @@
+"""The callback for PyTorch Lightning, in PyTorch Lightning, also in two processes."""
+
+import copy
+
+import lightning.pytorch as pl
+import optuna
+import pytest
+import torch
+from _frameworks import BATCH_SIZE, EPOCHS, Last, PruneAt, ask, make_data, run, same_state
+from optuna.trial import TrialState
+from torch.nn.functional import mse_loss
+from torch.utils.data import DataLoader, TensorDataset
+
+import lyap_optuna as lyap
+from lyap_optuna.integration import LyapunovPruningCallback
+from lyap_optuna.records import read_readouts
+
+X, Y = make_data()
+
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:The '.*_dataloader' does not have many workers",
+    "ignore:The number of training batches",
+    "ignore:`isinstance.treespec, LeafSpec.`",
+)
+
+
+class Module(pl.LightningModule):
+    def __init__(self):
+        super().__init__()
+        self.network = Last()
+
+    def forward(self, x):
+        return self.network(x)
+
+    def training_step(self, batch, batch_idx):
+        loss = mse_loss(self(batch[0]), batch[1])
+        self.log("train_loss", loss)
+        return loss
+
+    def validation_step(self, batch, batch_idx):
+        self.log("val_loss", mse_loss(self(batch[0]), batch[1]), sync_dist=True)
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), 0.1)
+
+
+def trainer_with(*callbacks, folder=None, **options):
+    return pl.Trainer(
+        callbacks=list(callbacks),
+        default_root_dir=folder,
+        **{
+            "max_epochs": EPOCHS,
+            "accelerator": "cpu",
+            "logger": False,
+            "enable_checkpointing": False,
+            "enable_progress_bar": False,
+            "enable_model_summary": False,
+            **options,
+        },
+    )
+
+
+def loaders():
+    data = TensorDataset(X, Y)
+    return DataLoader(data, BATCH_SIZE, shuffle=True), DataLoader(data, BATCH_SIZE)
+
+
+def fit(*callbacks, module=None, ckpt_path=None, **options):
+    torch.manual_seed(1)
+    module = module or Module()
+    trainer = trainer_with(*callbacks, **options)
+    trainer.fit(module, *loaders(), ckpt_path=ckpt_path)
+    return module, trainer
+
+
+def objective(trial, **options):
+    callback = LyapunovPruningCallback(trial, monitor="val_loss")
+    _, trainer = fit(callback, **options)
+    callback.check_pruned()
+    return trainer.callback_metrics["val_loss"].item()
+
+
+def test_every_epoch_is_reported_with_a_readout_and_the_baseline_lies_before_the_first():
+    trial = run(objective, lyap.LyapunovPruner())
+    assert trial.state is TrialState.COMPLETE
+    assert list(trial.intermediate_values) == [0, 1, 2]
+    assert trial.value == trial.intermediate_values[2]
+    assert list(trial.user_attrs["lyapunov:readouts"]) == ["-1", "0", "1", "2"]
+
+
+def test_the_baseline_is_of_the_untrained_network_on_the_batch_that_is_given():
+    torch.manual_seed(2)
+    module = Module()
+    fresh = copy.deepcopy(module)
+    trial = ask()
+    fit(LyapunovPruningCallback(trial, batch=X[:4]), module=module)
+    stored = trial.user_attrs["lyapunov:readouts"]
+    for network, step in ((fresh, "-1"), (module, "2")):
+        readout = lyap.lyapunov_readout(network, X[:4])
+        assert stored[step]["max"] == pytest.approx(readout.max, rel=1e-4)
+    assert stored["2"]["max"] != stored["-1"]["max"]
+
+
+def test_pruned_trials_stop_where_the_pruner_says():
+    trial = run(objective, PruneAt(1))
+    assert trial.state is TrialState.PRUNED
+    assert list(trial.intermediate_values) == [0, 1]
+
+
+def test_after_the_last_epoch_nothing_is_pruned():
+    assert run(objective, PruneAt(EPOCHS - 1)).state is TrialState.COMPLETE
+
+
+def test_training_is_bit_identical_to_training_without():
+    plain, trainer = fit()
+    drawn = torch.rand(3)
+    probed, probed_trainer = fit(LyapunovPruningCallback(ask(), full_spectrum=True))
+    assert torch.equal(torch.rand(3), drawn)
+    assert same_state(plain, probed)
+    assert trainer.callback_metrics == probed_trainer.callback_metrics
+
+
+def test_training_resumed_from_a_checkpoint_has_no_baseline(tmp_path):
+    _, trainer = fit(folder=tmp_path)
+    trainer.save_checkpoint(tmp_path / "last.ckpt")
+    trial = ask()
+    fit(
+        LyapunovPruningCallback(trial, last_step=9),
+        ckpt_path=tmp_path / "last.ckpt",
+        max_epochs=EPOCHS + 2,
+    )
+    assert list(trial.user_attrs["lyapunov:readouts"]) == ["3", "4"]
+
+
+def test_a_metric_that_is_not_logged_is_a_warning_that_names_what_is():
+    trial = ask()
+    with pytest.warns(UserWarning, match=r"monitor='accuracy' was not logged.*'val_loss'"):
+        fit(LyapunovPruningCallback(trial, monitor="accuracy"))
+    assert "lyapunov:readouts" not in trial.user_attrs
+
+
+def test_a_batch_that_does_not_fit_says_where_it_came_from():
+    def flipped(batch):
+        return batch[0].mT
+
+    with pytest.raises(ValueError, match="features"):
+        fit(LyapunovPruningCallback(ask(), batch=flipped))
+
+    class Pairs(Module):
+        def training_step(self, batch, batch_idx):
+            return super().training_step(batch[::-1], batch_idx)
+
+    data = DataLoader(TensorDataset(Y, X), BATCH_SIZE)
+    with pytest.raises(ValueError, match="come from the first training batch; batch= names others"):
+        trainer_with(LyapunovPruningCallback(ask())).fit(Pairs(), data)
+
+
+def test_a_strategy_with_other_processes_needs_a_storage_that_they_reach():
+    callback = LyapunovPruningCallback(ask())
+    trainer = trainer_with(callback, strategy="ddp", devices=1)
+    with pytest.raises(ValueError, match=r"cannot reach InMemoryStorage.*sqlite"):
+        callback.on_fit_start(trainer, Module())
+
+
+def test_a_strategy_that_shards_the_module_is_refused():
+    callback = LyapunovPruningCallback(ask())
+    trainer = trainer_with(callback)
+    trainer.strategy.__class__ = pl.strategies.FSDPStrategy
+    with pytest.raises(ValueError, match="does not support FSDPStrategy: use a single device"):
+        callback.on_fit_start(trainer, Module())
+
+
+def test_check_pruned_does_nothing_elsewhere():
+    LyapunovPruningCallback(optuna.trial.FixedTrial({})).check_pruned()
+    LyapunovPruningCallback(ask()).check_pruned()
+    # A retried trial inherits the attributes of the dead one.
+    retried = ask()
+    retried.set_user_attr("lyapunov:pruned", {"trial": 7, "epoch": 1})
+    LyapunovPruningCallback(retried).check_pruned()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("prune_at", [1, 99], ids=["pruned", "complete"])
+def test_two_processes_with_ddp_spawn(tmp_path, prune_at):
+    modules = []
+
+    def objective(trial):
+        callback = LyapunovPruningCallback(trial, batch=X[:10])
+        torch.manual_seed(1)
+        modules.append(Module())
+        modules.append(copy.deepcopy(modules[0]))
+        trainer = trainer_with(callback, strategy="ddp_spawn", devices=2)
+        trainer.fit(modules[1], *loaders())
+        callback.check_pruned()
+        return trainer.callback_metrics["val_loss"].item()
+
+    storage = f"sqlite:///{tmp_path / 'study.db'}"
+    trial = run(objective, PruneAt(prune_at), storage=storage)
+    epochs = min(prune_at + 1, EPOCHS)
+    assert trial.state is (TrialState.PRUNED if prune_at < EPOCHS else TrialState.COMPLETE)
+    assert list(trial.intermediate_values) == list(range(epochs))
+    readouts = read_readouts(trial)
+    assert list(readouts) == list(range(-1, epochs))
+    # Rank 0 measured what this process gave it, and what it gave back.
+    for module, step in zip(modules, (-1, epochs - 1), strict=True):
+        readout = lyap.lyapunov_readout(module, X[:10])
+        assert readouts[step].max == pytest.approx(readout.max, rel=1e-4)
+        assert readouts[step].mean == pytest.approx(readout.mean, rel=1e-4)
+    assert readouts[-1].max != readouts[0].max
