@@ -1,0 +1,24 @@
+"""Judge pruners on recorded studies: which would have served, at what cost, at what risk?"""
+
+from lyap_optuna.replay._compare import (
+    Interval,
+    PrunerSummary,
+    compare_pruners,
+    default_pruners,
+    summarize,
+)
+from lyap_optuna.replay._recording import RecordedTrial, Recording, RecordingError
+from lyap_optuna.replay._replay import Replay, replay
+
+__all__ = [
+    "Interval",
+    "PrunerSummary",
+    "RecordedTrial",
+    "Recording",
+    "RecordingError",
+    "Replay",
+    "compare_pruners",
+    "default_pruners",
+    "replay",
+    "summarize",
+]

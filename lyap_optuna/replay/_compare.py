@@ -1,0 +1,299 @@
+"""Many pruners, many orders, the same orders for all; in processes, and resumable."""
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+from optuna.pruners import (
+    BasePruner,
+    HyperbandPruner,
+    MedianPruner,
+    NopPruner,
+    PatientPruner,
+    PercentilePruner,
+    SuccessiveHalvingPruner,
+)
+
+from lyap_optuna.prediction.evidence import EVIDENCE
+from lyap_optuna.pruner import LyapunovPruner
+from lyap_optuna.replay._recording import Recording
+from lyap_optuna.replay._replay import Replay, replay
+
+OURS = "LyapunovPruner"
+
+
+def default_pruners() -> dict[str, Callable[[], BasePruner]]:
+    """Return what is compared by default: none, Optuna's pruners, ours, and ours without each.
+
+    Returns:
+        By name, a function that makes a fresh pruner.
+    """
+    pruners: dict[str, Callable[[], BasePruner]] = {
+        "none": NopPruner,
+        "MedianPruner": MedianPruner,
+        "PercentilePruner(25)": _percentile,
+        "SuccessiveHalvingPruner": SuccessiveHalvingPruner,
+        "HyperbandPruner": HyperbandPruner,
+        "PatientPruner(Median, 2)": _patient,
+        OURS: LyapunovPruner,
+    }
+    for kind in EVIDENCE:
+        pruners[f"{OURS} without {kind}"] = _Without(kind)
+    return pruners
+
+
+def _percentile() -> BasePruner:
+    return PercentilePruner(25.0)
+
+
+def _patient() -> BasePruner:
+    return PatientPruner(MedianPruner(), patience=2)
+
+
+@dataclass(frozen=True)
+class _Without:
+    kind: str
+
+    def __call__(self) -> BasePruner:
+        return LyapunovPruner(evidence=[kind for kind in EVIDENCE if kind != self.kind])
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A figure over orders, with the interval that holds 95 % of what it may be.
+
+    Args:
+        value: Median over orders; for a share, the share.
+        lower: Lower end: of the middle 95 % of orders; for a share, Wilson's interval.
+        upper: Upper end.
+    """
+
+    value: float
+    lower: float
+    upper: float
+
+
+@dataclass(frozen=True)
+class PrunerSummary:
+    """What a pruner did with a recorded study, over many orders.
+
+    Args:
+        recording: Name of the recording.
+        pruner: Name of the pruner.
+        n_orders: Orders replayed.
+        epochs_spent: Share of epochs spent.
+        regret: Normalised regret.
+        success: Share of orders that succeed.
+        wrongly_pruned: Trials of the true top 5 % that were pruned.
+        seconds: Seconds spent deciding.
+        coverage: Share of decisions whose 80 % interval held the final value; None for pruners
+            that record none.
+        epochs_against_median: Epochs spent over those of ``MedianPruner`` in the same orders,
+            median; None where that was not compared.
+    """
+
+    recording: str
+    pruner: str
+    n_orders: int
+    epochs_spent: Interval
+    regret: Interval
+    success: Interval
+    wrongly_pruned: Interval
+    seconds: Interval
+    coverage: float | None = None
+    epochs_against_median: float | None = None
+
+
+def compare_pruners(
+    recording: Recording,
+    pruners: Mapping[str, Callable[[], BasePruner]] | None = None,
+    *,
+    orders: int | Mapping[str, int] = 20,
+    jobs: int = 1,
+    results: str | os.PathLike[str] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[str, list[Replay]]:
+    """Replay a recorded study with several pruners, in the same random orders for all.
+
+    Args:
+        recording: The study.
+        pruners: By name, a function without arguments that makes a fresh pruner; with ``jobs``
+            above 1 it must be picklable. By default :func:`default_pruners`.
+        orders: How many orders, for all or by name of the pruner.
+        jobs: Processes.
+        results: A file of JSON lines to which each replay is added as it ends. What stands there
+            already, for the same recording, pruner and order, is not replayed again. Delete it
+            after a change of a pruner.
+        progress: Called with the number of replays done and the number of all.
+
+    Returns:
+        By name of the pruner, one :class:`Replay` per order.
+
+    Raises:
+        ValueError: ``orders`` or ``jobs`` is below 1, or names a pruner that is not compared.
+
+    Example:
+        >>> import optuna
+        >>> from lyap_optuna.replay import Recording, compare_pruners, summarize
+        >>> study = optuna.create_study(study_name="curves")
+        >>> for i in range(20):
+        ...     study.add_trial(
+        ...         optuna.create_trial(
+        ...             intermediate_values={s: i + 1 / s for s in range(1, 9)}, value=float(i)
+        ...         )
+        ...     )
+        >>> recording = Recording.from_study(study)
+        >>> pruners = {"median": optuna.pruners.MedianPruner, "none": optuna.pruners.NopPruner}
+        >>> replays = compare_pruners(recording, pruners, orders=4)
+        >>> [(s.pruner, s.success.value) for s in summarize(recording, replays)]
+        [('median', 1.0), ('none', 1.0)]
+    """
+    pruners = default_pruners() if pruners is None else pruners
+    if jobs < 1:
+        raise ValueError(f"Number of jobs must be at least 1, but got {jobs=}.")
+    counts = dict.fromkeys(pruners, orders) if isinstance(orders, int) else dict(orders)
+    if unknown := sorted(set(counts) ^ set(pruners)):
+        raise ValueError(f"orders and pruners must name the same pruners, but differ in {unknown}.")
+    if bad := {name: n for name, n in counts.items() if n < 1}:
+        raise ValueError(f"Number of orders must be at least 1, but got {bad}.")
+    mark = fingerprint(recording)
+    done = {} if results is None else _read(Path(results), mark)
+    missing = [
+        (name, order)
+        # Order by order: what is interrupted has about as many of each.
+        for order in range(max(counts.values(), default=0))
+        for name in pruners
+        if order < counts[name] and (name, order) not in done
+    ]
+    total = sum(counts.values())
+    ended = total - len(missing)
+    if progress is not None:
+        progress(ended, total)
+    for (name, order), result in _run(recording, pruners, missing, jobs):
+        done[name, order] = result
+        if results is not None:
+            _append(Path(results), mark, name, result)
+        ended += 1
+        if progress is not None:
+            progress(ended, total)
+    return {name: [done[name, order] for order in range(counts[name])] for name in pruners}
+
+
+def _run(
+    recording: Recording,
+    pruners: Mapping[str, Callable[[], BasePruner]],
+    missing: Sequence[tuple[str, int]],
+    jobs: int,
+) -> Iterator[tuple[tuple[str, int], Replay]]:
+    if jobs == 1:
+        for name, order in missing:
+            yield (name, order), replay(recording, pruners[name](), order)
+        return
+    context = get_context("spawn")
+    pool = ProcessPoolExecutor(
+        jobs, mp_context=context, initializer=_prepare, initargs=(recording, os.getpid())
+    )
+    try:
+        futures = {
+            pool.submit(_task, pruners[name], order): (name, order) for name, order in missing
+        }
+        for future in as_completed(futures):
+            yield futures[future], future.result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+_recording: Recording | None = None
+
+
+def _prepare(recording: Recording, parent: int) -> None:
+    global _recording
+    _recording = recording
+    import torch
+
+    torch.set_num_threads(1)
+
+
+def _task(make: Callable[[], BasePruner], order: int) -> Replay:
+    assert _recording is not None
+    return replay(_recording, make(), order)
+
+
+def fingerprint(recording: Recording) -> str:
+    """Return a hash of what a replay depends on."""
+    digest = hashlib.sha256(f"{recording.name} {recording.direction} {recording.state}".encode())
+    for trial in recording.trials:
+        digest.update(repr((dict(trial.params), dict(trial.values), trial.final)).encode())
+        digest.update(repr(trial.readouts.get(recording.state or "")).encode())
+    return digest.hexdigest()[:16]
+
+
+def _read(path: Path, mark: str) -> dict[tuple[str, int], Replay]:
+    done: dict[tuple[str, int], Replay] = {}
+    if not path.exists():
+        return done
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            stored = json.loads(line)
+            if stored.pop("recording") != mark:
+                continue
+            name = stored.pop("pruner")
+            stored["regret"] = float(stored["regret"])
+            done[name, stored["order"]] = Replay(**stored)
+        except (ValueError, KeyError, TypeError, AttributeError):
+            continue  # the last line of a run that was killed
+    return done
+
+
+def _append(path: Path, mark: str, name: str, result: Replay) -> None:
+    stored = {"recording": mark, "pruner": name, **asdict(result)}
+    if not math.isfinite(result.regret):
+        stored["regret"] = str(result.regret)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(stored, allow_nan=False) + "\n")
+
+
+def summarize(recording: Recording, replays: Mapping[str, Sequence[Replay]]) -> list[PrunerSummary]:
+    """Return one :class:`PrunerSummary` per pruner, in the order given."""
+    median = {r.order: r.epochs_spent for r in replays.get("MedianPruner", ())}
+    summaries = []
+    for name, results in replays.items():
+        predictions = sum(r.predictions for r in results)
+        against = [r.epochs_spent / median[r.order] for r in results if median.get(r.order)]
+        summaries.append(
+            PrunerSummary(
+                recording=recording.name,
+                pruner=name,
+                n_orders=len(results),
+                epochs_spent=_over_orders(r.epochs_spent for r in results),
+                regret=_over_orders(r.regret for r in results),
+                success=_share(sum(r.succeeded for r in results), len(results)),
+                wrongly_pruned=_over_orders(r.wrongly_pruned for r in results),
+                seconds=_over_orders(r.seconds for r in results),
+                coverage=sum(r.covered for r in results) / predictions if predictions else None,
+                epochs_against_median=float(np.median(against)) if against else None,
+            )
+        )
+    return summaries
+
+
+def _over_orders(values: Iterable[float]) -> Interval:
+    found = np.array(list(values), dtype=np.float64)
+    # Of observed values only: between an infinite and a finite one nothing lies.
+    lower, median, upper = np.quantile(found, [0.025, 0.5, 0.975], method="inverted_cdf")
+    return Interval(float(median), float(lower), float(upper))
+
+
+def _share(k: int, n: int) -> Interval:
+    from scipy.stats import binomtest
+
+    interval = binomtest(k, n).proportion_ci(0.95, method="wilson")
+    return Interval(k / n, float(interval.low), float(interval.high))

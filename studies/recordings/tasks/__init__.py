@@ -1,0 +1,28 @@
+"""The recorded tasks, one file each; the registry is here."""
+
+from studies.recordings.tasks import (
+    adding,
+    adding_tanh,
+    copying,
+    delayed_digits,
+    language,
+    lorenz96,
+    motion,
+)
+from studies.recordings.tasks._task import Run, Task
+
+TASKS: dict[str, Task] = {
+    task.name: task
+    for task in (
+        adding.TASK,
+        copying.TASK,
+        language.TASK,
+        motion.TASK,
+        delayed_digits.TASK,
+        lorenz96.TASK,
+        adding_tanh.TASK,
+    )
+}
+"""Every recorded task by its name."""
+
+__all__ = ["TASKS", "Run", "Task"]
