@@ -12,7 +12,9 @@ import optuna
 import plotly.graph_objects as go
 import pytest
 import torch
+from optuna.distributions import FloatDistribution
 from optuna.trial import TrialState
+from scipy import stats
 
 import lyap_optuna as lyap
 from lyap_optuna import visualization
@@ -21,6 +23,7 @@ from lyap_optuna.visualization import (
     _exponent_value,
     _predictions,
     _pruning_timeline,
+    _publication,
     _spectrum,
     _style,
 )
@@ -160,15 +163,61 @@ def test_study_spectra_descend_and_are_those_asked_for() -> None:
 
 
 def test_colours_go_by_rank_so_that_one_diverged_trial_moves_none() -> None:
-    assert _spectrum._shades([1.0, 2.0, 3.0, None]) == [0.0, 0.5, 1.0, None]
-    assert _spectrum._shades([1.0, 2.0, 1e9]) == [0.0, 0.5, 1.0]
+    assert _spectrum._shades([3.0, 2.0, None], [1.0, 2.0, 3.0]) == [1.0, 0.5, None]
+    assert _spectrum._shades([1.0, 2.0, 1e9], [1.0, 2.0, 1e9]) == [0.0, 0.5, 1.0]
+
+
+@pytest.mark.parametrize(("direction", "last"), [("minimize", 29), ("maximize", 0)])
+def test_the_best_spectrum_lies_on_top(direction: str, last: int) -> None:
+    figure = visualization.plot_spectrum(_study(direction=direction))
+    lines = [trace for trace in figure.data if trace.customdata is not None]
+    assert lines[-1].customdata[-1] == last
+
+
+def test_chosen_trials_are_drawn_whole_and_with_the_band_that_the_database_holds() -> None:
+    study = optuna.create_study(storage="sqlite:///:memory:")
+    torch.manual_seed(0)
+    for value in (0.5, 0.4):
+        trial = study.ask()
+        probe = lyap.LyapunovProbe(
+            torch.nn.RNN(2, 40), torch.randn(30, 3, 2), full_spectrum=True, last_step=2
+        )
+        probe.report(trial, value, 1)
+        probe.report(trial, value, 2)
+        study.tell(trial, value)
+    stored = lyap.load_spectra(study, trial_number=1, step=2)[0]
+    [info] = _spectrum._get_study_info(study, [1], None)
+    assert (info.step, info.exponents, info.std) == (2, stored.exponents, stored.std)
+    assert len(_spectrum._get_study_info(study, None, None)[1].exponents) == 32  # quantiles
+    figure = visualization.plot_spectrum(study, [0, 1])
+    bands = [trace for trace in figure.data if trace.fill == "toself"]
+    assert len(bands) == 2
+    upper, lower = bands[1].y[:40], bands[1].y[40:][::-1]
+    assert np.subtract(upper, lower) == pytest.approx(2 * np.array(stored.std))
+    names = [trace.name for trace in figure.data if trace.name]
+    assert names == ["trial 0: 0.5", "trial 1: 0.4"]
+
+
+def test_many_trials_are_thinned_evenly_by_rank() -> None:
+    study = _study(60)
+    figure = _spectrum._draw_study(_spectrum._get_study_info(study, None, None), study, 10)
+    drawn = {number for trace in figure.data for number in (trace.customdata or ())}
+    assert len(drawn) == 10
+    assert {0, 59} <= drawn  # the worst and the best
+    assert "10 of 60" in figure.layout.title.text
+
+
+def test_spread_is_even_and_keeps_both_ends() -> None:
+    assert _style.spread(3, 5) == [0, 1, 2]
+    assert _style.spread(11, 3) == [0, 5, 10]
+    assert len(_style.spread(1000, 7)) == 7
 
 
 def test_the_evolution_marks_the_baseline() -> None:
     figure = visualization.plot_spectrum_evolution(_study(), 29)
     names = [trace.name for trace in figure.data if trace.name]
     assert "step 0 (baseline)" in names
-    assert "max exponent" in names
+    assert "maximum" in names
     assert list(figure.data[0].x) == [0, 1, 2]
     assert figure.data[0].y[1] - figure.data[0].y[0] == pytest.approx(29 / 30)
 
@@ -239,8 +288,20 @@ def test_predictions_hold_the_intervals_that_the_ranking_gives() -> None:
 
 
 def test_skill_names_every_kind_of_evidence() -> None:
-    figure = visualization.plot_prediction_skill(_study())
-    assert {"loss", "displacement"} <= {trace.name for trace in figure.data}
+    study = _study()
+    figure = visualization.plot_prediction_skill(study)
+    traces = {trace.name: trace for trace in figure.data}
+    assert {"loss", "displacement", "chance alone", "used"} <= traces.keys()
+    chosen = {(s.step, s.rank_correlation) for s in lyap.prediction_skill(study) if s.chosen}
+    assert set(zip(traces["used"].x, traces["used"].y, strict=True)) == chosen
+
+
+def test_predictions_are_correlated_with_the_complete_trials() -> None:
+    study = _study()
+    ranked = [p for p in lyap.rank_trials(study) if p.state == TrialState.COMPLETE]
+    rho = stats.spearmanr([p.predicted_value for p in ranked], [p.value for p in ranked]).statistic
+    title = visualization.plot_predictions(study).layout.title.text
+    assert f"rank correlation {rho:.2f} over {len(ranked)} COMPLETE trials" in title
 
 
 def test_convergence_draws_equally_spaced_exponents() -> None:
@@ -271,6 +332,16 @@ def test_the_timeline_counts_what_was_saved() -> None:
     assert title == "Pruning: 24 of 180 steps saved (13 %)"
 
 
+def test_of_many_trials_a_marker_shows_where_each_one_ended() -> None:
+    figure = visualization.plot_pruning_timeline(_study(200))
+    ends = {
+        number: steps
+        for trace in figure.data
+        for number, steps in zip(trace.x, trace.y, strict=True)
+    }
+    assert ends == {i: 2 if i % 5 == 4 else N_STEPS for i in range(200)}
+
+
 def test_running_trials_save_nothing() -> None:
     study = _study(2)
     trial = study.ask()
@@ -289,7 +360,8 @@ def test_markup_in_a_recorded_reason_is_literal() -> None:
             user_attrs={"lyapunov:decision": decision},
         )
     )
-    texts = [t for trace in visualization.plot_pruning_timeline(study).data for t in trace.text]
+    traces = visualization.plot_pruning_timeline(study).data
+    texts = [text for trace in traces for text in trace.text or ()]
     reasons = [text for text in texts if "bold" in text]
     assert reasons
     assert all("<b>" not in text and "<a" not in text for text in reasons)
@@ -310,11 +382,75 @@ def test_the_zero_line_spans_the_axis() -> None:
     assert list(figure.data[0].y) == [0, 0]
 
 
+def _wide(n_trials: int) -> optuna.Study:
+    """As :func:`_study`, with all the digits that a hyperparameter, a value and a reason have."""
+    study = optuna.create_study()
+    study.add_trials(
+        [
+            optuna.create_trial(
+                state=trial.state,
+                value=trial.value * math.pi,
+                params={"lr": 1e-3 + trial.number / 7e5},
+                distributions={"lr": FloatDistribution(1e-3, 1.0)},
+                intermediate_values=trial.intermediate_values,
+                user_attrs=trial.user_attrs
+                | {"lyapunov:decision": {"step": 2, "verdict": "pruned", "reason": "why " * 200}},
+            )
+            for trial in _study(n_trials, quantiles=32).trials
+        ]
+    )
+    return study
+
+
 @pytest.mark.slow
 def test_no_figure_of_a_thousand_trials_is_over_two_megabytes() -> None:
-    study = _study(1000, quantiles=32)
-    for name in ("plot_spectrum", "plot_exponent_value", "plot_pruning_timeline"):
-        assert len(STUDY_PLOTS[name](study).to_json()) < 2_000_000, name
+    study = _wide(1000)
+    for name, plot in STUDY_PLOTS.items():
+        assert len(plot(study).to_json()) < 2_000_000, name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("n_trials", [119, 1000, 3000])
+def test_published_figures_stay_within_what_a_page_can_load(n_trials: int) -> None:
+    study = _wide(n_trials)
+    figures = _publication.published_figures(study, _publication.gather(study))
+    assert len(figures) == 6
+    sizes = {name: len(json.dumps(figure.to_json())) for name, figure in figures.items()}
+    assert max(sizes.values()) < 150_000, sizes
+    assert sum(sizes.values()) < 600_000, sizes
+
+
+def test_a_figure_too_large_to_publish_is_drawn_of_fewer_trials(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    study = _study(200)
+    info = _publication.gather(study)
+    monkeypatch.setattr(_publication, "MAX_BYTES", 3000)
+    figure = _publication.published_figures(study, info)["lyapunov-exponents"]
+    assert len(figure.to_json()) <= 3000
+    assert "of 200 drawn" in figure.layout.title.text
+
+
+def test_published_figures_are_rounded_and_bring_no_template() -> None:
+    study = _study()
+    for figure in _publication.published_figures(study, _publication.gather(study)).values():
+        drawn = json.loads(figure.to_json())
+        assert not drawn["layout"].get("template")
+        numbers = [x for trace in drawn["data"] for x in trace["y"] if isinstance(x, float)]
+        assert numbers
+        assert all(x == float(f"{x:.4g}") for x in numbers)
+
+
+def test_what_has_no_data_is_not_published() -> None:
+    study = optuna.create_study()
+    assert _publication.published_figures(study, _publication.gather(study)) == {}
+    several = optuna.create_study(directions=["minimize", "maximize"])
+    readout = {"max": 0, "mean": -1, "quantiles": [-1, 0]}
+    several.add_trial(
+        optuna.create_trial(values=[1.0, 2.0], user_attrs={"lyapunov:readouts": {"1": readout}})
+    )
+    figures = _publication.published_figures(several, _publication.gather(several))
+    assert list(figures) == ["lyapunov-spectra"]
 
 
 def test_spectra_of_floored_networks_are_drawn() -> None:

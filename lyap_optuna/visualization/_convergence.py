@@ -50,7 +50,10 @@ def plot_convergence(spectrum: "LyapunovSpectrum", *, n_exponents: int = 12) -> 
         >>> len(lyap.visualization.plot_convergence(spectrum).data)  # three and the line at 0
         4
     """
-    return _draw(_get_info(spectrum, n_exponents))
+    info = _get_info(spectrum, n_exponents)
+    if not info.lines:
+        _logger.warning("The spectrum has no history. Measure it with `keep_history=True`.")
+    return _draw(info)
 
 
 def _get_info(spectrum: "LyapunovSpectrum", n_exponents: int) -> _ConvergenceInfo:
@@ -58,7 +61,6 @@ def _get_info(spectrum: "LyapunovSpectrum", n_exponents: int) -> _ConvergenceInf
         raise ValueError(f"n_exponents must be at least 1, not {n_exponents!r}.")
     history = spectrum.history
     if history is None:
-        _logger.warning("The spectrum has no history. Measure it with `keep_history=True`.")
         return _ConvergenceInfo([], 0)
     size = history.shape[1]
     count = min(n_exponents, size)
@@ -73,7 +75,6 @@ def _get_info(spectrum: "LyapunovSpectrum", n_exponents: int) -> _ConvergenceInf
 
 def _draw(info: _ConvergenceInfo) -> "go.Figure":
     import plotly.graph_objects as go
-    from plotly.colors import sample_colorscale
 
     figure = go.Figure(
         layout={
@@ -83,12 +84,12 @@ def _draw(info: _ConvergenceInfo) -> "go.Figure":
         }
     )
     for line in info.lines:
-        shade = 0.18 + 0.74 * line.column / max(info.n_exponents - 1, 1)
+        color = _style.shade(line.column / max(info.n_exponents - 1, 1))
         figure.add_scatter(
             x=line.steps,
             y=line.estimates,
             mode="lines",
-            line={"color": sample_colorscale("Viridis", [shade])[0], "width": 1.5},
+            line={"color": color, "width": 1.5},
             name=f"exponent {line.column + 1} of {info.n_exponents}",
             hovertemplate="step %{x}: %{y:.4g}",
         )

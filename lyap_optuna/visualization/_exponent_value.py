@@ -1,6 +1,5 @@
 """An exponent, or how far it moved, against the final value."""
 
-import math
 from typing import TYPE_CHECKING, NamedTuple
 
 from optuna.trial import TrialState
@@ -71,7 +70,11 @@ def plot_exponent_value(
         >>> "-1.00" in figure.layout.title.text
         True
     """
-    return _draw(_get_info(study, exponent, step), study)
+    info = _get_info(study, exponent, step)
+    if not info.points:
+        at = "" if info.step is None else f" at step {info.step}"
+        _logger.warning(f"No finished trial has a {_NAMES[exponent]}{at}.")
+    return _draw(info, study)
 
 
 def _get_info(study: "Study", exponent: str, step: int | None) -> _ExponentValueInfo:
@@ -100,23 +103,9 @@ def _get_info(study: "Study", exponent: str, step: int | None) -> _ExponentValue
                 continue
             x -= getattr(readouts[base], name)
         points.append(_Point(trial.number, trial.state, x, value))
-    if not points:
-        _logger.warning(
-            f"No finished trial has a {_NAMES[exponent]}"
-            + ("" if step is None else f" at step {step}")
-            + "."
-        )
     complete = [point for point in points if point.state == TrialState.COMPLETE]
-    return _ExponentValueInfo(exponent, step, points, _correlation(complete), len(complete))
-
-
-def _correlation(points: list[_Point]) -> float | None:
-    if len({point.x for point in points}) < 2 or len({point.value for point in points}) < 2:
-        return None
-    from scipy import stats
-
-    rho = float(stats.spearmanr([p.x for p in points], [p.value for p in points]).statistic)
-    return rho if math.isfinite(rho) else None
+    rho = _style.rank_correlation([p.x for p in complete], [p.value for p in complete])
+    return _ExponentValueInfo(exponent, step, points, rho, len(complete))
 
 
 def _axis_range(x: list[float]) -> tuple[list[float] | None, int]:
@@ -133,40 +122,39 @@ def _axis_range(x: list[float]) -> tuple[list[float] | None, int]:
     return seen, sum(not seen[0] <= value <= seen[1] for value in x)
 
 
-def _draw(info: _ExponentValueInfo, study: "Study") -> "go.Figure":
+def _draw(info: _ExponentValueInfo, study: "Study", most: int | None = None) -> "go.Figure":
+    """Draw at most ``most`` trials, evenly spaced over the study."""
     import plotly.graph_objects as go
 
     name = _NAMES[info.exponent]
-    title = name[0].upper() + name[1:]
-    if info.step is not None:
-        title += f" at step {info.step}"
-    title += " against the final value"
     remarks = []
     if info.correlation is not None:
         remarks.append(
             f"rank correlation {info.correlation:.2f} over {info.n_complete} COMPLETE trials"
         )
+    drawn = [info.points[i] for i in _style.spread(len(info.points), most or len(info.points))]
+    if len(drawn) < len(info.points):
+        remarks.append(f"{len(drawn)} of {len(info.points)} drawn")
     seen, n_outside = _axis_range([point.x for point in info.points])
-    if n_outside:
-        remarks.append(f"{n_outside} far outside: double-click to see")
-    if remarks:
-        title += f"<br><sub>{'; '.join(remarks)}</sub>"
+    unit = "nats/step" + (f"; {n_outside} outside: double-click" if n_outside else "")
+    step = "" if info.step is None else f" at step {info.step}"
     figure = go.Figure(
         layout={
-            "title": {"text": title},
-            "xaxis": {"title": {"text": f"{name} (nats/step)"}, "zeroline": False},
+            "title": _style.title(f"{name[0].upper()}{name[1:]}{step}", remarks),
+            "xaxis": {"title": {"text": f"{name} ({unit})"}, "zeroline": False},
             "yaxis": {
                 "title": {"text": f"final value ({_style.direction_word(study)} is better)"},
                 "type": _style.value_axis_type([point.value for point in info.points]),
                 "zeroline": False,
             },
             "showlegend": True,
+            "legend": _style.LEGEND,
         }
     )
     if not info.points:
         return figure
-    for state in (TrialState.COMPLETE, TrialState.PRUNED):
-        points = [point for point in info.points if point.state == state]
+    for state in (TrialState.PRUNED, TrialState.COMPLETE):
+        points = [point for point in drawn if point.state == state]
         if not points:
             continue
         pruned = state == TrialState.PRUNED
@@ -177,11 +165,12 @@ def _draw(info: _ExponentValueInfo, study: "Study") -> "go.Figure":
             marker={
                 "color": _style.STATE_COLORS[state],
                 "symbol": _style.STATE_SYMBOLS[state],
-                "size": 9,
+                "size": _style.marker_size(len(drawn)),
             },
             name="PRUNED (at its last report)" if pruned else state.name,
-            text=[f"trial {point.number}" for point in points],
-            hovertemplate="%{text}<br>%{x:.4g} nats/step<br>value %{y:.4g}<extra></extra>",
+            customdata=[point.number for point in points],
+            hovertemplate="trial %{customdata}<br>%{x:.4g} nats/step<br>value %{y:.4g}"
+            "<extra></extra>",
         )
     if seen is not None:
         figure.update_xaxes(range=seen)

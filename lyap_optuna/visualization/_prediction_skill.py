@@ -4,6 +4,7 @@ import math
 from typing import TYPE_CHECKING, NamedTuple
 
 from lyap_optuna._logging import get_logger
+from lyap_optuna.prediction import prediction_skill
 from lyap_optuna.visualization import _style
 
 if TYPE_CHECKING:
@@ -26,13 +27,14 @@ class _SkillLine(NamedTuple):
     steps: list[int]
     correlations: list[float]
     n_trials: list[int]
+    chosen: list[bool]
 
 
 def plot_prediction_skill(study: "Study") -> "go.Figure":
     """Plot the out-of-sample rank correlation of predicted and actual value over steps.
 
-    One line per kind of evidence. A line at 0 or below predicts nothing; the hover text gives the
-    number of COMPLETE trials behind each point and the standard error that chance alone gives.
+    One line per kind of evidence, with a ring where the predictor uses it. Within the grey band,
+    two standard errors of what chance alone gives on so many trials, nothing is predicted.
 
     Args:
         study: A single-objective study.
@@ -47,43 +49,50 @@ def plot_prediction_skill(study: "Study") -> "go.Figure":
         0
     """
     _style.single_objective(study)
-    return _draw(_get_info(study))
+    lines = _get_info(study)
+    if not lines:
+        _logger.warning("Too few COMPLETE trials to measure how well anything predicts.")
+    return _draw(lines)
 
 
 def _get_info(study: "Study") -> list[_SkillLine]:
-    import lyap_optuna
-
     lines: dict[str, _SkillLine] = {}
-    for skill in sorted(lyap_optuna.prediction_skill(study), key=lambda skill: skill.step):
+    for skill in sorted(prediction_skill(study), key=lambda skill: skill.step):
         if skill.rank_correlation is None:
             continue
-        line = lines.setdefault(skill.evidence, _SkillLine(skill.evidence, [], [], []))
+        line = lines.setdefault(skill.evidence, _SkillLine(skill.evidence, [], [], [], []))
         line.steps.append(skill.step)
         line.correlations.append(skill.rank_correlation)
         line.n_trials.append(skill.n_trials)
-    if not lines:
-        _logger.warning("Too few COMPLETE trials to measure how well anything predicts.")
+        line.chosen.append(skill.chosen)
     return list(lines.values())
 
 
 def _draw(lines: list[_SkillLine]) -> "go.Figure":
     import plotly.graph_objects as go
 
+    lowest = min((c for line in lines for c in line.correlations), default=0.0)
     figure = go.Figure(
         layout={
-            "title": {"text": "What predicts the final value, and how early"},
+            "title": _style.title(
+                "What predicts the final value, and how early",
+                [f"on up to {max(n for line in lines for n in line.n_trials)} COMPLETE trials"]
+                if lines
+                else [],
+            ),
             "xaxis": {"title": {"text": "step"}, "zeroline": False},
             "yaxis": {
                 "title": {"text": "rank correlation, out of sample"},
-                "range": [
-                    min([-0.3, *(c - 0.1 for line in lines for c in line.correlations)]),
-                    1.05,
-                ],
+                "range": [max(min(-0.3, lowest - 0.1), -1.1), 1.1],
                 "zeroline": False,
             },
             "showlegend": True,
+            "legend": _style.LEGEND,
         }
     )
+    if not lines:
+        return figure
+    _add_chance(figure, lines)
     others = iter(_OTHER_LOOKS * len(lines))
     for line in lines:
         color, symbol = _LOOKS.get(line.evidence) or next(others)
@@ -94,12 +103,56 @@ def _draw(lines: list[_SkillLine]) -> "go.Figure":
             line={"color": color},
             marker={"symbol": symbol, "size": 8},
             name=_style.text(line.evidence),
-            text=[f"{n} trials, ± {1 / math.sqrt(max(n - 1, 1)):.2f}" for n in line.n_trials],
+            text=[f"{n} trials, ± {_error(n):.2f}" for n in line.n_trials],
             hovertemplate="step %{x}: %{y:.2f}<br>%{text}",
         )
+    used = [
+        (step, c)
+        for line in lines
+        for step, c, chosen in zip(line.steps, line.correlations, line.chosen, strict=True)
+        if chosen
+    ]
+    if used:
+        figure.add_scatter(
+            x=[step for step, _ in used],
+            y=[c for _, c in used],
+            mode="markers",
+            marker={
+                "symbol": "circle-open",
+                "size": 16,
+                "color": _style.GREY,
+                "line": {"width": 2},
+            },
+            name="used",
+            hoverinfo="skip",
+        )
     steps = sorted({step for line in lines for step in line.steps})
-    if 0 < len(steps) <= 16:
+    if len(steps) <= 16:
         figure.update_xaxes(tickvals=steps)
-    if lines:
-        _style.zero_line(figure, [step for line in lines for step in line.steps])
+    _style.zero_line(figure, steps)
     return figure
+
+
+def _error(n_trials: int) -> float:
+    return 1 / math.sqrt(max(n_trials - 1, 1))
+
+
+def _add_chance(figure: "go.Figure", lines: list[_SkillLine]) -> None:
+    fewest: dict[int, int] = {}
+    for line in lines:
+        for step, n in zip(line.steps, line.n_trials, strict=True):
+            fewest[step] = min(fewest.get(step, n), n)
+    steps: list[float] = sorted(fewest)
+    reach = [min(2 * _error(fewest[step]), 1.0) for step in sorted(fewest)]
+    if len(steps) == 1:  # a band needs a width
+        steps, reach = [steps[0] - 0.4, steps[0] + 0.4], reach * 2
+    figure.add_scatter(
+        x=[*steps, *reversed(steps)],
+        y=[*reach, *(-r for r in reversed(reach))],
+        fill="toself",
+        fillcolor=_style.GREY,
+        opacity=0.2,
+        mode="none",
+        name="chance alone",
+        hoverinfo="skip",
+    )

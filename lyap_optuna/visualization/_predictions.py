@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from optuna.trial import TrialState
 
 from lyap_optuna._logging import get_logger
+from lyap_optuna.prediction import rank_trials
 from lyap_optuna.visualization import _style
 
 if TYPE_CHECKING:
@@ -27,6 +28,8 @@ class _Prediction(NamedTuple):
 def plot_predictions(study: "Study", step: int | None = None) -> "go.Figure":
     """Plot the predicted against the actual final value, one point per trial.
 
+    The title gives Spearman's rank correlation over the COMPLETE trials.
+
     The prediction of a COMPLETE trial comes from a model that had not seen it. Pruned and running
     trials have no actual value: they stand at their last reported one, pruned ones without
     their intervals.
@@ -45,15 +48,16 @@ def plot_predictions(study: "Study", step: int | None = None) -> "go.Figure":
         0
     """
     _style.single_objective(study)
-    return _draw(_get_info(study, step), study)
+    infos = _get_info(study, step)
+    if not infos:
+        _logger.warning("Nothing is predicted yet: too few COMPLETE trials, or no skill in them.")
+    return _draw(infos, study)
 
 
 def _get_info(study: "Study", step: int | None) -> list[_Prediction]:
-    import lyap_optuna
-
     trials = study.get_trials(deepcopy=False)
     infos = []
-    for ranked in lyap_optuna.rank_trials(study, step=step):
+    for ranked in rank_trials(study, step=step):
         if ranked.predicted_value is None or not math.isfinite(ranked.predicted_value):
             continue
         value = ranked.value if ranked.state == TrialState.COMPLETE else None
@@ -72,8 +76,6 @@ def _get_info(study: "Study", step: int | None) -> list[_Prediction]:
                 value,
             )
         )
-    if not infos:
-        _logger.warning("Nothing is predicted yet: too few COMPLETE trials, or no skill in them.")
     return infos
 
 
@@ -81,15 +83,30 @@ def _finite(value: float | None) -> float | None:
     return value if value is not None and math.isfinite(value) else None
 
 
-def _draw(infos: list[_Prediction], study: "Study") -> "go.Figure":
+def _draw(infos: list[_Prediction], study: "Study", most: int | None = None) -> "go.Figure":
+    """Draw at most ``most`` trials, evenly spaced in the ranking."""
     import plotly.graph_objects as go
 
     values = [info.value for info in infos if info.value is not None]
     spread = values + [info.predicted for info in infos]
     axis = _style.value_axis_type(spread)
+    complete = [
+        (info.predicted, info.value)
+        for info in infos
+        if info.state == TrialState.COMPLETE and info.value is not None
+    ]
+    rho = _style.rank_correlation([p for p, _ in complete], [v for _, v in complete])
+    remarks = []
+    if rho is not None:
+        remarks.append(
+            f"out of sample; rank correlation {rho:.2f} over {len(complete)} COMPLETE trials"
+        )
+    chosen = [infos[i] for i in _style.spread(len(infos), most or len(infos))]
+    if len(chosen) < len(infos):
+        remarks.append(f"{len(chosen)} of {len(infos)} drawn")
     figure = go.Figure(
         layout={
-            "title": {"text": "Predicted against actual final value"},
+            "title": _style.title("Predicted and actual final value", remarks),
             "xaxis": {
                 "title": {"text": "predicted final value, with 80 % interval"},
                 "type": axis,
@@ -101,6 +118,7 @@ def _draw(infos: list[_Prediction], study: "Study") -> "go.Figure":
                 "zeroline": False,
             },
             "showlegend": True,
+            "legend": _style.LEGEND,
         }
     )
     if not infos:
@@ -114,36 +132,36 @@ def _draw(infos: list[_Prediction], study: "Study") -> "go.Figure":
         name="predicted = actual",
     )
     names = {
-        TrialState.COMPLETE: "COMPLETE",
         TrialState.PRUNED: "PRUNED (at its last report)",
+        TrialState.COMPLETE: "COMPLETE",
         TrialState.RUNNING: "RUNNING (at its last report)",
     }
     for state, name in names.items():
-        drawn = [info for info in infos if info.state == state and info.value is not None]
+        drawn = [info for info in chosen if info.state == state and info.value is not None]
         if not drawn:
             continue
+        intervals = {
+            "type": "data",
+            "symmetric": False,
+            "array": [_reach(info.upper, info.predicted) for info in drawn],
+            "arrayminus": [_reach(info.predicted, info.lower) for info in drawn],
+            "thickness": 1 if len(chosen) <= 150 else 0.4,
+            "width": 0,
+            "color": _style.STATE_COLORS[state],
+        }
         figure.add_scatter(
             x=[info.predicted for info in drawn],
             y=[info.value for info in drawn],
-            error_x={
-                "type": "data",
-                "visible": state != TrialState.PRUNED,
-                "symmetric": False,
-                "array": [_reach(info.upper, info.predicted) for info in drawn],
-                "arrayminus": [_reach(info.predicted, info.lower) for info in drawn],
-                "thickness": 1,
-                "width": 0,
-                "color": _style.STATE_COLORS[state],
-            },
+            error_x=None if state == TrialState.PRUNED else intervals,
             mode="markers",
             marker={
                 "color": _style.STATE_COLORS[state],
                 "symbol": _style.STATE_SYMBOLS[state],
-                "size": 9,
+                "size": _style.marker_size(len(chosen)),
             },
             name=name,
-            text=[f"trial {info.number}" for info in drawn],
-            hovertemplate="%{text}<br>predicted %{x:.4g}<br>"
+            customdata=[info.number for info in drawn],
+            hovertemplate="trial %{customdata}<br>predicted %{x:.4g}<br>"
             + ("actual" if state == TrialState.COMPLETE else "last report")
             + " %{y:.4g}<extra></extra>",
         )

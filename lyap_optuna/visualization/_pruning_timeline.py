@@ -1,5 +1,6 @@
 """Which trials were pruned when, and what that saved."""
 
+from textwrap import shorten
 from typing import TYPE_CHECKING, NamedTuple
 
 from optuna.trial import TrialState
@@ -13,6 +14,9 @@ if TYPE_CHECKING:
     from optuna.study import Study
 
 _logger = get_logger(__name__)
+
+_MAX_BARS = 120
+"""Up to this many trials have a bar each; of more, a marker shows where each one ended."""
 
 
 class _Bar(NamedTuple):
@@ -32,8 +36,9 @@ class _TimelineInfo(NamedTuple):
 def plot_pruning_timeline(study: "Study") -> "go.Figure":
     """Plot, for each trial, how many steps it reported and how many its pruning saved.
 
-    A full trial is taken to be as long as the longest COMPLETE one. The hover text of a pruned
-    trial gives the reason that the pruner recorded.
+    A full trial is taken to be as long as the longest COMPLETE one. Up to 120 trials are bars, and
+    the hover text of a pruned one gives the reason that the pruner recorded; of more trials, a
+    marker shows where each one ended.
 
     Args:
         study: A study of any storage.
@@ -56,7 +61,10 @@ def plot_pruning_timeline(study: "Study") -> "go.Figure":
         >>> plot_pruning_timeline(study).layout.title.text
         'Pruning: 2 of 6 steps saved (33 %)'
     """
-    return _draw(_get_info(study))
+    info = _get_info(study)
+    if not info.bars:
+        _logger.warning("No trial has reported an intermediate value.")
+    return _draw(info)
 
 
 def _get_info(study: "Study") -> _TimelineInfo:
@@ -66,8 +74,6 @@ def _get_info(study: "Study") -> _TimelineInfo:
         for trial in study.get_trials(deepcopy=False, states=states)
         if trial.intermediate_values
     ]
-    if not trials:
-        _logger.warning("No trial has reported an intermediate value.")
     full = max(
         (len(t.intermediate_values) for t in trials if t.state == TrialState.COMPLETE), default=0
     )
@@ -88,23 +94,39 @@ def _get_info(study: "Study") -> _TimelineInfo:
     return _TimelineInfo(bars, sum(bar.n_reports for bar in bars), sum(bar.saved for bar in bars))
 
 
-def _draw(info: _TimelineInfo) -> "go.Figure":
+def _draw(info: _TimelineInfo, most: int | None = None) -> "go.Figure":
+    """Draw at most ``most`` trials, evenly spaced over the study."""
     import plotly.graph_objects as go
 
     total = info.n_spent + info.n_saved
     saved = f"Pruning: {info.n_saved} of {total} steps saved ({info.n_saved / max(total, 1):.0%}"
+    drawn = [info.bars[i] for i in _style.spread(len(info.bars), most or len(info.bars))]
+    remarks = (
+        [] if len(drawn) == len(info.bars) else [f"{len(drawn)} of {len(info.bars)} trials drawn"]
+    )
     figure = go.Figure(
         layout={
-            "title": {"text": saved.replace("%", " %)") if info.bars else "Pruning"},
-            "xaxis": {"title": {"text": "reported steps"}, "zeroline": False},
-            "yaxis": {"title": {"text": "trial"}, "autorange": "reversed", "zeroline": False},
-            "barmode": "stack",
-            "bargap": 0.15,
+            "title": _style.title(saved.replace("%", " %)") if drawn else "Pruning", remarks),
             "showlegend": True,
+            "legend": _style.LEGEND,
         }
     )
+    steps, trials = {"title": {"text": "reported steps"}}, {"title": {"text": "trial"}}
+    if len(drawn) <= _MAX_BARS:
+        figure.update_layout(barmode="stack", bargap=0.15)
+        figure.update_xaxes(steps, zeroline=False)
+        figure.update_yaxes(trials, autorange="reversed", zeroline=False)
+        _add_bars(figure, drawn)
+    else:
+        figure.update_xaxes(trials, zeroline=False)
+        figure.update_yaxes(steps, rangemode="tozero", zeroline=False)
+        _add_ends(figure, drawn)
+    return figure
+
+
+def _add_bars(figure: "go.Figure", drawn: list[_Bar]) -> None:
     for state, color in _style.STATE_COLORS.items():
-        bars = [bar for bar in info.bars if bar.state == state]
+        bars = [bar for bar in drawn if bar.state == state]
         if bars:
             figure.add_bar(
                 x=[bar.n_reports for bar in bars],
@@ -116,7 +138,7 @@ def _draw(info: _TimelineInfo) -> "go.Figure":
                 textposition="none",
                 hovertemplate="%{text}<extra></extra>",
             )
-    bars = [bar for bar in info.bars if bar.saved]
+    bars = [bar for bar in drawn if bar.saved]
     if bars:
         figure.add_bar(
             x=[bar.saved for bar in bars],
@@ -124,17 +146,28 @@ def _draw(info: _TimelineInfo) -> "go.Figure":
             orientation="h",
             marker={"color": "rgba(230, 159, 0, 0.4)", "line": {"width": 0}},
             name="saved",
-            text=[_hover(bar) for bar in bars],
-            textposition="none",
-            hovertemplate="%{text}<extra></extra>",
+            hovertemplate="trial %{y}: %{x} steps saved<extra></extra>",
         )
-    return figure
+
+
+def _add_ends(figure: "go.Figure", drawn: list[_Bar]) -> None:
+    for state, color in _style.STATE_COLORS.items():
+        bars = [bar for bar in drawn if bar.state == state]
+        if bars:
+            figure.add_scatter(
+                x=[bar.number for bar in bars],
+                y=[bar.n_reports for bar in bars],
+                mode="markers",
+                marker={"color": color, "symbol": _style.STATE_SYMBOLS[state], "size": 6},
+                name=state.name,
+                hovertemplate=f"trial %{{x}}, {state.name} after %{{y}} reports<extra></extra>",
+            )
 
 
 def _hover(bar: _Bar) -> str:
     lines = [f"trial {bar.number}, {bar.state.name} after {bar.n_reports} reports"]
     if bar.reason:
-        words = _style.text(bar.reason).split(" ")
+        words = _style.text(shorten(bar.reason, 400, placeholder=" ...")).split(" ")
         line = ""
         for word in words:
             if len(line) + len(word) > 60:

@@ -5,9 +5,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from optuna.study import Study
+from optuna.trial import FrozenTrial
 
 from lyap_optuna._logging import get_logger
-from lyap_optuna.records import read_readouts
+from lyap_optuna.records import SpectrumRecord, load_spectra, read_readouts
 from lyap_optuna.visualization import _style
 
 if TYPE_CHECKING:
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
     from lyap_optuna.spectrum import LyapunovSpectrum
 
 _logger = get_logger(__name__)
+
+_MAX_NAMED = 8
+"""Up to this many trials have a name in the legend; more share a colour bar."""
 
 _MAX_LINES = 24
 """Above this, trials share traces by colour, so that a figure of 1,000 trials stays small."""
@@ -28,6 +32,8 @@ class _TrialSpectrum(NamedTuple):
     value: float | None
     position: tuple[float, ...]
     exponents: tuple[float, ...]
+    std: tuple[float | None, ...] = ()
+    layer: str = ""
 
 
 class _SpectrumInfo(NamedTuple):
@@ -47,17 +53,24 @@ def plot_spectrum(
     """Plot the spectrum of a network, or the spectra of trials of a study.
 
     Exponents are drawn from the largest to the smallest over their index divided by their number,
-    so that networks of different sizes compare.
+    so that networks of different sizes compare. Trials are coloured by the rank of their value,
+    the best drawn last.
 
     Args:
         target: A :class:`~lyap_optuna.LyapunovSpectrum`, drawn with a band of one standard
             deviation over its inputs; or a study whose probe measured whole spectra
-            (``full_spectrum=True``), drawn from the stored quantiles.
-        trial_numbers: Of a study, only these trials.
+            (``full_spectrum=True``).
+        trial_numbers: Of a study, only these trials. They are drawn whole and with their bands
+            where the study's database holds their spectra; else, as all trials are without this
+            argument, from the quantiles stored with each trial.
         step: Of a study, the readouts at this step; the latest of each trial by default.
 
     Returns:
         The figure; an empty one, with a warning logged, where the study holds no spectra.
+
+    Raises:
+        ValueError: ``trial_numbers`` or ``step`` is given with a spectrum.
+        RuntimeError: The database's table has another schema version; the message says what to do.
 
     Example:
         >>> import optuna
@@ -71,7 +84,12 @@ def plot_spectrum(
         [0.0, -1.0, -2.0]
     """
     if isinstance(target, Study):
-        return _draw_study(_get_study_info(target, trial_numbers, step))
+        infos = _get_study_info(target, trial_numbers, step)
+        if not infos:
+            _logger.warning(
+                "No trial has a whole spectrum here. Use `LyapunovProbe(..., full_spectrum=True)`."
+            )
+        return _draw_study(infos, target)
     if trial_numbers is not None or step is not None:
         raise ValueError("trial_numbers and step belong to a study, not to a spectrum.")
     return _draw_spectrum(_get_spectrum_info(target))
@@ -95,32 +113,59 @@ def _get_spectrum_info(spectrum: "LyapunovSpectrum") -> _SpectrumInfo:
 def _get_study_info(
     study: Study, trial_numbers: Sequence[int] | None, step: int | None
 ) -> list[_TrialSpectrum]:
-    infos = []
-    single = len(study.directions) == 1
+    infos: list[_TrialSpectrum] = []
     for trial in study.get_trials(deepcopy=False):
-        if trial_numbers is not None and trial.number not in trial_numbers:
-            continue
-        readouts = {s: r for s, r in read_readouts(trial).items() if r.quantiles}
-        at = step if step is not None else max(readouts, default=None)
-        if at is None or at not in readouts:
-            continue
-        exponents = tuple(reversed(readouts[at].quantiles or ()))
-        size = max(len(exponents) - 1, 1)
-        infos.append(
-            _TrialSpectrum(
-                number=trial.number,
-                state=trial.state.name,
-                step=at,
-                value=_style.final_value(trial) if single else None,
-                position=tuple(i / size for i in range(len(exponents))),
-                exponents=exponents,
-            )
-        )
-    if not infos:
-        _logger.warning(
-            "No trial has a whole spectrum here. Use `LyapunovProbe(..., full_spectrum=True)`."
-        )
+        if trial_numbers is None:
+            infos += _from_quantiles(study, trial, step)
+        elif trial.number in trial_numbers:
+            infos += _from_database(study, trial, step) or _from_quantiles(study, trial, step)
     return infos
+
+
+def _from_quantiles(study: Study, trial: FrozenTrial, step: int | None) -> list[_TrialSpectrum]:
+    readouts = {s: r for s, r in read_readouts(trial).items() if r.quantiles}
+    at = step if step is not None else max(readouts, default=None)
+    if at is None or at not in readouts:
+        return []
+    return [_of(study, trial, at, tuple(reversed(readouts[at].quantiles or ())))]
+
+
+def _from_database(study: Study, trial: FrozenTrial, step: int | None) -> list[_TrialSpectrum]:
+    try:
+        records = load_spectra(study, trial_number=trial.number, step=step)
+    except ValueError:  # kept where there are no tables
+        return []
+    latest = max((record.step for record in records), default=None)
+    shown = [record for record in records if record.step == latest]
+    return [
+        _of(study, trial, r.step, r.exponents, r.std, _layer(r) if len(shown) > 1 else "")
+        for r in shown
+    ]
+
+
+def _layer(record: SpectrumRecord) -> str:
+    return f"{record.module or 'model'}, {record.state} state"
+
+
+def _of(
+    study: Study,
+    trial: FrozenTrial,
+    step: int,
+    exponents: tuple[float, ...],
+    std: tuple[float | None, ...] = (),
+    layer: str = "",
+) -> _TrialSpectrum:
+    size = max(len(exponents) - 1, 1)
+    return _TrialSpectrum(
+        number=trial.number,
+        state=trial.state.name,
+        step=step,
+        value=_style.final_value(trial) if len(study.directions) == 1 else None,
+        position=tuple(i / size for i in range(len(exponents))),
+        exponents=exponents,
+        std=std,
+        layer=layer,
+    )
 
 
 def _draw_spectrum(info: _SpectrumInfo) -> "go.Figure":
@@ -130,14 +175,9 @@ def _draw_spectrum(info: _SpectrumInfo) -> "go.Figure":
     if not info.exponents:
         return figure
     if info.n_inputs > 1:
-        figure.add_scatter(
-            x=info.position + info.position[::-1],
-            y=info.upper + info.lower[::-1],
-            fill="toself",
-            fillcolor="rgba(0, 114, 178, 0.25)",
-            line={"width": 0},
-            hoverinfo="skip",
-            name=f"one standard deviation over {info.n_inputs} inputs",
+        _add_band(figure, info.position, info.lower, info.upper, _style.BLUE)
+        figure.data[-1].update(
+            name=f"one standard deviation over {info.n_inputs} inputs", showlegend=True
         )
     figure.add_scatter(
         x=info.position,
@@ -151,70 +191,103 @@ def _draw_spectrum(info: _SpectrumInfo) -> "go.Figure":
     return figure
 
 
-def _draw_study(infos: list[_TrialSpectrum]) -> "go.Figure":
+def _draw_study(infos: list[_TrialSpectrum], study: Study, most: int | None = None) -> "go.Figure":
+    """Draw at most ``most`` trials, evenly spaced by the rank of their value."""
     import plotly.graph_objects as go
 
-    figure = go.Figure(layout=_layout("Lyapunov spectra by trial"))
+    known = sorted({info.value for info in infos if info.value is not None})
+    # Trials of no value first, then from the worst to the best, which lies on top.
+    worst = -1.0 if _style.direction_word(study) == "lower" else 1.0
+    ordered = sorted(infos, key=lambda i: (i.value is not None, worst * (i.value or 0.0)))
+    drawn = [ordered[i] for i in _style.spread(len(infos), most or len(infos))]
+    remarks = [] if len(drawn) == len(infos) else [f"{len(drawn)} of {len(infos)}, evenly by rank"]
+    if any(info.std for info in drawn):
+        remarks.append("bands: one standard deviation over the inputs")
+    figure = go.Figure(layout=_layout("Lyapunov spectra by trial", remarks))
     if not infos:
         return figure
-    shades = _shades([info.value for info in infos])
-    if len(infos) <= _MAX_LINES:
-        groups = [[i] for i in range(len(infos))]
+    shades = _shades([info.value for info in drawn], known)
+    if len(drawn) <= _MAX_LINES:
+        groups = [[i] for i in range(len(drawn))]
     else:
-        bins: dict[int, list[int]] = {}
+        bins: dict[float, list[int]] = {}
         for i, shade in enumerate(shades):
             bins.setdefault(-1 if shade is None else int(shade * 9.99), []).append(i)
-        groups = [bins[key] for key in sorted(bins)]
+        groups = list(bins.values())
     for group in groups:
-        _add_group(figure, [infos[i] for i in group], _color(shades[group[0]]))
+        _add_group(figure, [drawn[i] for i in group], _color(shades[group[0]]), len(drawn))
+    if len(drawn) > _MAX_NAMED:
+        figure.update_layout(showlegend=False)
+        _add_colorbar(figure, known, _style.direction_word(study) if known else "")
     _style.zero_line(figure, [0, 1])
-    _add_colorbar(figure, [info.value for info in infos if info.value is not None])
-    figure.update_layout(showlegend=False)
     return figure
 
 
-def _add_group(figure: "go.Figure", infos: list[_TrialSpectrum], color: str) -> None:
+def _add_band(
+    figure: "go.Figure",
+    position: Sequence[float],
+    lower: Sequence[float],
+    upper: Sequence[float],
+    color: str,
+) -> None:
+    figure.add_scatter(
+        x=[*position, *reversed(position)],
+        y=[*upper, *reversed(lower)],
+        fill="toself",
+        fillcolor=color,
+        opacity=0.25,
+        mode="none",
+        hoverinfo="skip",
+        showlegend=False,
+    )
+
+
+def _add_group(figure: "go.Figure", infos: list[_TrialSpectrum], color: str, n_drawn: int) -> None:
     x: list[float | None] = []
     y: list[float | None] = []
     numbers: list[int] = []
     for info in infos:
+        if any(s is not None for s in info.std):
+            ends = [
+                (e - (s or 0.0), e + (s or 0.0))
+                for e, s in zip(info.exponents, info.std, strict=True)
+            ]
+            lower, upper = zip(*ends, strict=True)
+            _add_band(figure, info.position, lower, upper, color)
         x += [*(round(p, 4) for p in info.position), None]
         y += [*(float(f"{e:.4g}") for e in info.exponents), None]
         numbers += [info.number] * (len(info.exponents) + 1)
-    label = "trial %{customdata}"
+    label, name = "trial %{customdata}", None
     if len(infos) == 1:
-        label += (
-            f", {infos[0].state}, step {infos[0].step}<br>value {_style.number(infos[0].value)}"
-        )
+        info = infos[0]
+        value = _style.number(info.value)
+        layer = f", {_style.text(info.layer)}" if info.layer else ""
+        label += f"{layer}, {info.state}, step {info.step}<br>value {value}"
+        name = f"trial {info.number}{layer}: {value}"
     figure.add_scatter(
         x=x[:-1],
         y=y[:-1],
         mode="lines",
         line={"color": color, "width": 1.5},
-        opacity=0.8,
+        opacity=0.8 if n_drawn <= _MAX_LINES else 0.6 if n_drawn <= 150 else 0.35,
+        name=name,
         customdata=numbers[:-1],
         hovertemplate=f"{label}<br>exponent %{{y:.4g}}<extra></extra>",
     )
 
 
-def _shades(values: list[float | None]) -> list[float | None]:
+def _shades(values: Sequence[float | None], known: Sequence[float]) -> list[float | None]:
     # By rank, not by value: one diverged trial must not make all others one colour.
-    known = sorted({value for value in values if value is not None})
     size = max(len(known) - 1, 1)
     place = {value: i / size for i, value in enumerate(known)}
     return [None if value is None else place[value] for value in values]
 
 
 def _color(shade: float | None) -> str:
-    from plotly.colors import sample_colorscale
-
-    if shade is None:
-        return _style.GREY
-    return str(sample_colorscale("Viridis", [0.18 + 0.74 * shade])[0])
+    return _style.GREY if shade is None else _style.shade(shade)
 
 
-def _add_colorbar(figure: "go.Figure", values: list[float]) -> None:
-    known = sorted(set(values))
+def _add_colorbar(figure: "go.Figure", known: Sequence[float], better: str) -> None:
     if len(known) < 2:
         return
     places = sorted({0, len(known) // 4, len(known) // 2, (3 * len(known)) // 4, len(known) - 1})
@@ -230,7 +303,7 @@ def _add_colorbar(figure: "go.Figure", values: list[float]) -> None:
             "colorscale": [[i / 10, _color(i / 10)] for i in range(11)],
             "showscale": True,
             "colorbar": {
-                "title": {"text": "final value<br>(by rank)"},
+                "title": {"text": f"value, by rank<br>({better} is better)"},
                 "tickvals": [i / size for i in places],
                 "ticktext": [_style.number(known[i]) for i in places],
             },
@@ -240,10 +313,10 @@ def _add_colorbar(figure: "go.Figure", values: list[float]) -> None:
     )
 
 
-def _layout(title: str) -> dict[str, object]:
+def _layout(text: str, remarks: Sequence[str] = ()) -> dict[str, object]:
     return {
-        "title": {"text": title},
+        "title": _style.title(text, remarks),
         "xaxis": {"title": {"text": _style.INDEX_AXIS}, "zeroline": False},
         "yaxis": {"title": {"text": _style.EXPONENT_AXIS}, "zeroline": False},
-        "legend": {"orientation": "h", "yanchor": "bottom", "y": 1.0, "x": 0},
+        "legend": _style.LEGEND,
     }

@@ -12,6 +12,9 @@ if TYPE_CHECKING:
 
 _logger = get_logger(__name__)
 
+_MAX_SPECTRA = 24
+"""Of more steps with whole spectra, this many are drawn, evenly spaced."""
+
 
 class _EvolutionInfo(NamedTuple):
     number: int
@@ -46,7 +49,10 @@ def plot_spectrum_evolution(study: "Study", trial_number: int) -> "go.Figure":
         >>> [float(y) for y in plot_spectrum_evolution(study, 0).data[0].y]
         [-0.4, -0.1]
     """
-    return _draw(_get_info(study, trial_number))
+    info = _get_info(study, trial_number)
+    if not info.readouts:
+        _logger.warning(f"Trial {trial_number} has no Lyapunov readouts.")
+    return _draw(info)
 
 
 def _get_info(study: "Study", trial_number: int) -> _EvolutionInfo:
@@ -57,62 +63,57 @@ def _get_info(study: "Study", trial_number: int) -> _EvolutionInfo:
         )
     trial = trials[trial_number]
     readouts = read_readouts(trial)
-    if not readouts:
-        _logger.warning(f"Trial {trial_number} has no Lyapunov readouts.")
     return _EvolutionInfo(trial_number, readouts, baseline_step(trial, readouts))
 
 
 def _draw(info: _EvolutionInfo) -> "go.Figure":
     import plotly.graph_objects as go
-    from plotly.colors import sample_colorscale
     from plotly.subplots import make_subplots
 
-    title = {"text": f"Lyapunov exponents of trial {info.number} over training"}
+    title = _style.title(f"Lyapunov exponents of trial {info.number} over training")
     if not info.readouts:
         return go.Figure(layout={"title": title})
-    whole = {step: r.quantiles for step, r in info.readouts.items() if r.quantiles}
+    measured = [(step, r.quantiles) for step, r in info.readouts.items() if r.quantiles]
+    whole = dict(measured[i] for i in _style.spread(len(measured), _MAX_SPECTRA))
     figure = make_subplots(rows=1, cols=2 if whole else 1, horizontal_spacing=0.12)
     steps = list(info.readouts)
-    for name, color, symbol in (
-        ("max", _style.VERMILLION, "circle"),
-        ("mean", _style.BLUE, "square"),
+    for name, field, color, symbol in (
+        ("maximum", "max", _style.VERMILLION, "circle"),
+        ("mean", "mean", _style.BLUE, "square"),
     ):
-        errors = [getattr(r, f"{name}_stderr") for r in info.readouts.values()]
+        errors = [getattr(r, f"{field}_stderr") for r in info.readouts.values()]
         figure.add_scatter(
             x=steps,
-            y=[getattr(r, name) for r in info.readouts.values()],
+            y=[getattr(r, field) for r in info.readouts.values()],
             error_y={"type": "data", "array": [e or 0.0 for e in errors], "thickness": 1},
             mode="lines+markers",
             marker={"symbol": symbol, "size": 8},
             line={"color": color},
-            name=f"{name} exponent",
+            name=name,
             hovertemplate="step %{x}: %{y:.4g}<extra></extra>",
             row=1,
             col=1,
         )
     _style.zero_line(figure, steps, row=1, col=1)
-    figure.update_xaxes(title_text="step", zeroline=False, row=1, col=1)
-    if len(steps) <= 12:
-        figure.update_xaxes(
-            tickvals=steps,
-            ticktext=[f"{s}<br>(baseline)" if s == info.baseline else str(s) for s in steps],
-            row=1,
-            col=1,
-        )
-    figure.update_yaxes(title_text=_style.EXPONENT_AXIS, zeroline=False)
+    baseline = "" if info.baseline is None else f" ({info.baseline}: baseline, before training)"
+    figure.update_xaxes(title_text=f"step{baseline}", zeroline=False, row=1, col=1)
+    figure.update_xaxes(tickformat="d", nticks=min(len(steps) + 1, 8), row=1, col=1)
+    figure.update_yaxes(title_text=_style.EXPONENT_AXIS, row=1, col=1)
+    figure.update_yaxes(zeroline=False)
+    named = _style.spread(len(whole), 6)
     for i, (step, quantiles) in enumerate(whole.items()):
         descending = tuple(reversed(quantiles))
         size = max(len(descending) - 1, 1)
-        shade = 0.18 + 0.74 * i / max(len(whole) - 1, 1)
         figure.add_scatter(
             x=[j / size for j in range(len(descending))],
             y=descending,
             mode="lines",
             line={
-                "color": sample_colorscale("Viridis", [shade])[0],
+                "color": _style.shade(i / max(len(whole) - 1, 1)),
                 "dash": "dot" if step == info.baseline else "solid",
             },
             name=f"step {step}" + (" (baseline)" if step == info.baseline else ""),
+            showlegend=i in named,
             hovertemplate=f"step {step}, exponent %{{y:.4g}}<extra></extra>",
             row=1,
             col=2,
@@ -120,5 +121,5 @@ def _draw(info: _EvolutionInfo) -> "go.Figure":
     if whole:
         _style.zero_line(figure, [0, 1], row=1, col=2)
         figure.update_xaxes(title_text=_style.INDEX_AXIS, zeroline=False, row=1, col=2)
-    figure.update_layout(title=title)
+    figure.update_layout(title=title, legend=_style.LEGEND)
     return figure

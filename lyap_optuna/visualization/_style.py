@@ -36,6 +36,16 @@ STATE_SYMBOLS = {
 EXPONENT_AXIS = "Lyapunov exponent (nats/step)"
 INDEX_AXIS = "index / number of exponents"
 
+LEGEND = {
+    "orientation": "h",
+    "xref": "container",
+    "x": 0.02,
+    "yref": "container",
+    "y": 0,
+    "yanchor": "bottom",
+}
+"""Below the figure: beside it, it takes half of a narrow one."""
+
 
 def text(value: object) -> str:
     """Return ``value`` as literal text: plotly reads a subset of HTML in every label."""
@@ -60,9 +70,43 @@ def zero_line(figure: "go.Figure", x: Sequence[float], **where: Any) -> None:
     )
 
 
+def shade(place: float) -> str:
+    """Return a colour between dark (0) and bright (1) that both backgrounds carry."""
+    from plotly.colors import sample_colorscale
+
+    return str(sample_colorscale("Viridis", [0.25 + 0.65 * place])[0])
+
+
+def marker_size(n_points: int) -> int:
+    """Return a size at which so many points do not become one blot."""
+    return 9 if n_points <= 150 else 6
+
+
+def spread(n: int, most: int) -> list[int]:
+    """Return at most ``most`` of the indices 0 to n - 1, evenly spaced, both ends among them."""
+    if n <= most:
+        return list(range(n))
+    return sorted({round(i * (n - 1) / (most - 1)) for i in range(most)})
+
+
+def rank_correlation(x: Sequence[float], y: Sequence[float]) -> float | None:
+    """Return Spearman's rank correlation; None where one of the two does not vary."""
+    if len(set(x)) < 2 or len(set(y)) < 2:
+        return None
+    from scipy import stats
+
+    rho = float(stats.spearmanr(x, y).statistic)
+    return rho if math.isfinite(rho) else None
+
+
+def title(text: str, remarks: Sequence[str] = ()) -> dict[str, str]:
+    """Return a title with smaller remarks below it, which a narrow figure still shows whole."""
+    return {"text": f"{text}<br><sub>{'; '.join(remarks)}</sub>" if remarks else text}
+
+
 def direction_word(study: "Study") -> str:
-    """Return in which direction of the axis the better values lie."""
-    return "lower" if study.direction == StudyDirection.MINIMIZE else "higher"
+    """Return in which direction of the axis the better values of the first objective lie."""
+    return "lower" if study.directions[0] == StudyDirection.MINIMIZE else "higher"
 
 
 def value_axis_type(values: Sequence[float]) -> str:
