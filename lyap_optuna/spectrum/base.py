@@ -54,7 +54,7 @@ class LyapunovSpectrum:
     def kaplan_yorke_dimension(self) -> float:
         """The Kaplan-Yorke (Lyapunov) dimension of the attractor.
 
-        j + (sum of the first j exponents) / |exponent j + 1|, j the last with a sum >= 0.
+        ``j + (sum of the first j exponents) / |exponent j + 1|``, j the last with a sum >= 0.
 
         0 where every exponent is negative, S where the sum of all S is not; NaN where only the
         leading k < S were measured and their sum is still not negative.
