@@ -5,7 +5,7 @@ import traceback
 import warnings
 import weakref
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from optuna.trial import BaseTrial
 from torch import Tensor, nn
@@ -22,12 +22,16 @@ from lyap_optuna.records import (
     begins_training,
     checked_url,
     has_readout,
+    upload_spectrum,
     write_failure,
     write_readouts,
     write_spectrum,
 )
 from lyap_optuna.spectrum import LyapunovReadout, lyapunov_readout, lyapunov_spectrum
 from lyap_optuna.spectrum._schedule import integer
+
+if TYPE_CHECKING:
+    from optuna.artifacts._protocol import ArtifactStore
 
 _logger = get_logger(__name__)
 
@@ -64,6 +68,8 @@ class LyapunovProbe:
         baseline: Measure before training.
         spectra_url: The URL of a database for whole spectra, where the study's storage is none (a
             journal file, a gRPC proxy, memory) or another is preferred.
+        artifact_store: An artifact store (:mod:`optuna.artifacts`), into which each whole spectrum
+            goes as a file of the trial too, while it runs; optuna-dashboard opens it there.
         **readout_options: Passed on to :func:`~lyap_optuna.lyapunov_readout` (with
             ``full_spectrum`` to :func:`~lyap_optuna.lyapunov_spectrum`): ``state``, ``k``,
             ``warmup``, ``mean_tolerance``, ``seed``, ``initial_state``.
@@ -101,6 +107,7 @@ class LyapunovProbe:
         full_spectrum: bool = False,
         baseline: bool = True,
         spectra_url: str | None = None,
+        artifact_store: "ArtifactStore | None" = None,
         **readout_options: Any,
     ) -> None:
         last_step = integer("last_step", last_step)
@@ -114,6 +121,9 @@ class LyapunovProbe:
             raise ValueError("Name the recurrent layer once: by module=, not by layer= too.")
         if spectra_url is not None and not full_spectrum:
             raise ValueError("spectra_url is for whole spectra: pass full_spectrum=True too.")
+        if artifact_store is not None and not full_spectrum:
+            raise ValueError("artifact_store is for whole spectra: pass full_spectrum=True too.")
+        self._artifact_store = artifact_store
         self._spectra_url = None if spectra_url is None else checked_url(spectra_url)
         self._model = model
         self._batch = _detached(batch)
@@ -246,8 +256,10 @@ class LyapunovProbe:
         if pending is not None:
             self._pending = None
             self._store_spectrum(trial, *pending)
+            self._upload_spectrum(trial, *pending)
         if readout is not None:
             self._store_spectrum(trial, step, readout)
+            self._upload_spectrum(trial, step, readout)
 
     def _warn_storage(self, step: int, error: Exception) -> None:
         self._warn_once(
@@ -280,6 +292,24 @@ class LyapunovProbe:
                 "spectra",
                 f"The spectrum at step {step} was not stored ({_reason(error)}); its readout was. "
                 "The trial goes on.",
+            )
+
+    def _upload_spectrum(self, trial: BaseTrial, step: int, readout: LyapunovReadout) -> None:
+        if self._artifact_store is None or readout.spectrum is None:
+            return
+        try:
+            upload_spectrum(
+                self._artifact_store,
+                trial,
+                step,
+                exponents=readout.spectrum.exponents.tolist(),
+                std=readout.spectrum.std.tolist(),
+            )
+        except Exception as error:
+            self._warn_once(
+                "artifact",
+                f"The spectrum at step {step} was not uploaded ({_reason(error)}); its readout was "
+                "stored. The trial goes on.",
             )
 
     def _known(self, names: frozenset[str]) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """The probe: leaves no trace in the training, loses no trial, stores what the design says."""
 
 import copy
+import csv
 import random
 import threading
 import warnings
@@ -508,3 +509,77 @@ def test_no_warning_in_an_ordinary_run():
         study = optuna.create_study(pruner=lyap.LyapunovPruner())
         study.optimize(objective_from(1), n_trials=2)
     assert all("lyapunov:max" in t.user_attrs for t in study.trials)
+
+
+def _artifacts(study, store):
+    """Files of all trials by trial number and name, each as rows of its fields."""
+    files = {}
+    for trial in study.get_trials():
+        for meta in optuna.artifacts.get_all_artifact_meta(trial, storage=study._storage):
+            assert meta.mimetype == "text/csv"
+            with store.open_reader(meta.artifact_id) as file:
+                rows = list(csv.reader(file.read().decode().splitlines()))
+            files[trial.number, meta.filename] = rows
+    return files
+
+
+@pytest.mark.parametrize("storage", [None, "sqlite:///:memory:"])
+def test_spectra_are_uploaded_while_the_trial_runs(storage, tmp_path):
+    store = optuna.artifacts.FileSystemArtifactStore(tmp_path)
+    study = optuna.create_study(storage=storage)
+    trial = study.ask()
+    torch.manual_seed(0)
+    layer, inputs = nn.GRU(3, 6, batch_first=True), make_inputs(4, 20, 3, dtype=torch.float32)
+    probe = lyap.LyapunovProbe(layer, inputs, full_spectrum=True, artifact_store=store)
+    probe.report(trial, 0.5, 0)
+    probe.report(trial, 0.4, 1)
+    study.tell(trial, 0.4)
+    files = _artifacts(study, store)
+    assert sorted(files) == [(0, f"lyapunov-spectrum-step-{s}.csv") for s in (-1, 0, 1)]
+    head, *rows = files[0, "lyapunov-spectrum-step-1.csv"]
+    assert head == ["index", "exponent", "std"]
+    spectrum = lyap.lyapunov_spectrum(layer, inputs)
+    assert [float(r[1]) for r in rows] == pytest.approx(spectrum.exponents.tolist(), rel=1e-5)
+    assert [float(r[2]) for r in rows] == pytest.approx(spectrum.std.tolist(), rel=1e-5)
+
+
+def test_an_upload_that_fails_costs_a_warning_and_nothing_else(tmp_path):
+    class Broken:
+        def write(self, artifact_id, content):
+            raise OSError("s3://user:s3cret@bucket is unreachable")
+
+    study = optuna.create_study()
+    trial = study.ask()
+    probe = lyap.LyapunovProbe(
+        nn.RNN(2, 3), torch.zeros(9, 1, 2), full_spectrum=True, artifact_store=Broken()
+    )
+    with pytest.warns(lyap.LyapunovWarning, match=r"not uploaded \(OSError\)") as caught:
+        probe.report(trial, 0.5, 0)
+        probe.report(trial, 0.4, 1)
+    assert len(caught) == 1
+    assert "s3cret" not in str(caught[0].message)
+    assert sorted(study.trials[0].user_attrs["lyapunov:readouts"]) == ["-1", "0", "1"]
+
+
+def test_a_trial_without_a_storage_uploads_nothing(tmp_path):
+    store = optuna.artifacts.FileSystemArtifactStore(tmp_path)
+    probe = lyap.LyapunovProbe(
+        nn.RNN(2, 3), torch.zeros(9, 1, 2), full_spectrum=True, artifact_store=store
+    )
+    probe.report(optuna.trial.FixedTrial({}), 0.5, 0)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_artifact_store_needs_whole_spectra(tmp_path):
+    store = optuna.artifacts.FileSystemArtifactStore(tmp_path)
+    with pytest.raises(ValueError, match="full_spectrum=True"):
+        lyap.LyapunovProbe(nn.RNN(2, 3), torch.zeros(9, 1, 2), artifact_store=store)
+
+
+def test_uploaded_numbers_are_finite_or_empty(tmp_path):
+    store = optuna.artifacts.FileSystemArtifactStore(tmp_path)
+    study = optuna.create_study()
+    nan, inf = float("nan"), float("inf")
+    records.upload_spectrum(store, study.ask(), 3, exponents=[0.5, -inf], std=[0.25, nan])
+    rows = _artifacts(study, store)[0, "lyapunov-spectrum-step-3.csv"][1:]
+    assert rows == [["1", "0.5", "0.25"], ["2", "-16", ""]]

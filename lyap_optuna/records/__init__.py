@@ -1,5 +1,6 @@
 """What is stored with a trial, and the only code that touches storage."""
 
+from lyap_optuna.records._artifacts import upload_spectrum
 from lyap_optuna.records._decisions import Decision, read_decisions, write_decision
 from lyap_optuna.records._json import FLOOR
 from lyap_optuna.records._readouts import (
@@ -40,6 +41,7 @@ __all__ = [
     "read_readouts",
     "stored_trial",
     "upgrade_spectra",
+    "upload_spectrum",
     "write_decision",
     "write_failure",
     "write_readouts",
