@@ -39,7 +39,8 @@ class LyapunovPruner(BasePruner):
 
     NaN and infinite values count as worse than every finite one. As with
     :class:`optuna.pruners.MedianPruner`, a trial that has reported nothing but NaN is pruned
-    once the startup trials are done.
+    once the startup trials are done. A trial that has come as far as every COMPLETE one is kept:
+    stopping it would save nothing.
 
     Each check records a decision with the trial; :func:`~lyap_optuna.explain` tells it in words.
     Where the prediction itself fails, the trial is kept, with one
@@ -209,6 +210,15 @@ class LyapunovPruner(BasePruner):
         with self._lock:
             models = self._models_of(study, sign)
             models.update(trials)
+            if step >= models.last_step:
+                return Decision(
+                    step=step,
+                    verdict="kept",
+                    reason=(
+                        f"No COMPLETE trial went on after step {step}: nothing is left to save."
+                    ),
+                    n_trials=len(models.complete),
+                )
             model = models.at(model_step(view.steps, step))
             if not model.chosen:
                 return Decision(

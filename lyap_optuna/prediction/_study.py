@@ -10,7 +10,7 @@ import numpy.typing as npt
 from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from lyap_optuna.prediction._predictor import INTERVAL, Predictor, RankPredictor
+from lyap_optuna.prediction._predictor import Predictor, RankPredictor
 from lyap_optuna.prediction._scores import normal_cdf
 from lyap_optuna.prediction._table import FeatureTable
 from lyap_optuna.prediction.evidence import TrialView
@@ -165,7 +165,7 @@ class StepModel:
         return self._sign * float(self.predictor.value_of(np.array([score]))[0])
 
     def _in_units(self, score: float, spread: float) -> StepPrediction:
-        ends = score + spread * INTERVAL * np.array([-1.0, 1.0])
+        ends = score + spread * self.predictor.half_width * np.array([-1.0, 1.0])
         lower, upper = sorted(self.value_of(float(e)) for e in ends)
         return StepPrediction(self.step, score, spread, self.value_of(score), lower, upper)
 
@@ -195,12 +195,18 @@ class StudyModels:
         self._make_predictor = make_predictor
         self._seen: dict[_Key, TrialView | None] = {}
         self._finished: list[TrialView] = []
+        self._last_step = math.inf
         self._models: OrderedDict[tuple[int, int | None], StepModel] = OrderedDict()
 
     @property
     def complete(self) -> list[TrialView]:
         """COMPLETE trials in order of completion."""
         return [view for view in self._finished if view.value is not None]
+
+    @property
+    def last_step(self) -> float:
+        """The last step that any COMPLETE trial reported; infinity where none reported."""
+        return self._last_step
 
     @property
     def finished(self) -> list[TrialView]:
@@ -234,6 +240,8 @@ class StudyModels:
         times = [v.completed.timestamp() if v.completed else -math.inf for v in views]
         order = sorted(range(len(views)), key=lambda i: (times[i], views[i].number))
         self._finished = [views[i] for i in order]
+        ends = [float(v.steps[-1]) for v in views if v.value is not None and v.steps.size]
+        self._last_step = max(ends, default=math.inf)
 
     def at(self, step: int | None, *, refit: bool = False) -> StepModel:
         """Return the model at ``step``.

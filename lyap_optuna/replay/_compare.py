@@ -93,8 +93,8 @@ class PrunerSummary:
         success: Share of orders that succeed.
         wrongly_pruned: Trials of the true top 5 % that were pruned.
         seconds: Seconds spent deciding.
-        coverage: Share of decisions whose 80 % interval held the final value; None for pruners
-            that record none.
+        coverage: Share of decisions whose 80 % interval held the final value, each trial weighing
+            the same; None for pruners that record none.
         epochs_against_median: Epochs spent over those of ``MedianPruner`` in the same orders,
             median; None where that was not compared.
     """

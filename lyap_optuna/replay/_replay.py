@@ -41,9 +41,9 @@ class Replay:
         n_pruned: Pruned trials.
         seconds: Spent in ``should_prune``.
         slowest_decision: Longest single ``should_prune``, seconds.
-        covered: Final values within the 80 % interval that the pruner recorded at a decision,
-            over decisions with an interval, for trials with a finite end.
-        predictions: Decisions behind ``covered``.
+        covered: Share of a trial's decisions whose 80 % interval held its final value, summed over
+            trials.
+        predictions: Trials behind ``covered``: those for which an interval was recorded.
     """
 
     order: int
@@ -54,7 +54,7 @@ class Replay:
     n_pruned: int
     seconds: float
     slowest_decision: float
-    covered: int = 0
+    covered: float = 0.0
     predictions: int = 0
 
 
@@ -134,11 +134,11 @@ def run(recording: Recording, pruner: BasePruner, order: int) -> tuple[Replay, S
             direction=direction_of(recording),
         )
         seconds: list[float] = []
-        inside: list[bool] = []
+        inside: list[float] = []
         for recorded in trials:
             trial = study.ask(dict(recorded.distributions))
             series = _series(recorded, recording.state)
-            pruned = False
+            pruned, hits = False, list[bool]()
             for step, value in recorded.values.items():
                 trial.report(value, step)
                 if step in series:
@@ -148,9 +148,11 @@ def run(recording: Recording, pruner: BasePruner, order: int) -> tuple[Replay, S
                 seconds.append(time.perf_counter() - begin)
                 said = read_decisions(study._storage.get_trial(trial._trial_id))
                 if said and said[-1].step == step and said[-1].lower is not None:
-                    inside.append(_within(recorded.final, said[-1].lower, said[-1].upper))
+                    hits.append(_within(recorded.final, said[-1].lower, said[-1].upper))
                 if pruned:
                     break
+            if hits:
+                inside.append(sum(hits) / len(hits))
             if pruned:
                 study.tell(trial, state=TrialState.PRUNED)
             elif math.isnan(recorded.final):
@@ -189,7 +191,7 @@ def _judged(
     study: Study,
     order: int,
     seconds: Sequence[float],
-    inside: Sequence[bool],
+    inside: Sequence[float],
 ) -> Replay:
     finals = oriented_finals(recording)[order_of(recording, order)]
     ranked = np.sort(finals)
