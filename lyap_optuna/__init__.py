@@ -51,6 +51,6 @@ __all__ = [
 
 def __getattr__(name: str) -> ModuleType:
     # plotly comes in with the first figure, a training framework with its first callback
-    if name in ("integration", "visualization"):
+    if name in ("dashboard", "integration", "visualization"):
         return importlib.import_module(f"lyap_optuna.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

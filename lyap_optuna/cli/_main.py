@@ -44,13 +44,15 @@ def main(debug: bool) -> None:
 
 def _register() -> None:
     from lyap_optuna.cli._campaign import campaign
+    from lyap_optuna.cli._dashboard import dashboard
     from lyap_optuna.cli._demo import demo
     from lyap_optuna.cli._explain import explain
     from lyap_optuna.cli._rank import rank
+    from lyap_optuna.cli._replay import replay
     from lyap_optuna.cli._spectra import spectra
     from lyap_optuna.cli._storage_commands import storage
 
-    for command in (campaign, demo, rank, explain, spectra, storage):
+    for command in (campaign, dashboard, demo, rank, explain, replay, spectra, storage):
         main.add_command(command)
 
 

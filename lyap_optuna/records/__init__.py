@@ -1,6 +1,6 @@
 """What is stored with a trial, and the only code that touches storage."""
 
-from lyap_optuna.records._artifacts import upload_spectrum
+from lyap_optuna.records._artifacts import upload_spectrum, write_study_spectra
 from lyap_optuna.records._decisions import Decision, read_decisions, write_decision
 from lyap_optuna.records._json import FLOOR
 from lyap_optuna.records._readouts import (
@@ -46,4 +46,5 @@ __all__ = [
     "write_failure",
     "write_readouts",
     "write_spectrum",
+    "write_study_spectra",
 ]

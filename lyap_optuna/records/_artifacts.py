@@ -3,14 +3,18 @@
 import csv
 import math
 import os
+import shutil
 import tempfile
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from optuna.storages import BaseStorage
+from optuna.study import Study
 from optuna.trial import BaseTrial, Trial
 
 from lyap_optuna.records import _json
+from lyap_optuna.records._readouts import baseline_step, read_readouts
+from lyap_optuna.records._spectra import load_spectra
 
 if TYPE_CHECKING:
     from optuna.artifacts._protocol import ArtifactStore
@@ -54,3 +58,56 @@ def upload_spectrum(
                 error = f"{s:.6g}" if math.isfinite(s) else ""
                 writer.writerow([i, f"{max(e, _json.FLOOR):.6g}", error])
         return upload_artifact(artifact_store=artifact_store, file_path=path, study_or_trial=trial)
+
+
+def write_study_spectra(path: str, study: Study) -> int:
+    """Write the spectra of a study's finished trials into one CSV file.
+
+    A row for each trial's baseline and latest readout, with ``trial``, ``state``, ``value``
+    (``value_0``, ... of several objectives), ``step``, ``baseline``, ``layer``, ``layer_state``,
+    ``kind`` and, in ``exponent_1``, ..., the exponents from the largest, nats/step: all of them
+    (``kind`` is ``spectrum``) where the study's database holds them, else the quantiles stored
+    with the trial (``quantiles``).
+
+    Args:
+        path: The file.
+        study: A study of any storage.
+
+    Returns:
+        How many rows there are.
+    """
+    n_values = len(study.directions)
+    values = ["value"] if n_values == 1 else [f"value_{i}" for i in range(n_values)]
+    head = ["trial", "state", *values, "step", "baseline", "layer", "layer_state", "kind"]
+    in_database = True
+    n_rows = widest = 0
+    with tempfile.TemporaryFile("w+", newline="", encoding="utf-8") as body:
+        writer = csv.writer(body, lineterminator="\n")
+        for trial in study.get_trials(deepcopy=False):
+            readouts = {s: r for s, r in read_readouts(trial).items() if r.quantiles}
+            if not trial.state.is_finished() or not readouts:
+                continue
+            baseline = baseline_step(trial, readouts)
+            known = [f"{v:.6g}" for v in trial.values or ()] or [""] * n_values
+            for step in sorted({max(readouts), max(readouts) if baseline is None else baseline}):
+                rows: list[tuple[str, str, str, Sequence[float]]] = []
+                if in_database:
+                    try:
+                        records = load_spectra(study, trial_number=trial.number, step=step)
+                    except ValueError:  # kept where there are no tables
+                        in_database, records = False, []
+                    rows = [(r.module, r.state, "spectrum", r.exponents) for r in records]
+                for layer, state, kind, exponents in rows or [
+                    ("", "", "quantiles", (readouts[step].quantiles or ())[::-1])
+                ]:
+                    is_baseline = "yes" if step == baseline else "no"
+                    cells = [trial.number, trial.state.name, *known, step, is_baseline]
+                    numbers = [f"{e:.6g}" for e in exponents]
+                    writer.writerow([*cells, layer, state, kind, *numbers])
+                    widest = max(widest, len(exponents))
+                    n_rows += 1
+        body.seek(0)
+        with open(path, "w", newline="", encoding="utf-8") as file:
+            file.write(",".join([*head, *(f"exponent_{i + 1}" for i in range(widest))]) + "\n")
+            shutil.copyfileobj(body, file)
+    return n_rows

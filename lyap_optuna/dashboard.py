@@ -1,0 +1,462 @@
+"""What optuna-dashboard shows of a study: figures, a note in words, and its spectra as a file.
+
+The dashboard itself shows ``lyapunov:max``, ``lyapunov:mean`` and ``lyapunov:predicted_value`` with
+each trial, because they are trial attributes. :func:`publish` adds the rest to the study;
+``lyap-optuna dashboard`` does so for every study of a storage, again and again while trials run.
+"""
+
+import contextlib
+import hashlib
+import math
+import os
+import re
+import tempfile
+import threading
+import time
+import traceback
+import uuid
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from socketserver import ThreadingMixIn
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
+
+import optuna
+from optuna.storages import BaseStorage, JournalStorage
+from optuna.study import Study
+from optuna.trial import FrozenTrial, TrialState
+
+from lyap_optuna._logging import get_logger, without_passwords
+from lyap_optuna.records import _keys, write_study_spectra
+from lyap_optuna.visualization._publication import StudyInfo, gather, published_figures
+
+if TYPE_CHECKING:
+    from optuna.artifacts._protocol import ArtifactStore
+
+_logger = get_logger(__name__)
+
+INTERVAL = 60.0
+"""Seconds between two looks at a storage, at least."""
+
+# Link definitions, which Markdown reads and does not show.
+BEGIN = "[//]: # (lyap-optuna: this note, down to its end, is written anew; yours goes around it)"
+END = "[//]: # (lyap-optuna: end of the note)"
+
+SPECTRA_FILE = "lyapunov-spectra.csv"
+
+_FILE_ATTR = "lyapunov:spectra_file"
+_PUBLISHER_ATTR = "lyapunov:publisher"
+
+
+def publish(study: Study, *, artifact_store: "ArtifactStore | None" = None) -> list[str]:
+    """Put the figures of a study, and a note that says what they show, into optuna-dashboard.
+
+    The figures have fixed ids, so that they replace those of an earlier call. The note stands
+    between two markers, which the dashboard does not show, and leaves all other text of the
+    study's note alone. What is already there as it should be is not written again.
+
+    Args:
+        study: A study of any storage, while it runs or afterwards.
+        artifact_store: An artifact store that the dashboard was started with; the spectra of
+            finished trials go there as the study's file ``lyapunov-spectra.csv``.
+
+    Returns:
+        What was written: ids of figures, ``"note"``, ``"lyapunov-spectra.csv"``. Empty, with a
+        warning logged, where no trial has readouts.
+
+    Raises:
+        ImportError: optuna-dashboard is not installed.
+
+    Example:
+        >>> import optuna
+        >>> import lyap_optuna as lyap
+        >>> study = optuna.create_study()
+        >>> for value in (1.0, 2.0, 3.0):
+        ...     series = {"0": {"max": 0.0, "mean": -4.0}, "1": {"max": -value, "mean": -4.0}}
+        ...     study.add_trial(
+        ...         optuna.create_trial(
+        ...             value=value,
+        ...             intermediate_values={1: value},
+        ...             user_attrs={"lyapunov:readouts": series},
+        ...         )
+        ...     )
+        >>> lyap.dashboard.publish(study)
+        ['lyapunov-exponents', 'lyapunov-best-trial', 'note']
+        >>> lyap.dashboard.publish(study)
+        []
+    """
+    dashboard = _optuna_dashboard()
+    if not _measured(study.get_trials(deepcopy=False)):
+        _logger.warning("No trial has Lyapunov readouts. Record them with `LyapunovProbe`.")
+        return []
+    info = gather(study)
+    written = []
+    stored = study._storage.get_study_system_attrs(study._study_id)
+    for name, figure in published_figures(study, info).items():
+        if _stored_figure(stored, name) != figure.to_json():
+            dashboard.save_plotly_graph_object(study, figure, graph_object_id=name)
+            written.append(name)
+    note = note_text(study, info)
+    before = dashboard.get_note(study)
+    after = with_note(before, note)
+    if after != before:
+        dashboard.save_note(study, after)
+        written.append("note")
+    if artifact_store is not None and _attach_spectra(study, artifact_store):
+        written.append(SPECTRA_FILE)
+    return written
+
+
+def _measured(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
+    return [trial for trial in trials if _keys.READOUTS in trial.user_attrs]
+
+
+def _optuna_dashboard() -> ModuleType:
+    try:
+        import optuna_dashboard
+    except ImportError as error:
+        raise ImportError(
+            "optuna-dashboard is not installed: pip install 'lyap-optuna[dashboard]'"
+        ) from error
+    module: ModuleType = optuna_dashboard
+    return module
+
+
+def _stored_figure(attrs: Mapping[str, Any], name: str) -> str:
+    # As optuna-dashboard splits it. Were that to change, figures would be written once too often.
+    parts: list[str] = []
+    while (part := attrs.get(f"dashboard:plot_data:{name}:{len(parts)}")) is not None:
+        parts.append(part)
+    return "".join(parts)
+
+
+def _attach_spectra(study: Study, artifact_store: "ArtifactStore") -> bool:
+    """Write the study's file, under the same id each time; return whether it was written."""
+    storage, study_id = study._storage, study._study_id
+    with tempfile.TemporaryDirectory(prefix="lyap-") as folder:
+        path = os.path.join(folder, SPECTRA_FILE)
+        if not write_study_spectra(path, study):
+            return False
+        with open(path, "rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        attrs = storage.get_study_system_attrs(study_id)
+        known = attrs.get(_FILE_ATTR)
+        known = known if isinstance(known, dict) else {}
+        artifact_id = str(known.get("artifact_id"))
+        # Who deletes a file in the dashboard leaves "null" here.
+        if attrs.get(f"artifacts:{artifact_id}") not in (None, "null"):
+            if known.get("sha256") == digest and _holds(artifact_store, artifact_id):
+                return False
+            with open(path, "rb") as file:
+                artifact_store.write(artifact_id, file)
+        else:
+            artifact_id = optuna.artifacts.upload_artifact(
+                artifact_store=artifact_store, file_path=path, study_or_trial=study
+            )
+    storage.set_study_system_attr(
+        study_id, _FILE_ATTR, {"artifact_id": artifact_id, "sha256": digest}
+    )
+    return True
+
+
+def _holds(artifact_store: "ArtifactStore", artifact_id: str) -> bool:
+    from optuna.artifacts.exceptions import ArtifactNotFound
+
+    try:
+        artifact_store.open_reader(artifact_id).close()
+    except ArtifactNotFound:
+        return False
+    return True
+
+
+# The note -------------------------------------------------------------------------------------
+
+
+def with_note(text: str, note: str) -> str:
+    """Return ``text`` with ``note`` in place of the one between the markers, or appended."""
+    block = f"{BEGIN}\n\n{note}\n\n{END}"
+    begin, end = re.escape(BEGIN), re.escape(END)
+    # From a begin to an end with no other begin between: what a lost marker leaves is not ours.
+    found = re.search(f"{begin}(?:(?!{begin}).)*?{end}", text, re.DOTALL)
+    if found:
+        return text[: found.start()] + block + text[found.end() :]
+    return f"{text}\n\n{block}" if text else block
+
+
+def note_text(study: Study, info: StudyInfo) -> str:
+    """Return in words, as Markdown, what the exponents of a study show.
+
+    No text from the study is in it, only numbers and this package's own words.
+    """
+    trials = study.get_trials(deepcopy=False)
+    measured = _measured(trials)
+    states = Counter(trial.state.name for trial in measured)
+    counts = ", ".join(f"{n} {name}" for name, n in sorted(states.items()))
+    parts = [
+        f"### Lyapunov exponents\n\n{len(measured)} of {len(trials)} trials have readouts: "
+        f"{counts}. Exponents are rates per time step, in natural logarithms (nats/step): at 0 a "
+        "small change of the state survives, below 0 it fades, above 0 it grows.",
+        *_best_words(study, info),
+        *_exponent_words(study, info),
+        *_skill_words(info),
+        *_pruning_words(info),
+    ]
+    return "\n\n".join(parts)
+
+
+def _best_words(study: Study, info: StudyInfo) -> list[str]:
+    if info.best is None:
+        return []
+    step = max(info.best.readouts)
+    readout = info.best.readouts[step]
+    words = (
+        f"**The best trial** is {info.best.number}, with value {study.best_value:.4g}. Its maximum "
+        f"exponent at step {step} is {readout.max:.3g} nats/step: over 100 time steps "
+        f"{_after(readout.max, 100)}."
+    )
+    if info.best.baseline is not None and info.best.baseline != step:
+        before = info.best.readouts[info.best.baseline].max
+        words += f" Before training it was {before:.3g}."
+    return [words]
+
+
+def _after(exponent: float, steps: int) -> str:
+    """Say what a perturbation becomes: exp(exponent * steps)."""
+    growth = exponent * steps
+    if abs(growth) < 0.05:
+        return "a small change of the state stays as it is, within 5 %"
+    if growth < 0:
+        left = math.exp(growth)
+        return "a small change of the state fades to " + (
+            f"{left:.0%}".replace("%", " %") if left >= 0.01 else "less than 1 %"
+        )
+    factor = f"{math.exp(growth):.3g}" if growth < 14 else "more than a million"
+    return f"a small change of the state grows {factor} times"
+
+
+def _exponent_words(study: Study, info: StudyInfo) -> list[str]:
+    found = info.exponents
+    if found is None or found.correlation is None or found.n_complete < 5:
+        return []
+    at = f"at step {found.step}"
+    chance = 2 / math.sqrt(found.n_complete - 1)
+    numbers = f"rank correlation {found.correlation:.2f} over {found.n_complete} COMPLETE trials"
+    moved = found.exponent.endswith("displacement")
+    what = f"how far the maximum exponent has moved {at}" if moved else f"the maximum exponent {at}"
+    if abs(found.correlation) < chance:
+        return [
+            f"**{what[0].upper()}{what[1:]}** does not go with the final value, beyond chance "
+            f"({numbers}; chance alone reaches {chance:.2f})."
+        ]
+    lower = found.correlation < 0
+    better = lower == (study.direction == optuna.study.StudyDirection.MINIMIZE)
+    more = "The further up it has moved" if moved else "The higher it is"
+    return [
+        f"**{what[0].upper()}{what[1:]}** goes with the final value. {more}, the "
+        f"{'lower' if lower else 'higher'}, and so {'better' if better else 'worse'}, the value "
+        f"({numbers})."
+    ]
+
+
+def _skill_words(info: StudyInfo) -> list[str]:
+    first = min((line.steps[0] for line in info.skill), default=None)
+    lines = [line for line in info.skill if line.steps[0] == first]
+    if not lines:
+        return []
+    lines.sort(key=lambda line: -line.correlations[0])
+    ranked = ", ".join(f"{line.evidence} {line.correlations[0]:.2f}" for line in lines)
+    n_trials = max(line.n_trials[0] for line in lines)
+    used = [line.evidence for line in lines if line.chosen[0]]
+    return [
+        f"**What predicts the final value** at step {first}: {ranked} (rank correlation of "
+        f"predicted and actual value, out of sample, on {n_trials} COMPLETE trials; chance reaches "
+        f"{2 / math.sqrt(max(n_trials - 1, 1)):.2f}). "
+        + (f"The predictor uses {used[0]}." if used else "Nothing is predicted there.")
+    ]
+
+
+def _pruning_words(info: StudyInfo) -> list[str]:
+    saved, spent = info.pruning.n_saved, info.pruning.n_spent
+    if not saved:
+        return []
+    share = f"{saved / (saved + spent):.0%}".replace("%", " %")
+    return [f"**Pruning** saved {saved} of {saved + spent} steps ({share})."]
+
+
+# Keeping it fresh -----------------------------------------------------------------------------
+
+
+class Publisher:
+    """Publishes the studies of a storage, one look after the other.
+
+    A study is published when it has readouts and something changed since it was published last.
+    In a journal, which only grows, that happens at the first look, and after it only once no trial
+    runs and nothing has changed between two looks. The study's file of spectra is written while
+    no trial runs, and at the first look.
+
+    Of several publishers, on whatever machine, one at a time writes to a study: it holds a lease
+    that ends by itself.
+
+    Args:
+        storage: Any storage.
+        artifact_store: Passed on to :func:`publish`.
+        study_name: Only this study.
+        interval: Seconds between two looks.
+    """
+
+    def __init__(
+        self,
+        storage: BaseStorage,
+        *,
+        artifact_store: "ArtifactStore | None" = None,
+        study_name: str | None = None,
+        interval: float = INTERVAL,
+    ) -> None:
+        self._storage = storage
+        self._artifact_store = artifact_store
+        self._only = study_name
+        self._interval = interval
+        self._token = uuid.uuid4().hex
+        self._studies: dict[str, Study] = {}
+        self._seen: dict[str, object] = {}
+        self._published: dict[str, object] = {}
+        self._warned: set[tuple[str, str]] = set()
+
+    def run(self, stop: threading.Event) -> None:
+        """Look again and again until ``stop`` is set, then give up the leases."""
+        while True:
+            began = time.monotonic()
+            self.look(stop)
+            # A large study takes a while to draw: spend nine tenths of the time waiting.
+            if stop.wait(max(self._interval, 9 * (time.monotonic() - began))):
+                break
+        for study in self._studies.values():
+            with contextlib.suppress(Exception):
+                self._release(study)
+
+    def look(self, stop: threading.Event | None = None) -> list[str]:
+        """Publish what changed; return the names of the studies that were written to.
+
+        A study that cannot be published is logged, once for each kind of error.
+        """
+        written = []
+        try:
+            names = optuna.get_all_study_names(self._storage)
+        except Exception as error:
+            self._warn("", error)
+            return []
+        for name in names:
+            if stop is not None and stop.is_set():
+                break
+            if self._only not in (None, name):
+                continue
+            try:
+                if self._look_at(name):
+                    written.append(name)
+            except Exception as error:
+                self._warn(name, error)
+        return written
+
+    def _look_at(self, name: str) -> bool:
+        study = self._study(name)
+        trials = study.get_trials(deepcopy=False)
+        if not _measured(trials):
+            return False
+        now = _fingerprint(study, trials)
+        unchanged = self._seen.get(name) == now
+        self._seen[name] = now
+        if self._published.get(name) == now:
+            return False
+        first = name not in self._published
+        running = any(trial.state == TrialState.RUNNING for trial in trials)
+        if isinstance(self._storage, JournalStorage) and not first and (running or not unchanged):
+            return False
+        if not self._lease(study):
+            return False
+        # The file of spectra reads them all, so that it waits for the campaign's end.
+        store = None if running and not first else self._artifact_store
+        wrote = bool(publish(study, artifact_store=store))
+        self._published[name] = now
+        return wrote
+
+    def _study(self, name: str) -> Study:
+        # Kept, because a study of a database remembers its finished trials.
+        study = self._studies.get(name)
+        if study is None or study._study_id != self._storage.get_study_id_from_name(name):
+            study = self._studies[name] = optuna.load_study(study_name=name, storage=self._storage)
+        return study
+
+    def _lease(self, study: Study) -> bool:
+        storage, study_id = study._storage, study._study_id
+        held = storage.get_study_system_attrs(study_id).get(_PUBLISHER_ATTR)
+        if isinstance(held, dict) and held.get("by") != self._token:
+            until = held.get("until")
+            if isinstance(until, (int, float)) and until > time.time():
+                return False
+        lease: dict[str, Any] = {
+            "by": self._token,
+            "until": round(time.time() + 3 * self._interval),
+        }
+        storage.set_study_system_attr(study_id, _PUBLISHER_ATTR, lease)
+        # Another one may have written its own at the same moment.
+        return storage.get_study_system_attrs(study_id).get(_PUBLISHER_ATTR) == lease
+
+    def _release(self, study: Study) -> None:
+        storage, study_id = study._storage, study._study_id
+        held = storage.get_study_system_attrs(study_id).get(_PUBLISHER_ATTR)
+        if isinstance(held, dict) and held.get("by") == self._token and held.get("until"):
+            storage.set_study_system_attr(study_id, _PUBLISHER_ATTR, {"until": 0})
+
+    def _warn(self, name: str, error: Exception) -> None:
+        kind = type(error).__name__
+        if (name, kind) not in self._warned:
+            self._warned.add((name, kind))
+            # The type only: messages of database drivers may hold the URL with its password.
+            what = f"Study {name!r}" if name else "The storage"
+            _logger.warning(f"{what} could not be published ({kind}); trying again later.")
+            trace = "".join(traceback.format_exception(error))
+            _logger.debug(f"Publishing failed.\n{without_passwords(trace)}")
+
+
+def _fingerprint(study: Study, trials: Sequence[FrozenTrial]) -> object:
+    # Finished trials do not change in Optuna, and running ones report.
+    states = Counter(trial.state for trial in trials)
+    n_reports = sum(len(trial.intermediate_values) for trial in trials)
+    n_attrs = sum(len(trial.user_attrs) for trial in trials)
+    return study._study_id, sorted(states.items()), n_reports, n_attrs
+
+
+# Serving it -----------------------------------------------------------------------------------
+
+
+class _Server(ThreadingMixIn, WSGIServer):
+    daemon_threads = True
+
+
+class _Handler(WSGIRequestHandler):
+    def log_message(self, format: str, *args: object) -> None:
+        _logger.debug(format % args)
+
+
+def make_dashboard(
+    storage: BaseStorage,
+    host: str,
+    port: int,
+    *,
+    artifact_store: "ArtifactStore | None" = None,
+) -> WSGIServer:
+    """Return a server of optuna-dashboard that listens, and serves with ``serve_forever()``.
+
+    Args:
+        storage: Any storage.
+        host: The address to listen at.
+        port: The port; 0 for one that is free, which ``server_port`` then tells.
+        artifact_store: Where its files are.
+
+    Raises:
+        ImportError: optuna-dashboard is not installed.
+        OSError: The port is taken.
+    """
+    app = _optuna_dashboard().wsgi(storage, artifact_store=artifact_store)
+    return make_server(host, port, app, server_class=_Server, handler_class=_Handler)
