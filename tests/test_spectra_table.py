@@ -124,6 +124,8 @@ def test_what_is_loaded_is_what_was_measured(database_url):
         assert s.clipped_fraction == 0
         assert s.max == measured.max
         assert s.mean == pytest.approx(measured.mean, abs=1e-15)
+        assert s.variance == pytest.approx(measured.variance, rel=1e-12)
+        assert s.kaplan_yorke_dimension == measured.kaplan_yorke_dimension
         assert s.created_at.utcoffset().total_seconds() == 0
     assert lyap.load_spectra(study, step=1) == spectra[1:]
     assert lyap.load_spectra(study, trial_number=1) == []

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
+import torch
 from optuna.storages import BaseStorage, InMemoryStorage, JournalStorage
 from optuna.study import Study
 from optuna.trial import BaseTrial, FrozenTrial
@@ -17,6 +18,7 @@ from optuna.trial import BaseTrial, FrozenTrial
 from lyap_optuna._warnings import LyapunovWarning
 from lyap_optuna.records import _json
 from lyap_optuna.records._readouts import stored_trial
+from lyap_optuna.spectrum.base import kaplan_yorke_dimension
 
 if TYPE_CHECKING:
     import sqlalchemy as sa
@@ -70,6 +72,18 @@ class SpectrumRecord:
     def mean(self) -> float:
         """The mean exponent, nats/step."""
         return sum(self.exponents) / len(self.exponents)
+
+    @property
+    def variance(self) -> float:
+        """The variance of the exponents over the spectrum, (nats/step)^2."""
+        mean = self.mean
+        return sum((e - mean) ** 2 for e in self.exponents) / len(self.exponents)
+
+    @property
+    def kaplan_yorke_dimension(self) -> float:
+        """The Kaplan-Yorke dimension; see :class:`~lyap_optuna.LyapunovSpectrum`."""
+        exponents = torch.tensor(self.exponents, dtype=torch.float64, device="cpu")
+        return kaplan_yorke_dimension(exponents, self.state_size)
 
 
 def load_spectra(

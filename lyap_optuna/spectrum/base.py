@@ -59,13 +59,7 @@ class LyapunovSpectrum:
         0 where every exponent is negative, S where the sum of all S is not; NaN where only the
         leading k < S were measured and their sum is still not negative.
         """
-        sums = self.exponents.cumsum(0)
-        j = int((sums >= 0).long().cumprod(0).sum())
-        if j == len(sums):
-            return float(self.state_size) if j == self.state_size else math.nan
-        if j == 0:
-            return 0.0
-        return j + float(sums[j - 1] / self.exponents[j].abs())
+        return kaplan_yorke_dimension(self.exponents, self.state_size)
 
     @property
     def entropy_rate(self) -> float:
@@ -149,6 +143,17 @@ class LyapunovReadout:
             state_size=spectrum.state_size,
             spectrum=spectrum,
         )
+
+
+def kaplan_yorke_dimension(exponents: Tensor, state_size: int) -> float:
+    """Return the Kaplan-Yorke dimension, as :class:`LyapunovSpectrum` describes it."""
+    sums = exponents.cumsum(0)
+    j = int((sums >= 0).long().cumprod(0).sum())
+    if j == len(sums):
+        return float(state_size) if j == state_size else math.nan
+    if j == 0:
+        return 0.0
+    return j + float(sums[j - 1] / exponents[j].abs())
 
 
 def standard_error(values: Tensor) -> float | None:
