@@ -1,6 +1,7 @@
 # make demo     a real study, pruned and ranked by Lyapunov exponents (a few minutes)
 # make test     the tests
 # make benchmark   what readouts and spectra cost here, against Algorithm 1 and training (10 minutes)
+# make docs     the documentation, in docs/_build/html
 # make check    linter, formatter and type checker over everything
 #
 # The first of them creates .venv and installs torch, then this package with its test tools.
@@ -24,7 +25,7 @@ export OMP_NUM_THREADS := 1
 export MKL_NUM_THREADS := 1
 export OPENBLAS_NUM_THREADS := 1
 
-.PHONY: help install demo test test-fast benchmark check format clean
+.PHONY: help install demo test test-fast benchmark docs check format clean
 .DEFAULT_GOAL := help
 
 help:
@@ -37,7 +38,7 @@ $(STAMP): pyproject.toml
 	@echo 'Installing $(strip $(TORCH)) and the package; this takes a while the first time.'
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(if $(strip $(TORCH)),$(BIN)/python -m pip install --quiet '$(strip $(TORCH))')
-	$(BIN)/python -m pip install --quiet --editable '.[test,dashboard]'
+	$(BIN)/python -m pip install --quiet --editable '.[test,docs]'
 	@touch $@
 
 demo: $(STAMP)
@@ -53,6 +54,10 @@ test-fast: $(STAMP)
 benchmark: $(STAMP)
 	@env -u OMP_NUM_THREADS -u MKL_NUM_THREADS $(BIN)/python -m studies.speed $(BENCHMARK)
 
+# Warnings are errors; notebooks and code cells run.
+docs: $(STAMP)
+	$(BIN)/python -m sphinx -E -W --keep-going -q -b html docs docs/_build/html
+
 check: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -63,5 +68,5 @@ format: $(STAMP)
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf build dist docs/_build docs/gallery .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +

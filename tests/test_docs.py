@@ -1,25 +1,177 @@
-"""Every Python block of the docs runs, top to bottom."""
+"""Every code block of the README and of the docs runs, or is checked as far as a test can go.
 
+Python blocks of a page run from top to bottom in one namespace; blocks that begin with the name of
+a file become that file, for the commands that follow. Code cells and notebooks run when Sphinx
+builds the pages (``make docs``).
+"""
+
+import os
 import re
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
+import distributed
+import optuna
 import pytest
+import torch
+from _pages import (
+    DOCS,
+    ROOT,
+    SHOWN,
+    Block,
+    blocks,
+    check_campaign,
+    check_command,
+    commands,
+    run_command,
+)
+from _studies import specs, study_of
 
-DOCS = Path(__file__).parents[1] / "docs"
+import lyap_optuna as lyap
+
+README = "../README.md"
+PAGES = sorted([README, *(path.relative_to(DOCS).as_posix() for path in DOCS.glob("*.md"))])
+RUN_AS_WRITTEN = ("tutorial.md", "cluster.md")
+SLOW = ("frameworks.md",)
 
 
-@pytest.mark.parametrize("page", ["architectures.md"])
-def test_python_blocks_run(page, capsys):
+def _readme(folder: Path) -> dict[str, Any]:
+    return {
+        "make_model": lambda trial: torch.nn.GRU(2, trial.suggest_int("units", 2, 4)),
+        "some_inputs": torch.randn(5, 2, 2),
+        "train": lambda model: None,
+        "validate": lambda model: float(model.hidden_size),
+        "epochs": 2,
+    }
+
+
+def _databases(folder: Path) -> dict[str, Any]:
+    model, batch = torch.nn.GRU(2, 3), torch.randn(5, 2, 2)
+    study = optuna.create_study(storage=f"sqlite:///{folder / 'study.db'}")
+    trial = study.ask()
+    lyap.LyapunovProbe(model, batch, full_spectrum=True).report(trial, 1.0, 1)
+    return {"lyap": lyap, "model": model, "batch": batch, "study": study}
+
+
+def _state(folder: Path) -> dict[str, Any]:
+    model, batch = torch.nn.LSTM(2, 3), torch.randn(5, 2, 2)
+    return {"lyap": lyap, "model": model, "batch": batch, "trial": optuna.create_study().ask()}
+
+
+# What a page takes for granted.
+GIVEN: dict[str, Callable[[Path], dict[str, Any]]] = {
+    README: _readme,
+    "index.md": _readme,
+    "campaigns.md": lambda folder: {"Path": Path},
+    "databases.md": _databases,
+    "limits.md": lambda folder: {"lyap": lyap, "study": study_of(specs("plateau", 20))},
+    "state.md": _state,
+}
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An empty folder to run in; what pages register or start is undone or caught."""
     from lyap_optuna.dynamics._registry import _ARCHITECTURES
 
     before = dict(_ARCHITECTURES)
-    blocks = re.findall(r"```python\n(.*?)```", (DOCS / page).read_text(), flags=re.S)
-    assert blocks
-    names: dict[str, object] = {}
-    try:
-        for block in blocks:
-            exec(compile(block, page, "exec"), names)  # our own documentation
-    finally:
-        _ARCHITECTURES.clear()
-        _ARCHITECTURES.update(before)
-    assert capsys.readouterr().out.count("LyapunovReadout(") == 2
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DB_PASSWORD", "hunter2")
+    monkeypatch.setenv("OPTUNA_STORAGE", f"sqlite:///{tmp_path / 'served.db'}")
+    monkeypatch.setattr(optuna.storages, "run_grpc_proxy_server", lambda *args, **options: None)
+    yield tmp_path
+    _ARCHITECTURES.clear()
+    _ARCHITECTURES.update(before)
+
+
+def _handle(block: Block, page: str, names: dict[str, Any], folder: Path) -> str:
+    """Run or check one block; return what a command printed."""
+    if block.file is not None:
+        (folder / block.file).write_text(block.code)
+    if block.language == "python":
+        if block.file is None:
+            exec(compile(block.code, page, "exec"), names)  # our own documentation
+    elif block.language == "shell":
+        handle = run_command if page in RUN_AS_WRITTEN else lambda words, _: check_command(words)
+        return "".join(handle(words, folder) for words in commands(block))
+    elif block.language == "yaml":
+        check_campaign(block, folder)
+    else:
+        language = block.language or ("text" if page == README else "")
+        assert language in SHOWN, f"{page}: who runs a block of {language!r}?"
+    return ""
+
+
+@pytest.mark.parametrize(
+    "page",
+    [
+        pytest.param(page, marks=pytest.mark.slow if page in SLOW else ())
+        for page in PAGES
+        if page not in RUN_AS_WRITTEN
+    ],
+)
+def test_code_blocks_run(page: str, folder: Path) -> None:
+    names = GIVEN.get(page, lambda folder: {})(folder)
+    for block in blocks(page):
+        _handle(block, page, names, folder)
+    if page == "campaigns.md":
+        names["objective"](optuna.create_study().ask())
+
+
+def test_what_pages_print_is_what_they_say(folder: Path, capsys: pytest.CaptureFixture) -> None:
+    for page, said in (("architectures.md", "LyapunovReadout("), ("limits.md", "loss   ")):
+        names = GIVEN.get(page, lambda folder: {})(folder)
+        for block in blocks(page):
+            _handle(block, page, names, folder)
+        assert said in capsys.readouterr().out
+
+
+def test_the_commands_of_the_readme_are_there() -> None:
+    lines = re.findall(
+        r"^    ((?:make|lyap-optuna) .*?)(?: +#.*)?$", (ROOT / "README.md").read_text(), re.M
+    )
+    assert len(lines) > 5
+    for line in lines:
+        check_command(line.split())
+
+
+@pytest.mark.slow
+def test_the_tutorial_from_top_to_bottom(folder: Path, capsys: pytest.CaptureFixture) -> None:
+    names: dict[str, Any] = {}
+    said = "".join(_handle(block, "tutorial.md", names, folder) for block in blocks("tutorial.md"))
+    assert len(re.findall(r"best loss \d\.\d{3}, \d+ of 320 epochs", said)) == 2
+    assert "Trial 13 is" in said
+    assert "optuna-dashboard" in said.lower() or "Optuna Dashboard" in said
+    assert "exponents" in capsys.readouterr().out
+    assert (folder / "exponents.html").stat().st_size > 10_000
+    study = optuna.load_study(study_name="lyapunov", storage="sqlite:///study.db")
+    assert len(study.trials) == 40
+    assert study.get_trials(states=[optuna.trial.TrialState.PRUNED])
+
+
+@pytest.mark.slow
+def test_the_cluster_page_on_a_cluster(
+    folder: Path, new_database: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", f"{ROOT}{os.pathsep}{folder}")
+    url = new_database("postgresql")
+    said = ""
+    with distributed.LocalCluster(
+        n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None
+    ) as cluster:
+        here = {
+            "tcp://scheduler:8786": cluster.scheduler_address,
+            "postgresql+psycopg://me:${DB_PASSWORD}@db.example/optuna": url,
+            "postgresql+psycopg://me@db.example/optuna": url,
+        }
+        for block in blocks("cluster.md"):
+            code = block.code
+            for there, local in here.items():
+                code = code.replace(there, local)
+            page = "slurm" if "slurm" in code else "cluster.md"  # no job queue here: only checked
+            said += _handle(Block(block.language, code), page, {}, folder)
+    assert "8 COMPLETE" in said or "PRUNED" in said
+    trials = optuna.load_study(study_name="recall", storage=url).trials
+    assert len(trials) == 8
+    assert all("-1" in trial.user_attrs["lyapunov:readouts"] for trial in trials)

@@ -1,0 +1,96 @@
+"""How Sphinx builds these pages: ``make docs``. Nothing is downloaded while it does."""
+
+import os
+import re
+import shutil
+import sys
+from pathlib import Path
+
+from sphinx.application import Sphinx
+
+HERE = Path(__file__).parent
+ROOT = HERE.parent
+sys.path.insert(0, str(ROOT))
+
+import lyap_optuna  # noqa: E402
+
+project = "lyap-optuna"
+author = "The lyap-optuna authors"
+project_copyright = author
+version = release = lyap_optuna.__version__
+
+extensions = [
+    "myst_nb",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.napoleon",
+    "sphinx.ext.viewcode",
+    "sphinx_copybutton",
+]
+exclude_patterns = ["_build", "optunahub"]
+highlight_language = "none"
+# Links to what others document (Optuna, PyTorch) are names only; our own must lead somewhere.
+nitpicky = True
+nitpick_ignore_regex = [("py:.*", r"(?!lyap_optuna\.).*|.*\._.*")]
+
+# Pages in Markdown and notebooks. Notebooks and code cells run when the pages are built.
+myst_heading_anchors = 3
+nb_execution_mode = "force"
+nb_execution_raise_on_error = True
+nb_execution_timeout = 120
+nb_merge_streams = True
+nb_output_stderr = "remove-warn"  # what a cell warns of is mended, not shown
+os.environ["PYTHONPATH"] = str(ROOT)
+os.environ["PYTHONWARNINGS"] = "ignore:IProgress not found"  # tqdm would like ipywidgets
+os.environ["PLOTLY_RENDERER"] = "notebook"  # plotly.js in the page, not from a server
+
+# The reference, from docstrings.
+autodoc_member_order = "bysource"
+autodoc_typehints = "description"
+autodoc_typehints_description_target = "documented"
+autodoc_default_options = {"members": True}
+napoleon_google_docstring = True
+napoleon_numpy_docstring = False
+python_use_unqualified_type_names = True
+python_maximum_signature_line_length = 88
+
+html_theme = "furo"
+html_title = f"lyap-optuna {version}"
+html_static_path = ["_static"]
+html_css_files = ["lyap.css"]
+copybutton_prompt_text = r"\$ |>>> |\.\.\. "
+copybutton_prompt_is_regexp = True
+
+
+def gather_studies(app: Sphinx) -> None:
+    """Write a page for each ``studies/*/README.md``, and one that lists them."""
+    folder = HERE / "gallery"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    names = []
+    for readme in sorted(ROOT.glob("studies/*/README.md")):
+        names.append(readme.parent.name)
+        source = os.path.relpath(readme, folder)
+        page = f"```{{include}} {source}\n:relative-images:\n:relative-docs: .\n```\n"
+        (folder / f"{names[-1]}.md").write_text(page)
+    if names:
+        listed = "\n".join(names)
+        text = "# Studies\n\nEach was run as its page says, and can be run again.\n\n"
+        (folder / "index.md").write_text(f"{text}```{{toctree}}\n:maxdepth: 1\n\n{listed}\n```\n")
+
+
+def drop_absent_pages(app: Sphinx, docname: str, source: list[str]) -> None:
+    """Leave pages that are not there out of the table of contents."""
+    if docname == "index":
+        absent = r"^(\w+(?:/\w+)?)$"
+        source[0] = re.sub(
+            absent,
+            lambda m: m[0] if any(HERE.glob(f"{m[1]}.*")) else "",
+            source[0],
+            flags=re.MULTILINE,
+        )
+
+
+def setup(app: Sphinx) -> None:
+    """Register what is made before the pages are read."""
+    app.connect("builder-inited", gather_studies)
+    app.connect("source-read", drop_absent_pages)
