@@ -10,7 +10,7 @@ except ImportError as error:
     ) from error
 
 from lyap_optuna.campaign._config import CampaignConfig, CampaignFileError, load_config
-from lyap_optuna.campaign._configurations import enqueue_missing
+from lyap_optuna.campaign._configurations import run_configurations
 from lyap_optuna.campaign._recovery import previous_attempt
 from lyap_optuna.campaign._runner import (
     CampaignError,
@@ -31,11 +31,11 @@ __all__ = [
     "RetryingStorage",
     "View",
     "campaign_status",
-    "enqueue_missing",
     "load_config",
     "open_storage",
     "open_study",
     "previous_attempt",
     "run_campaign",
+    "run_configurations",
     "storage_of",
 ]

@@ -20,7 +20,7 @@ from plotly.subplots import make_subplots
 from torch import Tensor, nn
 
 import lyap_optuna as lyap
-from lyap_optuna.campaign import enqueue_missing
+from lyap_optuna.campaign import run_configurations
 
 INPUT_VARIANCE = 0.6
 INITIAL_CONDITIONS, SEQUENCES = 10, 2
@@ -73,9 +73,8 @@ def objective(trial: optuna.Trial, scale: Scale, full_spectrum: bool) -> float:
 
 def maximum_exponent(study: optuna.Study, scale: Scale, gain: float) -> float:
     """Return the maximum exponent at a gain, measured unless the study holds it already."""
-    enqueue_missing(study, [{"gain": gain}])
-    if study.get_trials(states=(TrialState.WAITING,)):
-        study.optimize(partial(objective, scale=scale, full_spectrum=False), n_trials=1)
+    measure = partial(objective, scale=scale, full_spectrum=False)
+    run_configurations(study, measure, [{"gain": gain}])
     complete = study.get_trials(states=(TrialState.COMPLETE,))
     values: list[float] = [trial.values[0] for trial in complete if trial.params["gain"] == gain]
     return values[0]
@@ -215,13 +214,11 @@ def main(scale: str, output: Path) -> None:
 
     click.echo("Whole spectra of the three regimes:")
     study = optuna.create_study(study_name=f"regimes-{scale}", storage=storage, load_if_exists=True)
-    n_missing = enqueue_missing(study, [{"gain": gain} for gain in gains.values()])
-    if n_missing:
-        study.optimize(
-            partial(objective, scale=sizes, full_spectrum=True),
-            n_trials=n_missing,
-            show_progress_bar=True,
-        )
+    run_configurations(
+        study,
+        partial(objective, scale=sizes, full_spectrum=True),
+        [{"gain": gain} for gain in gains.values()],
+    )
     by_gain = {study.trials[s.trial_number].params["gain"]: s for s in lyap.load_spectra(study)}
     spectra = {regime: by_gain[gain] for regime, gain in gains.items()}
     inputs, initial_state = make_inputs(sizes)

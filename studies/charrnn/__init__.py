@@ -1,0 +1,1 @@
+"""The paper's character task: spectra over training, and against the validation loss."""

@@ -1,0 +1,1 @@
+"""The paper's motion task: spectra against the validation loss, over the initial weights."""

@@ -1,0 +1,105 @@
+"""Figure 4c-d of the paper: spectra of motion networks against the loss.
+
+    python -m studies.mocap --scale small
+
+Trials go to an Optuna study in ``OUTPUT/mocap.db``; the figure is ``OUTPUT/mocap.html``. The same
+command goes on with what is missing.
+"""
+
+import os
+import time
+from functools import partial
+from pathlib import Path
+
+import click
+import numpy as np
+import optuna
+import torch
+from optuna.trial import FrozenTrial
+
+import lyap_optuna as lyap
+from lyap_optuna.campaign import run_configurations
+from lyap_optuna.data import load_mocap
+from studies.mocap.task import REPORT_EVERY, SCALES, Predictor, Scale, Windows, objective, train
+from studies.spectrum_statistics.against_loss import correlations, draw
+from studies.spectrum_statistics.statistics import rank_correlation
+
+
+def describe(trial: FrozenTrial) -> str:
+    """Return what tells a network from the others."""
+    return f"p = {trial.params['p']:.3f}"
+
+
+def estimate(data: Windows, scale: Scale, jobs: int) -> str:
+    """Time a few iterations and one spectrum; return what the whole will take, in words."""
+    generator = torch.Generator().manual_seed(0)
+    model = Predictor(data.train.shape[2], scale.units, 0.1, generator)
+    optimizer = torch.optim.Adam(model.parameters())
+    train(model, optimizer, data.train, scale.batch, 1, generator)
+    start = time.perf_counter()
+    train(model, optimizer, data.train, scale.batch, 5, generator)
+    iteration = (time.perf_counter() - start) / 5
+    start = time.perf_counter()
+    lyap.lyapunov_spectrum(model, data.probed)
+    spectrum = time.perf_counter() - start
+    each = scale.iterations * (iteration + spectrum / REPORT_EVERY)
+    return (
+        f"An iteration takes {1e3 * iteration:.3g} ms here, a spectrum {spectrum:.3g} s: "
+        f"{scale.networks} networks of {scale.iterations} iterations, {jobs} at a time, about "
+        f"{scale.networks * each / jobs / 60:.2g} minutes."
+    )
+
+
+@click.command()
+@click.option("--scale", type=click.Choice([*SCALES]), metavar="[small|paper]", default="small")
+@click.option(
+    "--data",
+    type=click.Path(path_type=Path),
+    help="Folder that holds cmu_mocap.tar.xz or its files; else they are downloaded.",
+)
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path("studies-output"),
+    show_default=True,
+    help="Folder of the database and the figure.",
+)
+@click.option("--jobs", default=os.cpu_count() or 1, show_default=True, help="Trials at a time.")
+@click.option("--estimate", "only_estimate", is_flag=True, help="Only say what it would take.")
+def main(scale: str, data: Path | None, output: Path, jobs: int, only_estimate: bool) -> None:
+    """Reproduce Figure 4c-d of the paper."""
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    torch.set_num_threads(1)  # trials run side by side instead
+    sizes = SCALES[scale]
+    try:
+        sequences = Windows.of(load_mocap(data))
+    except (FileNotFoundError, ImportError, ValueError) as error:
+        raise click.ClickException(str(error)) from None
+    click.echo(estimate(sequences, sizes, jobs))
+    if only_estimate:
+        return
+    output.mkdir(parents=True, exist_ok=True)
+
+    study = optuna.create_study(
+        study_name=f"mocap-{scale}",
+        storage=f"sqlite:///{(output / 'mocap.db').as_posix()}",
+        load_if_exists=True,
+    )
+    p_values = np.linspace(0.05, 0.5, sizes.networks).tolist()
+    run_configurations(
+        study,
+        partial(objective, data=sequences, scale=sizes),
+        [{"p": p} for p in p_values],
+        jobs=jobs,
+    )
+    reports = sizes.iterations // REPORT_EVERY
+    click.echo(f"\nA step is {REPORT_EVERY} iterations.")
+    click.echo(correlations(study, (1, min(4, reports), reports)))
+    p_and_loss = [(t.params["p"], t.value) for t in study.trials if t.value is not None]
+    click.echo(f"p itself: {rank_correlation(*zip(*p_and_loss, strict=True))}")
+    draw(study, describe).write_html(output / "mocap.html")
+    click.echo(f"Figure: {output / 'mocap.html'}")
+
+
+if __name__ == "__main__":
+    main()
