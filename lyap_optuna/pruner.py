@@ -14,7 +14,16 @@ from optuna.trial import FrozenTrial, TrialState
 
 from lyap_optuna._warnings import LyapunovWarning
 from lyap_optuna.prediction._predictor import RankPredictor
-from lyap_optuna.prediction._study import StudyModels, describe, model_step, single_direction
+from lyap_optuna.prediction._prior import EarlierStudy
+from lyap_optuna.prediction._study import (
+    MIN_PRIOR_TRIALS,
+    PRIOR,
+    StudyModels,
+    describe,
+    earlier_studies,
+    model_step,
+    single_direction,
+)
 from lyap_optuna.prediction.evidence import TrialView, check_evidence
 from lyap_optuna.records import Decision, write_decision
 
@@ -81,6 +90,11 @@ class LyapunovPruner(BasePruner):
         evidence: Kinds of evidence to choose from, of ``"loss"``, ``"exponents"``,
             ``"displacement"`` and ``"hyperparameters"``; all of them for None.
         seed: Seed of predictors that draw random numbers. The default one draws none.
+        prior_studies: Earlier studies, of any architecture, task and search space, the same way
+            round or not. What their losses, exponents and displacements foretold serves here until
+            evidence of this study has skill of its own, and is trusted as far as COMPLETE trials
+            of this study bear it out; pruning then begins after 4 COMPLETE trials. Their
+            hyperparameters are not used. They are read once, when first needed.
 
     Raises:
         ValueError: An argument is out of its range.
@@ -96,6 +110,7 @@ class LyapunovPruner(BasePruner):
         min_probability: float = 0.05,
         evidence: Iterable[str] | None = None,
         seed: int | None = None,
+        prior_studies: Iterable[Study] = (),
     ) -> None:
         if n_startup_trials < 0:
             raise ValueError(
@@ -125,6 +140,9 @@ class LyapunovPruner(BasePruner):
         self._min_probability = min_probability
         self._evidence = None if evidence is None else check_evidence(evidence)
         self._seed = seed
+        self._prior_studies = tuple(prior_studies)
+        for study in self._prior_studies:
+            single_direction(study)
         self._forget()
 
     def _forget(self) -> None:
@@ -133,9 +151,10 @@ class LyapunovPruner(BasePruner):
             WeakKeyDictionary()
         )
         self._warned = False
+        self._earlier: list[EarlierStudy] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        dropped = ("_lock", "_studies", "_warned")
+        dropped = ("_lock", "_studies", "_warned", "_earlier")
         return {k: v for k, v in self.__dict__.items() if k not in dropped}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -153,6 +172,8 @@ class LyapunovPruner(BasePruner):
             "seed",
         )
         arguments = ", ".join(f"{name}={getattr(self, f'_{name}')!r}" for name in names)
+        if self._prior_studies:
+            arguments += f", prior_studies={[s.study_name for s in self._prior_studies]!r}"
         return f"LyapunovPruner({arguments})"
 
     def prune(self, study: Study, trial: FrozenTrial) -> bool:
@@ -169,7 +190,10 @@ class LyapunovPruner(BasePruner):
         """
         trials = study.get_trials(deepcopy=False)
         n_complete = sum(t.state == TrialState.COMPLETE for t in trials)
-        if n_complete == 0 or n_complete < self._n_startup_trials:
+        n_startup = self._n_startup_trials
+        if self._prior_studies:
+            n_startup = min(n_startup, MIN_PRIOR_TRIALS)
+        if n_complete == 0 or n_complete < n_startup:
             return False
         step = trial.last_step
         if step is None or not self._is_due(step, trial):
@@ -239,14 +263,19 @@ class LyapunovPruner(BasePruner):
             "upper": prediction.upper,
             "min_probability": self._min_probability,
             "evidence": model.chosen,
-            "skill": model.predictor.skill,
-            "n_trials": model.predictor.n_trials,
+            "skill": model.skill,
+            "n_trials": model.n_trials,
         }
+        told = (
+            f"what {len(self._prior_studies)} earlier "
+            f"{'study' if len(self._prior_studies) == 1 else 'studies'} foretold"
+            if model.chosen == (PRIOR,)
+            else describe(model.chosen)
+        )
         story = (
             f"Predicted to end at {prediction.value:.4g} (80 % interval {prediction.lower:.4g} to "
-            f"{prediction.upper:.4g}) from {describe(model.chosen)} at step {model.step} "
-            f"(rank correlation {model.predictor.skill:.2f} on {model.predictor.n_trials} "
-            "COMPLETE trials)"
+            f"{prediction.upper:.4g}) from {told} at step {model.step} "
+            f"(rank correlation {model.skill:.2f} on {model.n_trials} COMPLETE trials)"
         )
         score = model.threshold_score(self._top_fraction)
         if score is None:
@@ -274,8 +303,11 @@ class LyapunovPruner(BasePruner):
         of_storage = self._studies.setdefault(study._storage, {})
         key = (study._study_id, study.study_name)
         if key not in of_storage or of_storage[key].sign != sign:
+            kinds = check_evidence(self._evidence)
+            if self._earlier is None:
+                self._earlier = earlier_studies(self._prior_studies, kinds)
             of_storage[key] = StudyModels(
-                sign, check_evidence(self._evidence), lambda: RankPredictor(self._seed)
+                sign, kinds, lambda: RankPredictor(self._seed), self._earlier
             )
         return of_storage[key]
 

@@ -12,6 +12,7 @@ from lyap_optuna.prediction._predictor import RankPredictor
 from lyap_optuna.prediction._study import (
     StepPrediction,
     StudyModels,
+    earlier_studies,
     model_step,
     single_direction,
 )
@@ -59,7 +60,11 @@ class TrialPrediction:
 
 
 def rank_trials(
-    study: Study, step: int | None = None, *, evidence: Iterable[str] | None = None
+    study: Study,
+    step: int | None = None,
+    *,
+    evidence: Iterable[str] | None = None,
+    prior_studies: Iterable[Study] = (),
 ) -> list[TrialPrediction]:
     """Rank the trials of a study, best first.
 
@@ -78,6 +83,8 @@ def rank_trials(
             trials are judged at their last report, and COMPLETE ones at their last readout, or
             without readouts at their first report.
         evidence: Kinds of evidence to choose from (see :class:`~lyap_optuna.LyapunovPruner`).
+        prior_studies: Earlier studies (see :class:`~lyap_optuna.LyapunovPruner`). With them a
+            study without a single COMPLETE trial is ranked too, though no value is predicted.
 
     Returns:
         One :class:`TrialPrediction` for each trial, best first.
@@ -98,7 +105,7 @@ def rank_trials(
     sign = single_direction(study)
     kinds = check_evidence(evidence)
     trials = study.get_trials(deepcopy=False)
-    models = StudyModels(sign, kinds, RankPredictor)
+    models = StudyModels(sign, kinds, RankPredictor, earlier_studies(prior_studies, kinds))
     models.update(trials)
     complete = {view.number: view for view in models.complete}
     listed = [
@@ -121,8 +128,10 @@ def rank_trials(
             place = (0.0, float(np.searchsorted(known, view.value)), 0.0, 0.0)
         elif predicted is not None:
             # Its place among the known values, by rank: no scale enters.
-            scores = models.at(predicted.step, refit=True).predictor.score_of(known)
-            among = float(np.interp(predicted.score, scores, np.arange(len(known))))
+            among = 0.0
+            if known.size:
+                scores = models.at(predicted.step, refit=True).predictor.score_of(known)
+                among = float(np.interp(predicted.score, scores, np.arange(len(known))))
             place = (0.0, among, 1.0, predicted.score)
         else:
             place = (1.0,)
@@ -152,15 +161,16 @@ def predict_trial(
     model = models.at(model_step(view.steps, at), refit=True)
     predicted = model.predict(view)
     readout = view.readout(at)
+    shown = predicted if model.values.size else None  # with no value known there are no units
     return (
         TrialPrediction(
             number=view.number,
             state=view.state,
             step=at,
             value=None if view.value is None else trial.value,
-            predicted_value=None if predicted is None else predicted.value,
-            lower=None if predicted is None else predicted.lower,
-            upper=None if predicted is None else predicted.upper,
+            predicted_value=None if shown is None else shown.value,
+            lower=None if shown is None else shown.lower,
+            upper=None if shown is None else shown.upper,
             max=None if readout is None else readout.max,
             mean=None if readout is None else readout.mean,
             evidence=model.chosen,

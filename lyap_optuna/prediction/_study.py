@@ -10,7 +10,8 @@ import numpy.typing as npt
 from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-from lyap_optuna.prediction._predictor import Predictor, RankPredictor
+from lyap_optuna.prediction._predictor import INTERVAL, Prediction, Predictor, RankPredictor
+from lyap_optuna.prediction._prior import TRAVELLING, EarlierStudy, PriorPredictor
 from lyap_optuna.prediction._scores import normal_cdf
 from lyap_optuna.prediction._table import FeatureTable
 from lyap_optuna.prediction.evidence import TrialView
@@ -21,6 +22,12 @@ per doubling."""
 
 REFIT_GROWTH = 0.1
 """Models are fitted again when the COMPLETE trials have grown by this fraction."""
+
+PRIOR = "prior"
+"""Name of what earlier studies say, beside the kinds of evidence."""
+
+MIN_PRIOR_TRIALS = 4
+"""With earlier studies pruning begins after so many COMPLETE trials of the study."""
 
 MAX_MODELS = 256
 """Fitted models kept, least recently used dropped first."""
@@ -105,7 +112,18 @@ class StepModel:
         kinds: Kinds of evidence to choose from.
         sign: 1 where the study minimises, -1 where it maximises.
         predictor: An unfitted predictor.
+        earlier: Earlier studies; what they say is used where no evidence of this study has skill.
+        reference: Trials of this study among which ranks are taken for them.
     """
+
+    chosen: tuple[str, ...]
+    """Kinds of evidence used, ``("prior",)`` for earlier studies; empty: nothing is predicted."""
+
+    skill: float
+    """Rank correlation of it: out of sample, or for earlier studies what they are trusted with."""
+
+    n_trials: int
+    """COMPLETE trials behind it."""
 
     def __init__(
         self,
@@ -114,6 +132,8 @@ class StepModel:
         kinds: Sequence[str],
         sign: int,
         predictor: Predictor,
+        earlier: Sequence[EarlierStudy] = (),
+        reference: Sequence[TrialView] = (),
     ) -> None:
         self.step = step
         self._sign = sign
@@ -125,27 +145,31 @@ class StepModel:
             [v.value is not None and v.feasible is not False for v in rows], dtype=np.bool_
         )
         self.predictor = predictor.fit(self._table.fitted, self.values, self._complete)
+        self.chosen, self.skill = self.predictor.chosen, self.predictor.skill
+        self.n_trials = self.predictor.n_trials if self.chosen else self.n_complete
+        self._half_width = self.predictor.half_width if self.chosen else INTERVAL
+        self._prior: PriorPredictor | None = None
+        if not self.chosen and earlier and step is not None:
+            prior = PriorPredictor(earlier, step, rows, self.values, reference)
+            if prior.skill > 0.0:
+                self._prior, self.chosen, self.skill = prior, (PRIOR,), prior.skill
 
     @property
     def n_complete(self) -> int:
         """COMPLETE trials it was fitted on."""
         return int(self._complete.sum())
 
-    @property
-    def chosen(self) -> tuple[str, ...]:
-        """Kinds of evidence used; empty where nothing is predicted."""
-        return self.predictor.chosen
-
     def predict(self, view: TrialView) -> StepPrediction | None:
         """Predict ``view`` at the step; a fitted trial by a model that has not seen its value."""
         if not self.chosen:
             return None
+        if self._prior is not None:
+            return self._single(self._prior.predict([view]))
         row = self._rows.get(view.number)
         if row is not None:
             out = self.predictor.out_of_fold
             return self._in_units(float(out.score[row]), float(out.spread[row]))
-        prediction = self.predictor.predict(self._table.matrices([view]))
-        return self._in_units(float(prediction.score[0]), float(prediction.spread[0]))
+        return self._single(self.predictor.predict(self._table.matrices([view])))
 
     def threshold_score(self, top_fraction: float) -> float | None:
         """Return the score that marks the best fraction of feasible COMPLETE trials, or None."""
@@ -164,8 +188,11 @@ class StepModel:
         """Return the value at a score, in the study's direction."""
         return self._sign * float(self.predictor.value_of(np.array([score]))[0])
 
+    def _single(self, prediction: Prediction) -> StepPrediction:
+        return self._in_units(float(prediction.score[0]), float(prediction.spread[0]))
+
     def _in_units(self, score: float, spread: float) -> StepPrediction:
-        ends = score + spread * self.predictor.half_width * np.array([-1.0, 1.0])
+        ends = score + spread * self._half_width * np.array([-1.0, 1.0])
         lower, upper = sorted(self.value_of(float(e)) for e in ends)
         return StepPrediction(self.step, score, spread, self.value_of(score), lower, upper)
 
@@ -182,6 +209,7 @@ class StudyModels:
         sign: 1 where the study minimises, -1 where it maximises.
         kinds: Kinds of evidence to choose from.
         make_predictor: Returns an unfitted predictor.
+        earlier: Earlier studies.
     """
 
     def __init__(
@@ -189,7 +217,10 @@ class StudyModels:
         sign: int,
         kinds: Sequence[str],
         make_predictor: Callable[[], Predictor] = RankPredictor,
+        earlier: Sequence[EarlierStudy] = (),
     ) -> None:
+        self._earlier = earlier
+        self._trials: Sequence[FrozenTrial] = ()
         self.sign = sign
         self._kinds = tuple(kinds)
         self._make_predictor = make_predictor
@@ -215,6 +246,8 @@ class StudyModels:
 
     def update(self, trials: Iterable[FrozenTrial]) -> None:
         """Read the trials not seen before. Finished trials do not change in Optuna."""
+        trials = list(trials)
+        self._trials = trials
         current: dict[_Key, FrozenTrial] = {
             # Databases reuse ids of deleted studies; the times tell them apart.
             (t._trial_id, t.number, t.datetime_start, t.datetime_complete): t
@@ -263,7 +296,16 @@ class StudyModels:
                     break
                 if view.reached(step):
                     rows.append(view)
-            model = StepModel(rows, step, self._kinds, self.sign, self._make_predictor())
+            reference = self._reference(size, step, everything=refit) if self._earlier else ()
+            model = StepModel(
+                rows,
+                step,
+                self._kinds,
+                self.sign,
+                self._make_predictor(),
+                self._earlier,
+                reference,
+            )
             for key in [key for key in self._models if key[0] < size]:
                 del self._models[key]
             self._models[size, step] = model
@@ -272,6 +314,44 @@ class StudyModels:
         self._models.move_to_end((size, step))
         return model
 
+    def _reference(self, size: int, step: int | None, *, everything: bool) -> list[TrialView]:
+        """Return the trials among which ranks are taken.
+
+        All of them, or those that had finished when the model's last COMPLETE trial had: then a
+        fresh process decides as one that watched the study grow.
+        """
+        complete = self.complete[:size]
+        latest = complete[-1].completed if complete else None
+        views = [
+            TrialView.of(trial, self.sign)
+            for trial in self._trials
+            if trial.state != TrialState.WAITING
+            and (
+                everything
+                or (
+                    latest is not None
+                    and trial.datetime_complete is not None
+                    and trial.datetime_complete <= latest
+                )
+            )
+        ]
+        return [view for view in views if view.steps.size and view.reached(step)]
+
+
+def earlier_studies(studies: Iterable[Study], kinds: Sequence[str]) -> list[EarlierStudy]:
+    """Read earlier studies, to be given to :class:`StudyModels`.
+
+    Raises:
+        ValueError: One has several objectives.
+    """
+    earlier = []
+    for study in studies:
+        models = StudyModels(single_direction(study), ())
+        models.update(study.get_trials(deepcopy=False))
+        travelling = [kind for kind in TRAVELLING if kind in kinds]
+        earlier.append(EarlierStudy(models.finished, travelling))
+    return earlier
+
 
 def describe(kinds: Sequence[str]) -> str:
     """Return the name of a combination of evidence in tables and decisions."""
@@ -279,10 +359,13 @@ def describe(kinds: Sequence[str]) -> str:
 
 
 __all__ = [
+    "MIN_PRIOR_TRIALS",
+    "PRIOR",
     "StepModel",
     "StepPrediction",
     "StudyModels",
     "describe",
+    "earlier_studies",
     "model_step",
     "refit_size",
     "single_direction",

@@ -21,7 +21,8 @@ from optuna.distributions import (
     distribution_to_json,
     json_to_distribution,
 )
-from optuna.study import Study, StudyDirection
+from optuna.storages import BaseStorage
+from optuna.study import Study, StudyDirection, create_study
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from lyap_optuna.prediction._study import single_direction
@@ -163,6 +164,33 @@ class Recording:
         recording = cls(study.study_name, direction, recorded, None, attributes)
         states = recording.states
         return recording.with_state(states[0]) if states else recording
+
+    def to_study(self, storage: str | BaseStorage | None = None) -> Study:
+        """Create an Optuna study of the recorded trials, for example for ``prior_studies=``.
+
+        Args:
+            storage: Where; in memory for None.
+
+        Raises:
+            optuna.exceptions.DuplicatedStudyError: The storage has a study of that name.
+        """
+        study = create_study(study_name=self.name, storage=storage, direction=direction_of(self))
+        for trial in self.trials:
+            failed = math.isnan(trial.final)
+            readouts = trial.readouts.get(self.state or "", {})
+            study.add_trial(
+                create_trial(
+                    state=TrialState.FAIL if failed else TrialState.COMPLETE,
+                    value=None if failed else trial.final,
+                    params=dict(trial.params),
+                    distributions=dict(trial.distributions),
+                    intermediate_values=dict(trial.values),
+                    user_attrs={READOUTS: {str(s): dict(r) for s, r in readouts.items()}}
+                    if readouts
+                    else {},
+                )
+            )
+        return study
 
     def summary(self) -> str:
         """Return one line: how many trials, how long, how good."""
