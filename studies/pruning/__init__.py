@@ -1,0 +1,1 @@
+"""Pruners judged on the recorded studies that come with the source."""

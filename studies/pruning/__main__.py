@@ -1,0 +1,361 @@
+"""One table: what each pruner spent and found on the recorded studies.
+
+    python -m studies.pruning                 # everything, two processes, under 45 minutes
+    python -m studies.pruning --orders 3 --ours 3 --ablations 3 adding language
+
+Replays are added to ``OUTPUT/replays.jsonl`` as they end; the same command goes on with what is
+missing. ``OUTPUT/tables.md`` holds the tables and ``OUTPUT/replay.html`` the figure.
+"""
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import click
+import numpy as np
+import optuna
+from optuna.pruners import BasePruner
+from tqdm import tqdm
+
+import lyap_optuna as lyap
+from lyap_optuna.replay import (
+    PrunerSummary,
+    Recording,
+    Replay,
+    compare_pruners,
+    default_pruners,
+    summarize,
+    transfer_skill,
+)
+from lyap_optuna.visualization import plot_replay
+
+DATA = Path(__file__).parents[1] / "recordings" / "data"
+OURS = "LyapunovPruner"
+LEFT_OUT = ("delayed_digits", "lorenz96")
+"""Tasks that were not replayed before the rule was committed."""
+
+ORDER = ("adding", "adding_tanh", "copying", "language", "motion", *LEFT_OUT)
+PRIOR_STATE = "full"
+"""Exponents of the full state are the ones that can be compared between architectures."""
+
+
+def load(name: str, state: str | None = None) -> Recording:
+    """Load a recording of the source, with the readouts of ``state`` where it has them."""
+    recording = Recording.load(DATA / f"{name}.json.gz")
+    return recording.with_state(state) if state in recording.states else recording
+
+
+@dataclass(frozen=True)
+class WithPrior:
+    """Makes our pruner with other recordings as earlier studies."""
+
+    names: tuple[str, ...]
+
+    def __call__(self) -> BasePruner:
+        """Return a fresh pruner."""
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        studies = [load(name, PRIOR_STATE).to_study() for name in self.names]
+        return lyap.LyapunovPruner(prior_studies=studies)
+
+
+def replay_all(
+    recording: Recording,
+    pruners: dict[str, Callable[[], BasePruner]],
+    orders: dict[str, int],
+    jobs: int,
+    output: Path,
+    label: str,
+) -> dict[str, list[Replay]]:
+    """Replay with a progress bar."""
+    with tqdm(desc=label, unit="replay") as bar:
+
+        def advance(done: int, total: int) -> None:
+            bar.total, bar.n = total, done
+            bar.refresh()
+
+        return compare_pruners(
+            recording,
+            pruners,
+            orders=orders,
+            jobs=jobs,
+            results=output / "replays.jsonl",
+            progress=advance,
+        )
+
+
+def paired(a: Sequence[float], b: Sequence[float]) -> tuple[float, float, float]:
+    """Return the mean of a - b over orders and its 95 % interval, by the bootstrap."""
+    from scipy.stats import bootstrap
+
+    difference = np.array(a) - np.array(b)
+    if len(difference) < 2 or np.ptp(difference) == 0:
+        mean = float(difference.mean())
+        return mean, mean, mean
+    interval = bootstrap(
+        (difference,), np.mean, method="percentile", n_resamples=2000, random_state=0
+    ).confidence_interval
+    return float(difference.mean()), float(interval.low), float(interval.high)
+
+
+def markdown(rows: Iterable[Sequence[object]], header: Sequence[str]) -> str:
+    """Return a table."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines) + "\n"
+
+
+def percent(value: float) -> str:
+    """Return a share."""
+    return f"{value:.0%}"
+
+
+def main_table(summaries: Sequence[PrunerSummary]) -> str:
+    """Return what each pruner spent and found."""
+    rows = []
+    for s in summaries:
+        against = "" if s.epochs_against_median is None else f"{s.epochs_against_median:.2f}"
+        spent, success = s.epochs_spent, s.success
+        rows.append(
+            (
+                s.recording,
+                s.pruner,
+                s.n_orders,
+                f"{spent.value:.1%} ({spent.lower:.0%} to {spent.upper:.0%})",
+                against,
+                f"{success.value:.0%} ({success.lower:.0%} to {success.upper:.0%})",
+                f"{s.regret.value:.2g} (to {s.regret.upper:.2g})",
+                f"{s.wrongly_pruned.value:.0f}",
+                "" if s.coverage is None else percent(s.coverage),
+                f"{s.seconds.value:.2g}",
+            )
+        )
+    header = (
+        "study",
+        "pruner",
+        "orders",
+        "epochs spent",
+        "times the median rule's",
+        "succeed",
+        "regret",
+        "best 5 % pruned",
+        "80 % interval holds",
+        "seconds deciding",
+    )
+    return markdown(rows, header)
+
+
+def ablation_table(replays: dict[str, dict[str, list[Replay]]]) -> str:
+    """Return what each kind of evidence adds: with all kinds, less without it."""
+    rows = []
+    for name, by_pruner in replays.items():
+        for pruner, without in by_pruner.items():
+            if not pruner.startswith(f"{OURS} without"):
+                continue
+            ours = by_pruner[OURS][: len(without)]
+            mean, low, high = paired(
+                [r.epochs_spent for r in ours], [r.epochs_spent for r in without]
+            )
+            found, lower, upper = paired(
+                [float(r.succeeded) for r in ours], [float(r.succeeded) for r in without]
+            )
+            rows.append(
+                (
+                    name,
+                    pruner.removeprefix(f"{OURS} without "),
+                    len(without),
+                    f"{100 * mean:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})",
+                    f"{100 * found:+.0f} ({100 * lower:+.0f} to {100 * upper:+.0f})",
+                    "worse" if low > 0 or upper < 0 else "better" if high < 0 else "no difference",
+                )
+            )
+    header = ("study", "kind", "orders", "epochs, points", "success, points", "with it")
+    return markdown(rows, header)
+
+
+def prior_table(names: Sequence[str], orders: int, jobs: int, output: Path) -> str:
+    """Return what each other study, as an earlier one, saves."""
+    rows = []
+    for name in names:
+        recording = load(name, PRIOR_STATE)
+        pruners: dict[str, Callable[[], BasePruner]] = {OURS: lyap.LyapunovPruner}
+        for other in names:
+            if other != name:
+                pruners[f"{OURS} after {other}"] = WithPrior((other,))
+        pruners[f"{OURS} after all others"] = WithPrior(tuple(n for n in names if n != name))
+        replays = replay_all(
+            recording, pruners, dict.fromkeys(pruners, orders), jobs, output, f"{name}, earlier"
+        )
+        alone = replays[OURS]
+        for pruner, after in replays.items():
+            if pruner == OURS:
+                continue
+            mean, low, high = paired(
+                [r.epochs_spent for r in after], [r.epochs_spent for r in alone]
+            )
+            spent = float(np.median([r.epochs_spent for r in after]))
+            base = float(np.median([r.epochs_spent for r in alone]))
+            rows.append(
+                (
+                    name,
+                    pruner.removeprefix(f"{OURS} after "),
+                    f"{base:.1%}",
+                    f"{spent:.1%}",
+                    f"{100 * mean:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})",
+                    percent(np.mean([r.succeeded for r in alone]).item()),
+                    percent(np.mean([r.succeeded for r in after]).item()),
+                )
+            )
+    header = (
+        "study",
+        "earlier study",
+        "epochs alone",
+        "epochs after it",
+        "difference, points",
+        "succeed alone",
+        "succeed after it",
+    )
+    return markdown(rows, header)
+
+
+def transfer_tables(names: Sequence[str]) -> str:
+    """Return the matrices of evidence fitted on one study and applied to another."""
+    text = ""
+    steps = (1, 2, 4)
+    for state in ("hidden", "full"):
+        skills = transfer_skill([load(name, state) for name in names], steps=steps)
+        found = {
+            (s.evidence, s.fitted_on, s.applied_to, s.step): s.rank_correlation for s in skills
+        }
+        for kind in dict.fromkeys(s.evidence for s in skills):
+            if state == "full" and kind in ("loss", "hyperparameters"):
+                continue
+            rows = [
+                (
+                    source,
+                    *(
+                        " ".join(
+                            "–" if (r := found[kind, source, target, step]) is None else f"{r:+.2f}"
+                            for step in steps
+                        )
+                        for target in names
+                    ),
+                )
+                for source in names
+            ]
+            of = f", {state} state" if kind not in ("loss", "hyperparameters") else ""
+            text += f"\n**{kind}{of}**\n\n" + markdown(rows, ("fitted on", *names))
+    return text
+
+
+def state_table(names: Sequence[str]) -> str:
+    """Return the skill of the exponents of each state, over all trials."""
+    rows = []
+    for name in names:
+        recording = load(name)
+        if len(recording.states) < 2:
+            continue
+        for kind in ("exponents", "displacement"):
+            cells: dict[str, list[str]] = {}
+            for state in recording.states:
+                study = recording.with_state(state).to_study()
+                skills = lyap.prediction_skill(study, steps=(1, 2, 4, 8), evidence=[kind])
+                cells[state] = [
+                    "–" if s.rank_correlation is None else f"{s.rank_correlation:.2f}"
+                    for s in skills
+                    if s.evidence == kind
+                ]
+            rows.append((name, kind, *(" ".join(cells[state]) for state in ("hidden", "full"))))
+    return markdown(rows, ("study", "evidence", "hidden state", "full state"))
+
+
+def timing_table() -> str:
+    """Return what a decision costs, beside a study of that size in memory."""
+    rows = []
+    for n in (200, 1_000):
+        recording = load("adding")
+        base = [t for t in recording.trials if np.isfinite(t.final)]
+        trials = [
+            replace(t, final=t.final * (1 + 1e-6 * i))
+            for i, t in enumerate((base * (n // len(base) + 1))[:n])
+        ]
+        study = Recording("timing", "minimize", trials, recording.state).to_study()
+        pruner = lyap.LyapunovPruner()
+        fits: list[float] = []
+        decisions: list[float] = []
+        for number in range(6):
+            recorded = base[number]
+            trial = study.ask(dict(recorded.distributions))
+            for step in range(1, 9):
+                trial.report(recorded.values[step], step)
+                frozen = study._storage.get_trial(trial._trial_id)
+                begin = time.perf_counter()
+                pruner.prune(study, frozen)
+                (decisions if number else fits).append(time.perf_counter() - begin)
+        rows.append(
+            (
+                n,
+                f"{1000 * np.median(decisions):.1f} (slowest {1000 * max(decisions):.0f})",
+                f"{1000 * np.median(fits):.0f} (slowest {1000 * max(fits):.0f})",
+            )
+        )
+    return markdown(rows, ("COMPLETE trials", "decision, ms", "decision with a refit, ms"))
+
+
+@click.command()
+@click.argument("names", nargs=-1)
+@click.option("--orders", default=100, show_default=True, help="Orders for Optuna's pruners.")
+@click.option("--ours", default=30, show_default=True, help="Orders for ours.")
+@click.option("--ablations", default=10, show_default=True, help="Orders without each evidence.")
+@click.option("--priors", default=10, show_default=True, help="Orders after earlier studies.")
+@click.option("--jobs", default=2, show_default=True, help="Processes.")
+@click.option(
+    "--output",
+    default=Path("pruning"),
+    show_default=True,
+    type=click.Path(path_type=Path, file_okay=False),
+)
+def main(
+    names: tuple[str, ...],
+    orders: int,
+    ours: int,
+    ablations: int,
+    priors: int,
+    jobs: int,
+    output: Path,
+) -> None:
+    """Replay the recordings NAMES (all by default) with every pruner, and write the tables."""
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    available = [name for name in ORDER if (DATA / f"{name}.json.gz").exists()]
+    if unknown := sorted(set(names) - set(available)):
+        raise click.UsageError(f"No recording {unknown}; there are {', '.join(available)}.")
+    chosen = [name for name in available if not names or name in names]
+    output.mkdir(parents=True, exist_ok=True)
+    pruners = default_pruners()
+    counts = {
+        name: ours if name == OURS else ablations if name.startswith(OURS) else orders
+        for name in pruners
+    }
+    summaries: list[PrunerSummary] = []
+    replays: dict[str, dict[str, list[Replay]]] = {}
+    for name in chosen:
+        recording = load(name)
+        replays[name] = replay_all(recording, pruners, counts, jobs, output, name)
+        summaries += summarize(recording, replays[name])
+    text = "## What each pruner spent and found\n\n" + main_table(summaries)
+    text += "\n## What each kind of evidence adds\n\n" + ablation_table(replays)
+    text += "\n## Which state of an LSTM\n\n" + state_table(chosen)
+    text += "\n## What a decision costs\n\n" + timing_table()
+    if len(chosen) > 1:
+        text += "\n## Evidence that travels\n" + transfer_tables(chosen)
+        if priors:
+            text += "\n## What an earlier study saves\n\n"
+            text += prior_table(chosen, priors, jobs, output)
+    (output / "tables.md").write_text(text, encoding="utf-8")
+    figure = plot_replay([s for s in summaries if "without" not in s.pruner])
+    figure.write_html(output / "replay.html")
+    click.echo(text)
+    click.echo(f"{output / 'tables.md'}, {output / 'replay.html'}")
+
+
+if __name__ == "__main__":
+    main()
