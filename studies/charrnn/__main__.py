@@ -208,13 +208,14 @@ def main(
         return
     output.mkdir(parents=True, exist_ok=True)
     storage = f"sqlite:///{(output / 'charrnn.db').as_posix()}"
+    name = f"charrnn-{scale}" + (f"-{file.stem}" if file is not None else "")
 
     varied = [{"p": p, "dropout": 0.0, "lr": LR} for p in sizes.p_values]
-    evolution = run(f"charrnn-{scale}-evolution", varied, text, sizes, storage, jobs)
+    evolution = run(f"{name}-evolution", varied, text, sizes, storage, jobs)
     report_evolution(evolution)
     draw_evolution(evolution).write_html(output / "charrnn-evolution.html")
 
-    pairs = run(f"charrnn-{scale}", random_pairs(sizes), text, sizes, storage, jobs)
+    pairs = run(name, random_pairs(sizes), text, sizes, storage, jobs)
     click.echo("\n" + correlations(pairs, (1, min(EARLY, sizes.epochs), sizes.epochs)))
     draw(pairs, describe).write_html(output / "charrnn.html")
     click.echo(f"Figures: {output / 'charrnn-evolution.html'}, {output / 'charrnn.html'}")
