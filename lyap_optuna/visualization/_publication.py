@@ -27,7 +27,7 @@ MAX_BYTES = 100_000
 _MOST_TRIALS = 1_000
 _MOST_SPECTRA = 100
 _DIGITS = 4
-_TEXT, _GRID = "#7a7a7a", "rgba(128, 128, 128, 0.25)"
+_TEXT, _GRID = "#808080", "rgba(128, 128, 128, 0.25)"
 
 
 @dataclass(frozen=True)
