@@ -1,6 +1,7 @@
 # make demo     a real study, pruned and ranked by Lyapunov exponents (a few minutes)
 # make test     the tests
 # make benchmark   what readouts and spectra cost here, against Algorithm 1 and training (10 minutes)
+# make browser  Chromium from the system's packages, for the tests in a browser
 # make docs     the documentation, in docs/_build/html
 # make check    linter, formatter and type checker over everything
 #
@@ -25,7 +26,7 @@ export OMP_NUM_THREADS := 1
 export MKL_NUM_THREADS := 1
 export OPENBLAS_NUM_THREADS := 1
 
-.PHONY: help install demo test test-fast benchmark docs check format clean
+.PHONY: help install demo test test-fast browser benchmark docs check format clean
 .DEFAULT_GOAL := help
 
 help:
@@ -49,6 +50,11 @@ test: $(STAMP)
 
 test-fast: $(STAMP)
 	$(BIN)/python -m pytest -n 2 -m "not slow" $(PYTEST)
+
+# Where there is none and the system's package manager may be used.
+browser:
+	@command -v chromium chromium-browser google-chrome google-chrome-stable > /dev/null \
+	    || { apt-get update -q && apt-get install -q -y chromium; }
 
 # All cores, one process: this is what it is about.
 benchmark: $(STAMP)

@@ -38,10 +38,11 @@ HEAVY = (
 OWN_EXTRAS: dict[str, tuple[str, ...]] = {
     "": (),
     "campaign": ("campaign", "dask"),
+    "dashboard.py": ("dashboard",),
     "data": ("studies",),
     "integration": ("lightning", "skorch", "ignite"),
 }
-"""Folders of the package that import what their extras install, and the rest, which may not."""
+"""Parts of the package that import what their extras install, and the rest, which may not."""
 
 
 def _modules_after(code: str) -> set[str]:
@@ -120,18 +121,20 @@ def test_what_is_imported_is_declared() -> None:
 
 
 def _third_party(folder: str) -> set[str]:
-    """Distributions that a folder imports, its subfolders with extras of their own left out."""
+    """Distributions that a part imports, what is in it with extras of their own left out."""
     distribution = {
         "sklearn": "scikit-learn",
         "yaml": "pyyaml",
         "dask_jobqueue": "dask-jobqueue",
         "ignite": "pytorch-ignite",
+        "optuna_dashboard": "optuna-dashboard",
     }
     imported = set()
     package = ROOT / "lyap_optuna"
     others = [package / other for other in OWN_EXTRAS if other and other != folder]
-    for path in (package / folder).rglob("*.py"):
-        if any(other in path.parents for other in others):
+    part = package / folder
+    for path in [part] if part.is_file() else part.rglob("*.py"):
+        if any(other in (path, *path.parents) for other in others):
             continue
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Import):
@@ -143,5 +146,5 @@ def _third_party(folder: str) -> set[str]:
         for name in imported
         if name not in sys.stdlib_module_names and name != "lyap_optuna"
     }
-    assert "torch" in third_party
+    assert third_party & {"torch", "optuna"}
     return third_party

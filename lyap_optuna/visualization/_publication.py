@@ -118,6 +118,7 @@ def _small(figure: "go.Figure", name: str) -> "go.Figure":
         font={"color": _TEXT},
         title={"x": 0.02, "font": {"size": 16}},
         margin={"l": 60, "r": 20, "t": 80, "b": 60},
+        modebar={"bgcolor": "rgba(0, 0, 0, 0)", "color": _TEXT},
         uirevision=name,  # a zoom outlives the next refresh of the page
     )
     figure.update_xaxes(axis)
