@@ -53,8 +53,7 @@ test-fast: $(STAMP)
 
 # Where there is none and the system's package manager may be used.
 browser:
-	@command -v chromium chromium-browser google-chrome google-chrome-stable > /dev/null \
-	    || { apt-get update -q && apt-get install -q -y chromium; }
+	@command -v chromium > /dev/null || { apt-get update -q && apt-get install -q -y chromium; }
 
 # All cores, one process: this is what it is about.
 benchmark: $(STAMP)
