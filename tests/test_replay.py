@@ -1,0 +1,353 @@
+"""Replay: recordings that travel, pruners judged through Optuna's own loop, priors."""
+
+import gzip
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import optuna
+import pytest
+from click.testing import CliRunner
+from optuna.distributions import CategoricalDistribution, FloatDistribution
+from optuna.pruners import MedianPruner, NopPruner, PercentilePruner
+from optuna.trial import TrialState, create_trial
+
+import lyap_optuna as lyap
+from lyap_optuna.cli import main
+from lyap_optuna.replay import (
+    Recording,
+    RecordingError,
+    compare_pruners,
+    default_pruners,
+    replay,
+    summarize,
+    transfer_skill,
+)
+from lyap_optuna.replay._compare import fingerprint
+from lyap_optuna.replay._replay import order_of
+from lyap_optuna.visualization import plot_replay
+
+DATA = Path(__file__).parents[1] / "studies" / "recordings" / "data"
+RECORDINGS = sorted(DATA.glob("*.json.gz"))
+
+
+def made_study(n: int = 30, *, direction: str = "minimize", seed: int = 0) -> optuna.Study:
+    """A study whose early losses say nothing, and whose displacement says all."""
+    rng = np.random.default_rng(seed)
+    sign = 1.0 if direction == "minimize" else -1.0
+    study = optuna.create_study(study_name=f"made-{seed}", direction=direction)
+    for _ in range(n):
+        quality = float(rng.uniform())
+        losses = {step: sign * float(1.0 + 0.01 * rng.normal()) for step in range(1, 8)}
+        losses |= {step: sign * (quality + 0.05 / step) for step in range(8, 11)}
+        readouts = {
+            "0": {"max": 0.1, "mean": -0.5},
+            **{
+                str(step): {"max": 0.1 + quality, "mean": -0.5 - quality + 0.02 * rng.normal()}
+                for step in (1, 2, 4)
+            },
+        }
+        study.add_trial(
+            create_trial(
+                params={"lr": float(rng.uniform()), "kind": "a"},
+                distributions={
+                    "lr": FloatDistribution(0, 1),
+                    "kind": CategoricalDistribution(("a", "b")),
+                },
+                intermediate_values=losses,
+                value=losses[10],
+                user_attrs={"lyapunov:readouts": readouts},
+            )
+        )
+    return study
+
+
+def test_a_recording_survives_its_file(tmp_path: Path) -> None:
+    study = made_study()
+    study.add_trial(
+        create_trial(state=TrialState.FAIL, intermediate_values={1: 2.0, 2: math.nan, 3: math.inf})
+    )
+    study.set_user_attr("kind", "memory")
+    recording = Recording.from_study(study)
+    for name in ("a.json", "a.json.gz"):
+        recording.save(tmp_path / name)
+        back = Recording.load(tmp_path / name)
+        assert fingerprint(back) == fingerprint(recording)
+        assert back.attributes == {"kind": "memory"}
+        assert math.isnan(back.trials[-1].final)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.json", "a.json.gz"]
+    again = Recording.from_study(back.to_study())
+    assert fingerprint(again) == fingerprint(recording)
+
+
+@pytest.mark.parametrize("state", [TrialState.PRUNED, TrialState.RUNNING])
+def test_a_study_that_did_not_run_to_its_end_is_refused(state: TrialState) -> None:
+    study = made_study(3)
+    study.add_trial(create_trial(state=state, intermediate_values={1: 0.5}))
+    with pytest.raises(RecordingError, match=f"1 of its trials are {state.name}.*trial 3"):
+        Recording.from_study(study)
+
+
+def test_a_study_without_reports_is_refused() -> None:
+    study = optuna.create_study()
+    study.add_trial(create_trial(value=1.0))
+    with pytest.raises(RecordingError, match="no COMPLETE trial that reported"):
+        Recording.from_study(study)
+
+
+def test_damaged_files_are_named(tmp_path: Path) -> None:
+    good = tmp_path / "good.json"
+    Recording.from_study(made_study(3)).save(good)
+    document = json.loads(good.read_text())
+    damages = {
+        "not json": "{",
+        "another format": json.dumps({"format": "x"}),
+        "newer": json.dumps(document | {"version": 99}),
+        "no trials": json.dumps(document | {"trials": []}),
+        "bad value": good.read_text().replace('"final":', '"final":"__import__",  "x":', 1),
+        "cut": gzip.compress(good.read_bytes())[:50],
+    }
+    for name, content in damages.items():
+        path = tmp_path / name
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+        with pytest.raises(RecordingError, match=name):
+            Recording.load(path)
+    with pytest.raises(RecordingError, match="cannot be read"):
+        Recording.load(tmp_path / "absent")
+
+
+@pytest.mark.parametrize("direction", ["minimize", "maximize"])
+def test_without_pruning_everything_is_spent_and_the_best_is_found(direction: str) -> None:
+    recording = Recording.from_study(made_study(direction=direction))
+    result = replay(recording, NopPruner(), 3)
+    assert (result.epochs_spent, result.regret, result.succeeded) == (1.0, 0.0, True)
+    assert (result.n_pruned, result.wrongly_pruned) == (0, 0)
+
+
+@pytest.mark.parametrize("direction", ["minimize", "maximize"])
+def test_a_replay_agrees_with_the_study_run_live(direction: str) -> None:
+    recording = Recording.from_study(made_study(direction=direction))
+    result = replay(recording, PercentilePruner(25.0), 1)
+    ordered = [recording.trials[i] for i in order_of(recording, 1)]
+    live = optuna.create_study(direction=direction, pruner=PercentilePruner(25.0))
+    spent = 0
+
+    def objective(trial: optuna.Trial) -> float:
+        nonlocal spent
+        for step, value in ordered[trial.number].values.items():
+            trial.report(value, step)
+            spent += 1
+            if trial.should_prune():
+                raise optuna.TrialPruned
+        return ordered[trial.number].final
+
+    live.optimize(objective, n_trials=len(ordered))
+    assert result.epochs_spent == spent / sum(len(t.values) for t in ordered)
+    assert result.n_pruned == sum(t.state == TrialState.PRUNED for t in live.trials)
+
+
+def test_the_same_order_gives_the_same_decisions() -> None:
+    recording = Recording.from_study(made_study(40))
+    first, second = (replay(recording, lyap.LyapunovPruner(seed=0), 5) for _ in range(2))
+    assert first.epochs_spent == second.epochs_spent < 1.0
+    assert (first.regret, first.covered) == (second.regret, second.covered)
+
+
+def test_exponents_tell_where_the_loss_does_not() -> None:
+    recording = Recording.from_study(made_study(60))
+    pruners = {
+        "ours": lyap.LyapunovPruner,
+        "loss": lambda: lyap.LyapunovPruner(evidence=["loss"]),
+        "median": MedianPruner,
+    }
+    replays = compare_pruners(recording, pruners, orders=5)
+    spent = {s.pruner: s.epochs_spent.value for s in summarize(recording, replays)}
+    success = {s.pruner: s.success.value for s in summarize(recording, replays)}
+    assert spent["ours"] < 0.6 * spent["loss"]
+    assert success["ours"] > success["median"]
+
+
+def test_a_recording_without_readouts_can_be_replayed() -> None:
+    study = optuna.create_study(study_name="plain")
+    for i in range(20):
+        study.add_trial(create_trial(intermediate_values={1: i + 0.5, 2: float(i)}, value=float(i)))
+    recording = Recording.from_study(study)
+    assert recording.state is None
+    assert replay(recording, lyap.LyapunovPruner(), 0).succeeded
+    with pytest.raises(ValueError, match="no readouts of state 'full'; it has none"):
+        recording.with_state("full")
+
+
+def test_processes_and_interruptions_change_nothing(tmp_path: Path) -> None:
+    recording = Recording.from_study(made_study(20))
+    pruners = {"none": NopPruner, "median": MedianPruner}
+    plain = compare_pruners(recording, pruners, orders=4)
+    results = tmp_path / "replays.jsonl"
+    compare_pruners(recording, pruners, orders=2, results=results)
+    with results.open("a") as file:
+        file.write('{"recording": "cut off he')
+    told: list[tuple[int, int]] = []
+    again = compare_pruners(
+        recording,
+        pruners,
+        orders=4,
+        jobs=2,
+        results=results,
+        progress=lambda done, total: told.append((done, total)),
+    )
+    assert told[0] == (4, 8)
+    assert told[-1] == (8, 8)
+
+    def facts(replays: dict) -> list:
+        return [
+            (name, r.order, r.epochs_spent, r.regret, r.n_pruned)
+            for name, found in replays.items()
+            for r in found
+        ]
+
+    assert facts(again) == facts(plain)
+    third = compare_pruners(recording, pruners, orders=4, results=results)
+    assert facts(third) == facts(plain)
+    other = Recording.from_study(made_study(20, seed=1))
+    assert facts(compare_pruners(other, pruners, orders=1, results=results)) != facts(
+        compare_pruners(recording, pruners, orders=1)
+    )
+
+
+def test_bad_arguments_are_named() -> None:
+    recording = Recording.from_study(made_study(3))
+    with pytest.raises(ValueError, match="jobs=0"):
+        compare_pruners(recording, jobs=0)
+    with pytest.raises(ValueError, match=r"\{'none': 0\}"):
+        compare_pruners(recording, {"none": NopPruner}, orders=0)
+    with pytest.raises(ValueError, match=r"differ in \['x'\]"):
+        compare_pruners(recording, {"none": NopPruner}, orders={"none": 1, "x": 1})
+
+
+def test_every_default_pruner_is_fresh() -> None:
+    for make in default_pruners().values():
+        assert make() is not make()
+
+
+def test_the_figure_has_a_panel_per_recording_and_a_marker_per_pruner() -> None:
+    summaries = []
+    for seed in (0, 1):
+        recording = Recording.from_study(made_study(12, seed=seed))
+        replays = compare_pruners(recording, {"none": NopPruner, "median": MedianPruner}, orders=2)
+        summaries += summarize(recording, replays)
+    figure = plot_replay(summaries)
+    assert len(figure.data) == 4
+    assert [a.text for a in figure.layout.annotations[:2]] == ["made-0", "made-1"]
+    assert sum(bool(trace.showlegend) for trace in figure.data) == 2
+
+
+def test_command(tmp_path: Path) -> None:
+    storage = f"sqlite:///{tmp_path / 'study.db'}"
+    optuna.copy_study(
+        from_study_name="made-0",
+        from_storage=made_study(12)._storage,
+        to_storage=storage,
+    )
+    file = tmp_path / "made.json.gz"
+    done = CliRunner().invoke(main, ["replay", "--storage", storage, "--record", str(file)])
+    assert done.exit_code == 0, done.output
+    args = ["replay", str(file), "--orders", "2", "--pruner", "median", "--pruner", "none"]
+    table = CliRunner().invoke(main, [*args, "--plot", str(tmp_path / "plot.html")])
+    assert table.exit_code == 0, table.output
+    assert "MedianPruner" in table.output
+    assert "Hyperband" not in table.output
+    assert "plotly" in (tmp_path / "plot.html").read_text()
+    rows = json.loads(CliRunner().invoke(main, [*args, "-q", "-f", "json"]).stdout)
+    assert [row["pruner"] for row in rows][:2] == ["none", "MedianPruner"]
+    assert rows[0]["epochs_spent"] == 1.0
+
+
+def test_command_errors(tmp_path: Path) -> None:
+    file = tmp_path / "x.json"
+    file.write_text("{}")
+    for args, said in (
+        ([str(file)], "is not a recording"),
+        ([str(file), "--storage", "sqlite:///x.db"], "not both"),
+        ([str(tmp_path / "absent")], "does not exist"),
+    ):
+        done = CliRunner().invoke(main, ["replay", *args])
+        assert done.exit_code != 0
+        assert said in done.output
+    Recording.from_study(made_study(5)).save(file)
+    done = CliRunner().invoke(main, ["replay", str(file), "--pruner", "mediam"])
+    assert done.exit_code == 2
+    assert "No pruner is called 'mediam'" in done.output
+
+
+class TestPriorStudies:
+    def test_an_earlier_study_saves_start_up_trials(self) -> None:
+        earlier = made_study(60, seed=1)
+        recording = Recording.from_study(made_study(60))
+        pruners = {
+            "alone": lyap.LyapunovPruner,
+            "after": lambda: lyap.LyapunovPruner(prior_studies=[earlier]),
+        }
+        alone, after = (
+            s.epochs_spent.value
+            for s in summarize(recording, compare_pruners(recording, pruners, orders=5))
+        )
+        assert after < 0.95 * alone
+
+    def test_an_earlier_study_that_misleads_is_found_out(self) -> None:
+        # Larger displacements were better there; here they are worse.
+        earlier = made_study(60, direction="maximize", seed=1)
+        study = made_study(30)
+        pruner = lyap.LyapunovPruner(prior_studies=[earlier])
+        result = replay(Recording.from_study(study), pruner, 0)
+        assert result.succeeded
+
+    def test_a_study_without_complete_trials_is_ranked(self) -> None:
+        source = made_study(40)
+        study = optuna.create_study()
+        finals = []
+        for trial in source.trials[:20]:
+            finals.append(trial.value)
+            study.add_trial(
+                create_trial(
+                    state=TrialState.RUNNING,
+                    params=trial.params,
+                    distributions=trial.distributions,
+                    intermediate_values={1: trial.intermediate_values[1]},
+                    user_attrs=trial.user_attrs,
+                )
+            )
+        ranked = lyap.rank_trials(study, prior_studies=[made_study(40, seed=1)])
+        assert {r.evidence for r in ranked} == {("prior",)}
+        assert {r.predicted_value for r in ranked} == {None}
+        by_rank = [finals[r.number] for r in ranked]
+        assert np.corrcoef(by_rank, np.arange(20))[0, 1] > 0.8
+        assert {r.evidence for r in lyap.rank_trials(study)} == {()}
+
+    def test_several_objectives_are_refused(self) -> None:
+        two = optuna.create_study(directions=["minimize", "maximize"])
+        with pytest.raises(ValueError, match="several objectives"):
+            lyap.LyapunovPruner(prior_studies=[two])
+
+    def test_transfer_is_measured_without_the_values_of_the_target(self) -> None:
+        a, b = (Recording.from_study(made_study(40, seed=seed)) for seed in (0, 1))
+        skills = transfer_skill([a, b], steps=[1])
+        of = {(s.evidence, s.fitted_on, s.applied_to): s.rank_correlation for s in skills}
+        assert (of["displacement", "made-0", "made-1"] or 0) > 0.9
+        assert of["loss", "made-0", "made-1"] is None or of["loss", "made-0", "made-1"] < 0.5
+
+
+@pytest.mark.parametrize("path", RECORDINGS, ids=lambda p: p.name.split(".")[0])
+def test_recordings_that_come_with_the_source(path: Path) -> None:
+    recording = Recording.load(path)
+    assert len(recording.trials) == 80
+    assert recording.attributes["kind"] in ("memory", "easy")
+    for trial in recording.trials:
+        for state in trial.readouts:
+            assert set(trial.readouts[state]) <= {0, 1, 2, 4, 8}
+            assert all(len(r["quantiles"]) == 32 for r in trial.readouts[state].values())
+
+
+def test_recordings_are_small() -> None:
+    assert len(RECORDINGS) >= 5
+    assert sum(path.stat().st_size for path in RECORDINGS) < 3_000_000
