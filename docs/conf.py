@@ -6,7 +6,10 @@ import shutil
 import sys
 from pathlib import Path
 
+import latex2mathml.converter
+from docutils import nodes
 from sphinx.application import Sphinx
+from sphinx.writers.html5 import HTML5Translator
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent
@@ -33,7 +36,9 @@ nitpicky = True
 nitpick_ignore_regex = [("py:.*", r"(?!lyap_optuna\.).*|.*\._.*")]
 
 # Pages in Markdown and notebooks. Notebooks and code cells run when the pages are built.
+myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 3
+html_math_renderer = "mathml"
 nb_execution_mode = "force"
 nb_execution_raise_on_error = True
 nb_execution_timeout = 600  # seconds for a cell, on a busy machine
@@ -61,21 +66,41 @@ copybutton_prompt_text = r"\$ |>>> |\.\.\. "
 copybutton_prompt_is_regexp = True
 
 
+def write_inline(translator: HTML5Translator, node: nodes.Element) -> None:
+    """Write a formula as MathML, which browsers draw by themselves."""
+    translator.body.append(latex2mathml.converter.convert(node.astext()))
+    raise nodes.SkipNode
+
+
+def write_block(translator: HTML5Translator, node: nodes.Element) -> None:
+    """Write a formula that stands by itself."""
+    translator.body.append(latex2mathml.converter.convert(node.astext(), display="block"))
+    raise nodes.SkipNode
+
+
 def gather_studies(app: Sphinx) -> None:
     """Write a page for each ``studies/*/README.md``, and one that lists them."""
     folder = HERE / "gallery"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
-    names = []
-    for readme in sorted(ROOT.glob("studies/*/README.md")):
-        names.append(readme.parent.name)
+    readmes = {readme.parent.name: readme for readme in sorted(ROOT.glob("studies/*/README.md"))}
+    index = "# Studies\n\nEach was run as its page says, and can be run again.\n"
+    for name, readme in readmes.items():
         source = os.path.relpath(readme, folder)
-        page = f"```{{include}} {source}\n:relative-images:\n:relative-docs: .\n```\n"
-        (folder / f"{names[-1]}.md").write_text(page)
-    if names:
-        listed = "\n".join(names)
-        text = "# Studies\n\nEach was run as its page says, and can be run again.\n\n"
-        (folder / "index.md").write_text(f"{text}```{{toctree}}\n:maxdepth: 1\n\n{listed}\n```\n")
+        (folder / f"{name}.md").write_text(
+            f"```{{include}} {source}\n:relative-images:\n:relative-docs: .\n```\n"
+        )
+        text = readme.read_text()
+        title = re.search(r"^# (.*)", text, re.MULTILINE)
+        picture = re.search(r"^!\[(.*)\]\((.*)\)", text, re.MULTILINE)
+        index += f"\n## [{title[1] if title else name}]({name}.md)\n"
+        if picture:
+            path = os.path.relpath(readme.parent / picture[2], folder)
+            index += f"\n[![{picture[1]}]({path})]({name}.md)\n"
+    if readmes:
+        listed = "\n".join(readmes)
+        index += f"\n```{{toctree}}\n:hidden:\n\n{listed}\n```\n"
+        (folder / "index.md").write_text(index)
 
 
 def drop_absent_pages(app: Sphinx, docname: str, source: list[str]) -> None:
@@ -92,5 +117,10 @@ def drop_absent_pages(app: Sphinx, docname: str, source: list[str]) -> None:
 
 def setup(app: Sphinx) -> None:
     """Register what is made before the pages are read."""
+    app.add_html_math_renderer(
+        "mathml",
+        inline_renderers=(write_inline, None),  # type: ignore[arg-type]
+        block_renderers=(write_block, None),  # type: ignore[arg-type]
+    )
     app.connect("builder-inited", gather_studies)
     app.connect("source-read", drop_absent_pages)
