@@ -107,7 +107,7 @@ class LyapunovPruner(BasePruner):
         n_warmup_steps: int = 0,
         interval_steps: int = 1,
         top_fraction: float = 0.1,
-        min_probability: float = 0.05,
+        min_probability: float = 0.06,
         evidence: Iterable[str] | None = None,
         seed: int | None = None,
         prior_studies: Iterable[Study] = (),

@@ -37,6 +37,9 @@ DISCOUNT = 1.28
 """Predictions are made as if the skill were this many standard errors (of Fisher's z,
 1 / sqrt(n - 3)) lower than measured: the lower end of its one-sided 90 % interval."""
 
+LOSS_DISCOUNT = 0.5
+"""The same for the loss alone: it is where the choice starts, not the best of several."""
+
 MARGIN = 1.0
 """Richer evidence replaces a simpler one where its correlation is larger by this many standard
 errors of their difference (Meng, Rosenthal and Rubin 1992) ..."""
@@ -268,7 +271,8 @@ class RankPredictor:
         # The skill is the best of several, measured on few trials: what to expect of new ones is
         # less. Medians shrink towards the middle and spreads grow as they would at the lower end.
         r = min(max(self.skill, 0.0), 0.999)
-        lower = max(math.tanh(math.atanh(r) - DISCOUNT / math.sqrt(self.n_trials - 3)), 0.0)
+        discount = LOSS_DISCOUNT if current == ("loss",) else DISCOUNT
+        lower = max(math.tanh(math.atanh(r) - discount / math.sqrt(self.n_trials - 3)), 0.0)
         self._shrinkage = lower / r
         self._calibration = math.sqrt(
             max(float(residuals @ residuals) / len(residuals), 1e-3) * (1 - lower**2) / (1 - r**2)
