@@ -1,6 +1,7 @@
 """``lyap-optuna explain``: why a trial was kept or pruned."""
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import click
@@ -12,6 +13,11 @@ from lyap_optuna.cli import _format, _storage
 @_storage.study_options
 @click.option("--trial-number", type=int, required=True, help="The number of the trial.")
 @click.option(
+    "--plot",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Write the story as a figure too, in HTML.",
+)
+@click.option(
     "-f", "--format", "output_format", type=click.Choice(("table", "json", "yaml")), default="table"
 )
 def explain(
@@ -19,6 +25,7 @@ def explain(
     storage_class: str | None,
     study_name: str | None,
     trial_number: int,
+    plot: Path | None,
     output_format: str,
 ) -> None:
     """Tell why a trial was kept or pruned, from the decisions recorded while it ran."""
@@ -35,6 +42,12 @@ def explain(
         explanation = lyap_optuna.explain(study, trial_number)
     except ValueError as error:
         raise click.ClickException(_storage.scrub(str(error))) from None
+    if plot is not None:
+        from lyap_optuna.visualization import plot_explanation
+
+        figure = plot_explanation(study, trial_number)
+        _format.write_whole(plot, figure.to_html(include_plotlyjs=True, full_html=True))
+        _storage.note(f"Figure: {plot}")
     if output_format == "table":
         for line in str(explanation).splitlines():
             click.echo(_format.printable(line))

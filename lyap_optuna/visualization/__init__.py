@@ -7,6 +7,7 @@ fades.
 """
 
 from lyap_optuna.visualization._convergence import plot_convergence
+from lyap_optuna.visualization._explanation import plot_explanation
 from lyap_optuna.visualization._exponent_value import plot_exponent_value
 from lyap_optuna.visualization._prediction_skill import plot_prediction_skill
 from lyap_optuna.visualization._predictions import plot_predictions
@@ -17,6 +18,7 @@ from lyap_optuna.visualization._spectrum_evolution import plot_spectrum_evolutio
 
 __all__ = [
     "plot_convergence",
+    "plot_explanation",
     "plot_exponent_value",
     "plot_prediction_skill",
     "plot_predictions",
