@@ -271,7 +271,7 @@ def test_decisions_are_recorded(storage: str, tmp_path: Any) -> None:
     assert (decision.step, decision.verdict) == (step, "pruned")
     assert decision.evidence == ("loss",)
     assert decision.lower <= decision.predicted_value <= decision.upper
-    assert decision.probability < decision.min_probability == 0.05
+    assert decision.probability < decision.min_probability == 0.06
     assert decision.threshold < decision.predicted_value
     assert 0.5 < decision.skill <= 1
     assert decision.n_trials == 30

@@ -170,6 +170,8 @@ def _draw(info: _Info, better: str) -> "go.Figure":
             text=[_style.text(j.told) for j in found],
             hovertemplate="step %{x}: %{y:.4g}<br>%{text}",
         )
+    if len(info.steps) <= 16:
+        figure.update_xaxes(tickvals=info.steps)
     thresholds = [(j.step, j.threshold) for j in info.judgements if j.threshold is not None]
     if thresholds:
         steps = [step for step, _ in thresholds]
