@@ -39,23 +39,23 @@ class Networks:
         return rank_correlation(self.values(statistic), self.losses)
 
 
-def load(task: str, scale: str, output: Path) -> Networks:
-    """Read what the study of a task left.
+def load(task: str, name: str, output: Path) -> Networks:
+    """Read the study that a task left under a name.
 
     Raises:
         click.ClickException: It has not been run.
     """
     database = output / f"{task}.db"
     missing = click.ClickException(
-        f"{database} holds no finished study {task}-{scale}: run python -m studies.{task} "
-        f"--scale {scale} --output {output} first."
+        f"{database} holds no finished study {name!r}: run python -m studies.{task} with "
+        f"--output {output} first."
     )
     if not database.exists():
         raise missing
     storage = optuna.storages.RDBStorage(f"sqlite:///{database.as_posix()}")
-    if f"{task}-{scale}" not in optuna.get_all_study_names(storage):
+    if name not in optuna.get_all_study_names(storage):
         raise missing
-    study = optuna.load_study(study_name=f"{task}-{scale}", storage=storage)
+    study = optuna.load_study(study_name=name, storage=storage)
     trials = complete_trials(study)
     if len(trials) < 3:
         raise missing
@@ -166,10 +166,13 @@ def draw_correlations(networks: dict[str, Networks]) -> go.Figure:
     show_default=True,
     help="Folder of their databases, and of the figures.",
 )
-def main(scale: str, output: Path) -> None:
+@click.option("--charrnn", metavar="NAME", help="Study in charrnn.db  [default: charrnn-SCALE]")
+@click.option("--mocap", metavar="NAME", help="Study in mocap.db  [default: mocap-SCALE]")
+def main(scale: str, output: Path, charrnn: str | None, mocap: str | None) -> None:
     """Reproduce Figure 7 of the paper from the databases of charrnn and mocap."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    networks = {task: load(task, scale, output) for task in TASKS}
+    names = {"charrnn": charrnn, "mocap": mocap}
+    networks = {task: load(task, name or f"{task}-{scale}", output) for task, name in names.items()}
     click.echo("Rank correlation with the lowest validation loss (95 % interval):\n")
     click.echo(table(networks))
     draw(networks).write_html(output / "spectrum_statistics.html")

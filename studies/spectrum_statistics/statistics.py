@@ -48,7 +48,7 @@ def rank_correlation(x: Sequence[float], y: Sequence[float]) -> Correlation:
     Example:
         >>> from studies.spectrum_statistics.statistics import rank_correlation
         >>> str(rank_correlation([1, 2, 3, 4, 5, 6], [1, 2, 3, 4, 6, 5]))
-        '+0.94 (+0.50 to +1.00)'
+        '+0.94 (+0.52 to +1.00)'
         >>> str(rank_correlation([1, 1, 1], [1, 2, 3]))
         'does not vary'
     """
