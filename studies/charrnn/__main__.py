@@ -135,8 +135,10 @@ def draw_evolution(study: optuna.Study) -> go.Figure:
         figure.update_xaxes(title_text="index / units", row=1, col=column)
         figure.add_hline(y=0, line={"color": "#888888", "width": 1}, row=1, col=column)
     figure.update_yaxes(title_text="exponent (nats/step)", row=1, col=1)
-    figure.update_xaxes(type="log", dtick=1, title_text="epoch", row=1, col=4)
-    figure.update_yaxes(type="log", exponentformat="power", row=1, col=4)
+    figure.update_xaxes(
+        type="log", tickvals=[1, 2, 5, 10, 20, 40], title_text="epoch", row=1, col=4
+    )
+    figure.update_yaxes(type="log", dtick=1, exponentformat="power", row=1, col=4)
     figure.update_xaxes(title_text="epoch", row=1, col=5)
     figure.update_layout(
         template="plotly_white",

@@ -181,7 +181,10 @@ def draw(scale: Scale, medians: dict[tuple[str, str], float]) -> go.Figure:
             name=f"{name}, {task.units} units",
         )
     figure.update_xaxes(
-        type="log", title_text="% of the training time that the task needs", range=[-3, 1.3]
+        type="log",
+        title_text="% of the training time that the task needs",
+        range=[-3, 1.9],
+        dtick=1,
     )
     figure.update_yaxes(autorange="reversed")
     figure.update_layout(

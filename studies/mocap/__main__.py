@@ -20,7 +20,7 @@ from optuna.trial import FrozenTrial
 import lyap_optuna as lyap
 from lyap_optuna.campaign import run_configurations
 from lyap_optuna.data import load_mocap
-from studies.mocap.task import REPORT_EVERY, SCALES, Predictor, Scale, Windows, objective, train
+from studies.mocap.task import LR, REPORT_EVERY, SCALES, Predictor, Scale, Windows, objective, train
 from studies.spectrum_statistics.against_loss import correlations, draw
 from studies.spectrum_statistics.statistics import rank_correlation
 
@@ -64,9 +64,12 @@ def estimate(data: Windows, scale: Scale, jobs: int) -> str:
     show_default=True,
     help="Folder of the database and the figure.",
 )
+@click.option("--lr", default=LR, show_default=True, help="Learning rate.")
 @click.option("--jobs", default=os.cpu_count() or 1, show_default=True, help="Trials at a time.")
 @click.option("--estimate", "only_estimate", is_flag=True, help="Only say what it would take.")
-def main(scale: str, data: Path | None, output: Path, jobs: int, only_estimate: bool) -> None:
+def main(
+    scale: str, data: Path | None, output: Path, lr: float, jobs: int, only_estimate: bool
+) -> None:
     """Reproduce Figure 4c-d of the paper."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     torch.set_num_threads(1)  # trials run side by side instead
@@ -80,15 +83,16 @@ def main(scale: str, data: Path | None, output: Path, jobs: int, only_estimate: 
         return
     output.mkdir(parents=True, exist_ok=True)
 
+    name = f"mocap-{scale}" + (f"-{lr:g}" if lr != LR else "")
     study = optuna.create_study(
-        study_name=f"mocap-{scale}",
+        study_name=name,
         storage=f"sqlite:///{(output / 'mocap.db').as_posix()}",
         load_if_exists=True,
     )
     p_values = np.linspace(0.05, 0.5, sizes.networks).tolist()
     run_configurations(
         study,
-        partial(objective, data=sequences, scale=sizes),
+        partial(objective, data=sequences, scale=sizes, lr=lr),
         [{"p": p} for p in p_values],
         jobs=jobs,
     )
@@ -97,8 +101,9 @@ def main(scale: str, data: Path | None, output: Path, jobs: int, only_estimate: 
     click.echo(correlations(study, (1, min(4, reports), reports)))
     p_and_loss = [(t.params["p"], t.value) for t in study.trials if t.value is not None]
     click.echo(f"p itself: {rank_correlation(*zip(*p_and_loss, strict=True))}")
-    draw(study, describe).write_html(output / "mocap.html")
-    click.echo(f"Figure: {output / 'mocap.html'}")
+    page = output / f"{name.replace(f'-{scale}', '')}.html"
+    draw(study, describe).write_html(page)
+    click.echo(f"Figure: {page}")
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from lyap_optuna.data import MotionCapture, windows
 
 STEPS = 25
 LR = 0.05
-"""The learning rate of the paper's Table 3; its dropout there is 0."""
+"""The learning rate that the paper's Table 3 prints; its dropout is 0."""
 REPORT_EVERY = 100
 PROBED_SEQUENCES, PROBED_STEPS, WARMUP = 10, 100, 20
 """What a spectrum is measured on, as in the paper, after a warm-up."""
@@ -120,12 +120,12 @@ def train(
         optimizer.step()
 
 
-def objective(trial: optuna.Trial, data: Windows, scale: Scale) -> float:
+def objective(trial: optuna.Trial, data: Windows, scale: Scale, lr: float = LR) -> float:
     """Train one network, its spectrum stored every 100 iterations; return its lowest loss."""
     generator = torch.Generator().manual_seed(trial.number)
     p = trial.suggest_float("p", 0.01, 1.0)
     model = Predictor(data.train.shape[2], scale.units, p, generator)
-    optimizer = torch.optim.Adam(model.parameters(), lr=LR)
+    optimizer = torch.optim.Adam(model.parameters(), lr=lr)
     reports = scale.iterations // REPORT_EVERY
     probe = lyap.LyapunovProbe(
         model, data.probed, full_spectrum=True, last_step=reports, warmup=WARMUP

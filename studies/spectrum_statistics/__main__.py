@@ -102,7 +102,12 @@ def draw(networks: dict[str, Networks]) -> go.Figure:
             rho = group.correlation(statistic).rho
             title = "does not vary" if math.isnan(rho) else f"ρ = {rho:+.2f}"
             figure.update_xaxes(
-                title={"text": title, "standoff": 4}, nticks=3, tickangle=0, row=row, col=column
+                title={"text": title, "standoff": 4},
+                nticks=3,
+                tickangle=0,
+                showticklabels=not math.isnan(rho),
+                row=row,
+                col=column,
             )
         figure.update_yaxes(title_text=f"{task}: lowest validation loss", row=row, col=1)
         if max(group.losses) > 5 * min(group.losses) > 0:
