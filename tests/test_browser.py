@@ -1,5 +1,6 @@
 """What people see: the real dashboard in a real browser, on SQLite and on PostgreSQL."""
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -79,7 +80,12 @@ def test_the_dashboard_shows_what_was_published(
     dashboard = Dashboard(url, "--artifact-dir", str(tmp_path))
     try:
         api = f"api/studies/{study._study_id}"
-        wait_for(lambda: len(dashboard.json(api)["artifacts"]) == 1)
+
+        def published() -> bool:
+            time.sleep(0.5)  # the server is busy enough
+            return len(dashboard.json(api)["artifacts"]) == 1
+
+        wait_for(published)
         context = browser.new_context(viewport={"width": 1400, "height": 1000})
         context.set_default_timeout(60_000)
         page = context.new_page()

@@ -14,7 +14,7 @@ from optuna.trial import BaseTrial, Trial
 
 from lyap_optuna.records import _json
 from lyap_optuna.records._readouts import baseline_step, read_readouts
-from lyap_optuna.records._spectra import load_spectra
+from lyap_optuna.records._spectra import holds_spectra, load_spectra
 
 if TYPE_CHECKING:
     from optuna.artifacts._protocol import ArtifactStore
@@ -79,7 +79,7 @@ def write_study_spectra(path: str, study: Study) -> int:
     n_values = len(study.directions)
     values = ["value"] if n_values == 1 else [f"value_{i}" for i in range(n_values)]
     head = ["trial", "state", *values, "step", "baseline", "layer", "layer_state", "kind"]
-    in_database = True
+    in_database = holds_spectra(study)
     n_rows = widest = 0
     with tempfile.TemporaryFile("w+", newline="", encoding="utf-8") as body:
         writer = csv.writer(body, lineterminator="\n")
@@ -87,23 +87,21 @@ def write_study_spectra(path: str, study: Study) -> int:
             readouts = {s: r for s, r in read_readouts(trial).items() if r.quantiles}
             if not trial.state.is_finished() or not readouts:
                 continue
-            baseline = baseline_step(trial, readouts)
+            stored = load_spectra(study, trial_number=trial.number) if in_database else []
             known = [f"{v:.6g}" for v in trial.values or ()] or [""] * n_values
-            for step in sorted({max(readouts), max(readouts) if baseline is None else baseline}):
-                rows: list[tuple[str, str, str, Sequence[float]]] = []
-                if in_database:
-                    try:
-                        records = load_spectra(study, trial_number=trial.number, step=step)
-                    except ValueError:  # kept where there are no tables
-                        in_database, records = False, []
-                    rows = [(r.module, r.state, "spectrum", r.exponents) for r in records]
-                for layer, state, kind, exponents in rows or [
-                    ("", "", "quantiles", (readouts[step].quantiles or ())[::-1])
-                ]:
+            baseline = baseline_step(trial, readouts)
+            latest = max(readouts)
+            for step in [latest] if baseline in (None, latest) else [baseline, latest]:
+                quantiles = ("", "", "quantiles", (readouts[step].quantiles or ())[::-1])
+                rows: list[tuple[str, str, str, Sequence[float]]] = [
+                    (record.module, record.state, "spectrum", record.exponents)
+                    for record in stored
+                    if record.step == step
+                ]
+                for *about, exponents in rows or [quantiles]:
                     is_baseline = "yes" if step == baseline else "no"
-                    cells = [trial.number, trial.state.name, *known, step, is_baseline]
-                    numbers = [f"{e:.6g}" for e in exponents]
-                    writer.writerow([*cells, layer, state, kind, *numbers])
+                    cells = [trial.number, trial.state.name, *known, step, is_baseline, *about]
+                    writer.writerow([*cells, *(f"{e:.6g}" for e in exponents)])
                     widest = max(widest, len(exponents))
                     n_rows += 1
         body.seek(0)

@@ -146,6 +146,21 @@ def load_spectra(
     return [records[key] for key in sorted(records)]
 
 
+def holds_spectra(study: Study) -> bool:
+    """Whether the study's storage is a database with a table of spectra.
+
+    Raises:
+        RuntimeError: The table has another schema version; the message says what to do.
+    """
+    from lyap_optuna.records import _table
+
+    try:
+        engine = _engine_of(study._storage, None)
+    except NoDatabaseError:
+        return False
+    return bool(_table.exists_in(engine))
+
+
 def write_spectrum(
     trial: BaseTrial,
     step: int,
