@@ -263,6 +263,41 @@ def test_command(tmp_path: Path) -> None:
     assert rows[0]["epochs_spent"] == 1.0
 
 
+def test_commands_take_earlier_studies(tmp_path: Path) -> None:
+    storage = f"sqlite:///{tmp_path / 'study.db'}"
+    source = made_study(12)
+    new = optuna.create_study(storage=storage, study_name="new")
+    for trial in source.trials:
+        new.add_trial(
+            create_trial(
+                state=TrialState.RUNNING,
+                intermediate_values={1: trial.intermediate_values[1]},
+                user_attrs=trial.user_attrs,
+            )
+        )
+    file = tmp_path / "earlier.json.gz"
+    Recording.from_study(made_study(40, seed=1)).save(file)
+    optuna.copy_study(
+        from_study_name="made-1", from_storage=made_study(40, seed=1)._storage, to_storage=storage
+    )
+    args = ["rank", "--storage", storage, "--study-name", "new"]
+    by_file, by_name = (
+        CliRunner().invoke(main, [*args, "--prior", prior]) for prior in (str(file), "made-1")
+    )
+    assert by_file.exit_code == 0, by_file.output
+    assert "Ranked by what earlier studies foretold" in by_file.output
+    assert by_file.output == by_name.output
+    assert CliRunner().invoke(main, args).output != by_file.output
+    unknown = CliRunner().invoke(main, [*args, "--prior", "made-2"])
+    assert unknown.exit_code != 0
+    assert "no study 'made-2'" in unknown.output
+    done = CliRunner().invoke(
+        main, ["replay", str(file), "--prior", str(file), "--pruner", "none", "--orders", "1"]
+    )
+    assert done.exit_code == 0, done.output
+    assert "LyapunovPruner after made-1" in done.output
+
+
 def test_command_errors(tmp_path: Path) -> None:
     file = tmp_path / "x.json"
     file.write_text("{}")

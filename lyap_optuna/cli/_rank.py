@@ -37,6 +37,7 @@ OTHER_EVIDENCE = (
 @click.command()
 @_storage.study_options
 @click.option("--step", type=int, help="Predict from what was known at this step.")
+@_storage.prior_option
 @click.option("--top", type=click.IntRange(min=1), help="Only the best so many trials.")
 @click.option(
     "-f", "--format", "output_format", type=click.Choice(_format.FORMATS), default="table"
@@ -46,6 +47,7 @@ def rank(
     storage_class: str | None,
     study_name: str | None,
     step: int | None,
+    priors: tuple[str, ...],
     top: int | None,
     output_format: str,
 ) -> None:
@@ -58,8 +60,9 @@ def rank(
     import lyap_optuna
 
     study = _storage.load_study(storage, storage_class, study_name)
+    earlier = _storage.load_priors(priors, storage, storage_class)
     try:
-        ranking = lyap_optuna.rank_trials(study, step=step)
+        ranking = lyap_optuna.rank_trials(study, step=step, prior_studies=earlier)
     except ValueError as error:
         raise click.ClickException(_storage.scrub(str(error))) from None
     rows = ranking_rows(ranking)[:top]
@@ -110,6 +113,10 @@ def has_readouts(study: "Study") -> bool:
 
 def _predicted_by(ranking: Sequence["TrialPrediction"]) -> str:
     complete = sum(p.state.name == "COMPLETE" for p in ranking)
+    if not complete and any(p.evidence for p in ranking):
+        return (
+            "Ranked by what earlier studies foretold: no trial is COMPLETE, so no value is known."
+        )
     if not any(p.predicted_value is not None for p in ranking):
         return f"Nothing is predicted yet: too few COMPLETE trials ({complete})."
     return f"Predicted with the default predictor, fitted on {complete} COMPLETE trials."

@@ -1,6 +1,7 @@
 """``lyap-optuna replay``: which pruner would have served a study that ran to its end."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,7 @@ from lyap_optuna.cli import _format, _storage
 
 if TYPE_CHECKING:
     from optuna.pruners import BasePruner
+    from optuna.study import Study
 
     from lyap_optuna.replay import Interval, PrunerSummary, Recording
 
@@ -48,6 +50,7 @@ LEGEND = (
     multiple=True,
     help="Only pruners whose name contains this; may be given several times.",
 )
+@_storage.prior_option
 @click.option("--state", help="Which recorded exponents the pruner sees, hidden or full.")
 @click.option(
     "--results",
@@ -73,6 +76,7 @@ def replay(
     orders: int,
     jobs: int,
     pruners: tuple[str, ...],
+    priors: tuple[str, ...],
     state: str | None,
     results: Path | None,
     record: Path | None,
@@ -98,6 +102,9 @@ def replay(
         click.echo(f"{record}: {_format.printable(source.summary())}")
         return
     chosen = _chosen(pruners)
+    earlier = _storage.load_priors(priors, storage, storage_class)
+    for study in earlier:
+        chosen[f"LyapunovPruner after {study.study_name}"] = _After(study)
     _storage.note(_format.printable(source.summary()))
     with _progress() as advance:
         replays = compare_pruners(
@@ -139,6 +146,18 @@ def _chosen(names: Sequence[str]) -> "dict[str, Callable[[], BasePruner]]":
     if not names:
         return known
     return {p: make for p, make in known.items() if any(n.lower() in p.lower() for n in names)}
+
+
+@dataclass(frozen=True)
+class _After:
+    """Makes our pruner with an earlier study."""
+
+    study: "Study"
+
+    def __call__(self) -> "BasePruner":
+        import lyap_optuna
+
+        return lyap_optuna.LyapunovPruner(prior_studies=[self.study])
 
 
 class _progress:

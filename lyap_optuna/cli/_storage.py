@@ -7,7 +7,7 @@ import difflib
 import os
 import re
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote, quote_plus, unquote, unquote_plus
 
@@ -158,6 +158,40 @@ def load_study(url: str | None, storage_class: str | None, study_name: str | Non
             f"There is no study {quoted(study_name)} in {shown}. It holds {_listed(names)}."
         )
     return optuna.load_study(study_name=study_name, storage=storage)
+
+
+def prior_option(command: _F) -> _F:
+    """Add ``--prior``, which may be given several times."""
+    return click.option(
+        "--prior",
+        "priors",
+        multiple=True,
+        metavar="STUDY",
+        help="An earlier study whose evidence serves until this one has its own: its name in the "
+        "same storage, or a file that `replay --record` wrote. May be given several times.",
+    )(command)
+
+
+def load_priors(priors: Sequence[str], url: str | None, storage_class: str | None) -> "list[Study]":
+    """Load earlier studies, from files or by their names in the storage.
+
+    Raises:
+        click.ClickException: There is neither a file nor a study of that name.
+    """
+    studies = []
+    for prior in priors:
+        if os.path.isfile(prior):
+            from lyap_optuna.replay import Recording, RecordingError
+
+            try:
+                studies.append(Recording.load(prior).to_study())
+            except RecordingError as error:
+                raise click.ClickException(printable(error)) from None
+        elif url or os.environ.get("OPTUNA_STORAGE"):
+            studies.append(load_study(url, storage_class, prior))
+        else:
+            raise click.ClickException(f"There is no recording {quoted(prior)}.")
+    return studies
 
 
 def _listed(names: list[str], most: int = 10) -> str:
