@@ -86,7 +86,7 @@ def test_a_demo_from_start_to_page(tmp_path: Path) -> None:
     study = _load(tmp_path / "out")
     assert [t.state for t in study.trials] == [TrialState.COMPLETE] * 4
     assert "8 of 8 epochs spent (100%): 4 trials ran to the end, 0 were pruned." in result.output
-    assert "optuna-dashboard sqlite:///" in result.output
+    assert "lyap-optuna dashboard --storage sqlite:///" in result.output
     html = (tmp_path / "out" / "report.html").read_text()
     assert html.count("Plotly.newPlot(") >= 6
     assert len(re.findall(r"\* plotly\.js v", html)) == 1

@@ -1,5 +1,6 @@
 """``lyap-optuna demo``: a real study from beginning to end, and what was measured in it."""
 
+import importlib.util
 import math
 import os
 import shlex
@@ -226,15 +227,15 @@ def _report(console: "Console", study: "optuna.Study", epochs: int, url: str, ou
     _write_page(study, [spent, *([best] if best else []), verdict], report)
     print_line(console, f"\nInteractive plots: {_format.printable(report)}")
     shown = shlex.quote(_storage.shown_url(url))
-    dashboard, installed = _program("optuna-dashboard")
+    ours = _program("lyap-optuna")
+    installed = importlib.util.find_spec("optuna_dashboard") is not None
     print_line(
         console,
-        f"In optuna-dashboard: {dashboard} {shown}"
-        + ("" if installed else "  (after pip install optuna-dashboard)"),
+        f"In optuna-dashboard: {ours} dashboard --storage {shown}"
+        + ("" if installed else "  (after pip install 'lyap-optuna[dashboard]')"),
     )
     pruned = next((p.number for p in ranking if p.state.name == "PRUNED"), None)
     if pruned is not None:
-        ours, _ = _program("lyap-optuna")
         print_line(
             console,
             f"Why a trial was pruned: {ours} explain --storage {shown} --trial-number {pruned}",
@@ -379,14 +380,14 @@ def _write_page(study: "optuna.Study", texts: Sequence[str], path: Path) -> None
     _format.write_whole(path, page(f"lyap-optuna demo: {study.study_name}", texts, figures))
 
 
-def _program(name: str) -> tuple[str, bool]:
-    """Return how to call an installed command from here, and whether it is installed."""
+def _program(name: str) -> str:
+    """Return how to call an installed command from here."""
     beside = Path(sys.executable).parent / name
     found = shutil.which(name)
     if beside.exists() and (found is None or not os.path.samefile(found, beside)):
         relative = os.path.relpath(beside)
-        return shlex.quote(str(beside) if relative.startswith("..") else relative), True
-    return name, found is not None
+        return shlex.quote(str(beside) if relative.startswith("..") else relative)
+    return name
 
 
 def _command(trials: int, epochs: int, seed: int, output: Path, storage: str | None) -> str:
@@ -401,4 +402,4 @@ def _command(trials: int, epochs: int, seed: int, output: Path, storage: str | N
         parts += ["--output", str(output)]
     if storage is not None:
         parts += ["--storage", _storage.shown_url(storage)]
-    return f"{_program('lyap-optuna')[0]} {shlex.join(parts)}"
+    return f"{_program('lyap-optuna')} {shlex.join(parts)}"
