@@ -64,6 +64,7 @@ GIVEN: dict[str, Callable[[Path], dict[str, Any]]] = {
     README: _readme,
     "index.md": _readme,
     "campaigns.md": lambda folder: {"Path": Path},
+    "dashboard.md": _databases,
     "databases.md": _databases,
     "limits.md": lambda folder: {"lyap": lyap, "study": study_of(specs("plateau", 20))},
     "state.md": _state,

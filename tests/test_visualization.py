@@ -21,6 +21,7 @@ from lyap_optuna import visualization
 from lyap_optuna.visualization import (
     _convergence,
     _exponent_value,
+    _prediction_skill,
     _predictions,
     _pruning_timeline,
     _publication,
@@ -294,6 +295,21 @@ def test_skill_names_every_kind_of_evidence() -> None:
     assert {"loss", "displacement", "chance alone", "used"} <= traces.keys()
     chosen = {(s.step, s.rank_correlation) for s in lyap.prediction_skill(study) if s.chosen}
     assert set(zip(traces["used"].x, traces["used"].y, strict=True)) == chosen
+
+
+def test_combinations_of_evidence_share_one_entry_of_the_legend() -> None:
+    line = _prediction_skill._SkillLine
+    figure = _prediction_skill._draw(
+        [
+            line("loss", [1, 2], [0.1, 0.5], [20, 20], [False, False]),
+            line("loss + exponents", [1], [0.7], [20], [True]),
+            line("exponents + hyperparameters", [2], [0.8], [20], [True]),
+        ]
+    )
+    traces = {trace.name: trace for trace in figure.data}
+    assert list(traces) == ["chance alone", "loss", "several together", "used", None]
+    assert list(traces["several together"].y) == list(traces["used"].y) == [0.7, 0.8]
+    assert traces["several together"].text[1].startswith("exponents + hyperparameters<br>20 trials")
 
 
 def test_predictions_are_correlated_with_the_complete_trials() -> None:

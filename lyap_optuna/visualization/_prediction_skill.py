@@ -19,7 +19,8 @@ _LOOKS = {
     "displacement": (_style.VERMILLION, "diamond"),
     "hyperparameters": (_style.GREEN, "triangle-up"),
 }
-_OTHER_LOOKS = ((_style.PURPLE, "cross"), (_style.SKY, "star"), (_style.ORANGE, "hexagon"))
+_OTHER_LOOKS = ((_style.SKY, "star"), (_style.ORANGE, "hexagon"))
+_JOINT = " + "
 
 
 class _SkillLine(NamedTuple):
@@ -33,8 +34,9 @@ class _SkillLine(NamedTuple):
 def plot_prediction_skill(study: "Study") -> "go.Figure":
     """Plot the out-of-sample rank correlation of predicted and actual value over steps.
 
-    One line per kind of evidence, with a ring where the predictor uses it. Within the grey band,
-    two standard errors of what chance alone gives on so many trials, nothing is predicted.
+    One line per kind of evidence, crosses for several together, and a ring at what the predictor
+    uses. Within the grey band, two standard errors of what chance alone gives on so many trials,
+    nothing is predicted.
 
     Args:
         study: A single-objective study.
@@ -94,7 +96,8 @@ def _draw(lines: list[_SkillLine]) -> "go.Figure":
         return figure
     _add_chance(figure, lines)
     others = iter(_OTHER_LOOKS * len(lines))
-    for line in lines:
+    single = [line for line in lines if _JOINT not in line.evidence]
+    for line in single:
         color, symbol = _LOOKS.get(line.evidence) or next(others)
         figure.add_scatter(
             x=line.steps,
@@ -103,7 +106,23 @@ def _draw(lines: list[_SkillLine]) -> "go.Figure":
             line={"color": color},
             marker={"symbol": symbol, "size": 8},
             name=_style.text(line.evidence),
-            text=[f"{n} trials, ± {_error(n):.2f}" for n in line.n_trials],
+            text=_sizes(line),
+            hovertemplate="step %{x}: %{y:.2f}<br>%{text}",
+        )
+    several = [line for line in lines if line not in single]
+    if several:
+        # One name for all: each may stand at one step only.
+        figure.add_scatter(
+            x=[step for line in several for step in line.steps],
+            y=[c for line in several for c in line.correlations],
+            mode="markers",
+            marker={"symbol": "cross", "size": 9, "color": _style.PURPLE},
+            name="several together",
+            text=[
+                f"{_style.text(line.evidence)}<br>{size}"
+                for line in several
+                for size in _sizes(line)
+            ],
             hovertemplate="step %{x}: %{y:.2f}<br>%{text}",
         )
     used = [
@@ -131,6 +150,10 @@ def _draw(lines: list[_SkillLine]) -> "go.Figure":
         figure.update_xaxes(tickvals=steps)
     _style.zero_line(figure, steps)
     return figure
+
+
+def _sizes(line: _SkillLine) -> list[str]:
+    return [f"{n} trials, ± {_error(n):.2f}" for n in line.n_trials]
 
 
 def _error(n_trials: int) -> float:
