@@ -9,17 +9,19 @@ relation is that less is better: nothing else about it travels.)
 
 How far an expert can be trusted here is not known. Its skill there is where the belief begins,
 drawn towards nothing; each COMPLETE trial of this study moves it. In Fisher's z the belief is
-normal, with the precision of a handful of trials, and the skill used is the lower end of its
-one-sided 90 % interval, as with a study's own evidence.
+normal, with the precision of a handful of trials; the skill used is the lower end of its one-sided
+97.5 % interval. What an expert shows here is averaged over the steps so far: it is asked at every
+step, and one that happens to look good at some step, on few trials, must not pass.
 """
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
-from lyap_optuna.prediction._predictor import DISCOUNT, Prediction, RankPredictor
+from lyap_optuna.prediction._predictor import Prediction, RankPredictor
 from lyap_optuna.prediction._scores import rank_correlation, scores_within
 from lyap_optuna.prediction._table import FeatureTable
 from lyap_optuna.prediction.evidence import TrialView
@@ -34,6 +36,12 @@ RETAINED = 0.7
 TRANSFER_SPREAD = 0.5
 """Standard deviation, in Fisher's z, of what is found there instead."""
 
+CAUTION = 2.0
+"""Standard deviations by which the skill used lies below the one believed in."""
+
+MAX_LOOKS = 8
+"""Steps, evenly spaced up to the present one, over which an expert's skill here is averaged."""
+
 MIN_SKILL = 0.1
 """An expert whose lower bound is below this says nothing."""
 
@@ -46,13 +54,22 @@ class _Expert:
     table: FeatureTable
     predictor: RankPredictor | None  # None for the loss, whose own rank is the prediction
     skill: float
+    seen: "WeakKeyDictionary[TrialView, FloatArray]" = field(default_factory=WeakKeyDictionary)
+
+    def features(self, views: Sequence[TrialView]) -> FloatArray:
+        """Return the evidence of ``views``, shape (n_views, n_columns); each is read once."""
+        new = [view for view in views if view not in self.seen]
+        for view, row in zip(new, self.table.matrices(new)[self.kind], strict=True):
+            self.seen[view] = row
+        rows: FloatArray = np.array([self.seen[view] for view in views])
+        return rows
 
     def scores(self, views: Sequence[TrialView], reference: Sequence[TrialView]) -> FloatArray:
         """Return predicted normal scores, shape (n_views,); 0 where the evidence is missing."""
-        ours = self.table.matrices(views)[self.kind]
-        if not len(ours):
+        if not views:
             return np.zeros(0)
-        ranked = _ranks(ours, self.table.matrices(reference)[self.kind])
+        ours = self.features(views)
+        ranked = _ranks(ours, self.features(reference)) if reference else ours * math.nan
         if self.predictor is None:
             mean: FloatArray = np.nan_to_num(ranked).mean(axis=1)
             return mean
@@ -133,12 +150,20 @@ class PriorPredictor:
         self._reference = reference
         self._experts: list[tuple[_Expert, float, float]] = []  # with scale and trusted skill
         trusted = 0.0
+        steps = sorted({int(s) for view in rows for s in view.steps if s <= step}) or [step]
+        places = np.linspace(0, len(steps) - 1, min(MAX_LOOKS, len(steps))).round().astype(int)
+        looks = [steps[i] for i in places]
         for study in earlier:
             for expert in study.experts(step):
                 among = expert.scores(reference, reference)
                 scale = float(among.std()) if among.size else 0.0
-                here = expert.scores(rows, reference)
-                skill = _trusted(expert.skill, here, values)
+                found = [
+                    _correlation(e, s, rows, values, reference)
+                    for s in looks
+                    for e in study.experts(s)
+                    if e.kind == expert.kind
+                ]
+                skill = _trusted(expert.skill, float(np.mean(found)), len(rows))
                 if scale > 1e-9 and skill > MIN_SKILL:
                     self._experts.append((expert, scale, skill))
                     trusted = max(trusted, skill)
@@ -156,13 +181,24 @@ class PriorPredictor:
         return Prediction(score, np.full(len(views), math.sqrt(1 - self.skill**2)))
 
 
-def _trusted(skill: float, scores: FloatArray, values: FloatArray) -> float:
+def _correlation(
+    expert: _Expert,
+    step: int,
+    rows: Sequence[TrialView],
+    values: FloatArray,
+    reference: Sequence[TrialView],
+) -> float:
+    """Return Fisher's z of the expert's prediction and the values of this study at a step."""
+    there = np.array([view.reached(step) for view in rows], dtype=np.bool_)
+    if there.sum() < 4:
+        return 0.0
+    reached = [view for view in rows if view.reached(step)]
+    scores = expert.scores(reached, [view for view in reference if view.reached(step)])
+    return math.atanh(float(np.clip(rank_correlation(scores, values[there]), -0.95, 0.95)))
+
+
+def _trusted(skill: float, found: float, n_trials: int) -> float:
     expected = RETAINED * math.atanh(min(skill, 0.95))
-    precision = 1 / TRANSFER_SPREAD**2
-    found = 0.0
-    n = max(len(values) - 3, 0)
-    if n:
-        r = rank_correlation(scores, values)
-        found = math.atanh(float(np.clip(r, -0.95, 0.95)))
+    precision, n = 1 / TRANSFER_SPREAD**2, max(n_trials - 3, 0)
     z = (precision * expected + n * found) / (precision + n)
-    return max(math.tanh(z - DISCOUNT / math.sqrt(precision + n)), 0.0)
+    return max(math.tanh(z - CAUTION / math.sqrt(precision + n)), 0.0)

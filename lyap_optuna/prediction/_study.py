@@ -225,6 +225,7 @@ class StudyModels:
         self._kinds = tuple(kinds)
         self._make_predictor = make_predictor
         self._seen: dict[_Key, TrialView | None] = {}
+        self._viewed: dict[_Key, TrialView] = {}
         self._finished: list[TrialView] = []
         self._last_step = math.inf
         self._models: OrderedDict[tuple[int, int | None], StepModel] = OrderedDict()
@@ -256,6 +257,7 @@ class StudyModels:
         }
         if not self._seen.keys() <= current.keys():
             self._seen.clear()
+            self._viewed.clear()
             self._finished = []
             self._models.clear()
         new = [key for key in current if key not in self._seen]
@@ -322,19 +324,17 @@ class StudyModels:
         """
         complete = self.complete[:size]
         latest = complete[-1].completed if complete else None
-        views = [
-            TrialView.of(trial, self.sign)
-            for trial in self._trials
-            if trial.state != TrialState.WAITING
-            and (
-                everything
-                or (
-                    latest is not None
-                    and trial.datetime_complete is not None
-                    and trial.datetime_complete <= latest
-                )
-            )
-        ]
+        views = []
+        for trial in self._trials:
+            ended = trial.datetime_complete
+            counts = ended is not None and latest is not None and ended <= latest
+            if trial.state == TrialState.WAITING or not (counts or everything):
+                continue
+            key = (trial._trial_id, trial.number, trial.datetime_start, ended)
+            view = self._viewed.get(key) or self._seen.get(key) or TrialView.of(trial, self.sign)
+            if ended is not None:
+                self._viewed[key] = view
+            views.append(view)
         return [view for view in views if view.steps.size and view.reached(step)]
 
 

@@ -203,7 +203,7 @@ def _judged(
     if found == best:
         regret = 0.0
     elif math.isfinite(median) and math.isfinite(found):
-        regret = (found - best) / max(median - best, 1e-300)
+        regret = float((found - best) / max(median - best, 1e-300))
     else:  # more than half diverged: any finite end is far better than the median
         regret = 0.0 if math.isfinite(found) else math.inf
     pruned = [finals[t.number] for t in ended if t.state == TrialState.PRUNED]
