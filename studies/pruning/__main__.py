@@ -9,7 +9,7 @@ missing. ``OUTPUT/tables.md`` holds the tables and ``OUTPUT/replay.html`` the fi
 
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -29,34 +29,13 @@ from lyap_optuna.replay import (
     transfer_skill,
 )
 from lyap_optuna.visualization import plot_replay
+from studies.pruning.recorded import DATA, PRIOR_STATE, WithPrior, load
 
-DATA = Path(__file__).parents[1] / "recordings" / "data"
 OURS = "LyapunovPruner"
 LEFT_OUT = ("delayed_digits", "lorenz96")
 """Tasks that were not replayed before the rule was committed."""
 
 ORDER = ("adding", "adding_tanh", "copying", "language", "motion", *LEFT_OUT)
-PRIOR_STATE = "full"
-"""Exponents of the full state are the ones that can be compared between architectures."""
-
-
-def load(name: str, state: str | None = None) -> Recording:
-    """Load a recording of the source, with the readouts of ``state`` where it has them."""
-    recording = Recording.load(DATA / f"{name}.json.gz")
-    return recording.with_state(state) if state in recording.states else recording
-
-
-@dataclass(frozen=True)
-class WithPrior:
-    """Makes our pruner with other recordings as earlier studies."""
-
-    names: tuple[str, ...]
-
-    def __call__(self) -> BasePruner:
-        """Return a fresh pruner."""
-        optuna.logging.set_verbosity(optuna.logging.WARNING)
-        studies = [load(name, PRIOR_STATE).to_study() for name in self.names]
-        return lyap.LyapunovPruner(prior_studies=studies)
 
 
 def replay_all(
