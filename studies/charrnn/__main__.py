@@ -54,7 +54,12 @@ def run(
     jobs: int,
 ) -> optuna.Study:
     """Train what the study does not hold yet."""
-    study = optuna.create_study(study_name=name, storage=storage, load_if_exists=True)
+    study = optuna.create_study(
+        study_name=name,
+        storage=storage,
+        pruner=optuna.pruners.NopPruner(),  # every network is trained to the end
+        load_if_exists=True,
+    )
     run_configurations(study, partial(objective, text=text, scale=scale), configurations, jobs=jobs)
     return study
 

@@ -143,4 +143,6 @@ def objective(trial: optuna.Trial, text: CharacterText, scale: Scale) -> float:
         probe.report(trial, loss, epoch)
         best = min(best, loss)
         epochs.set_postfix(loss=loss)
+        if trial.should_prune():
+            raise optuna.TrialPruned
     return best

@@ -87,6 +87,7 @@ def main(
     study = optuna.create_study(
         study_name=name,
         storage=f"sqlite:///{(output / 'mocap.db').as_posix()}",
+        pruner=optuna.pruners.NopPruner(),  # every network is trained to the end
         load_if_exists=True,
     )
     p_values = np.linspace(0.05, 0.5, sizes.networks).tolist()

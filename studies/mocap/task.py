@@ -138,4 +138,6 @@ def objective(trial: optuna.Trial, data: Windows, scale: Scale, lr: float = LR) 
         probe.report(trial, loss, step)
         best = min(best, loss)
         steps.set_postfix(loss=loss)
+        if trial.should_prune():
+            raise optuna.TrialPruned
     return best
