@@ -1,0 +1,1 @@
+"""Hyperparameter search on both tasks of the paper, with and without pruning."""
