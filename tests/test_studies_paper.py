@@ -16,6 +16,7 @@ from studies.charrnn import __main__ as charrnn
 from studies.charrnn import task as characters
 from studies.convergence import __main__ as convergence
 from studies.cost import __main__ as cost
+from studies.hyperopt import __main__ as hyperopt
 from studies.mocap import __main__ as mocap
 from studies.mocap import task as motion
 from studies.regimes import __main__ as regimes
@@ -267,3 +268,17 @@ def test_rank_correlation_and_its_interval():
     assert -1 < low < rho < high < 1
     assert 0.4 < high - low < 0.9  # 2 * 1.96 / sqrt(39) is 0.63
     assert math.isnan(rank_correlation([1, 1, 1], [1, 2, 3]).rho)
+
+
+@pytest.mark.slow
+def test_hyperopt_compares_pruners_on_both_tasks(tmp_path, text_file, recordings):
+    options = ("--data", recordings, "--text", text_file, "--output", tmp_path, "--jobs", 1)
+    printed = run(hyperopt, *options)
+    assert printed.count("LyapunovPruner") == 2
+    for task in ("charrnn", "mocap"):
+        found = trials(tmp_path / "hyperopt.db", f"hyperopt-{task}-tiny")
+        assert [t.state for t in found] == [TrialState.COMPLETE] * 12
+    assert pages(tmp_path) == {"hyperopt-charrnn", "hyperopt-mocap"}
+    replays = (tmp_path / "hyperopt.jsonl").read_text()
+    assert run(hyperopt, *options).count("100%") == printed.count("100%")
+    assert (tmp_path / "hyperopt.jsonl").read_text() == replays
