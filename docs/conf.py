@@ -83,36 +83,23 @@ def gather_studies(app: Sphinx) -> None:
     folder = HERE / "gallery"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
-    readmes = {readme.parent.name: readme for readme in sorted(ROOT.glob("studies/*/README.md"))}
+    pages = {path: folder / f"{path.parent.name}.md" for path in ROOT.glob("studies/*/README.md")}
     index = "# Studies\n\nEach was run as its page says, and can be run again.\n"
-    for name, readme in readmes.items():
-        source = os.path.relpath(readme, folder)
-        (folder / f"{name}.md").write_text(
-            f"```{{include}} {source}\n:relative-images:\n:relative-docs: .\n```\n"
-        )
-        text = readme.read_text()
+    for readme, page in sorted(pages.items()):
+
+        def moved(link: re.Match[str], here: Path = readme.parent) -> str:
+            target = (here / link[1]).resolve()
+            return f"]({os.path.relpath(pages.get(target, target), folder)}"
+
+        text = re.sub(r"\]\((?!https?:|#)([^)#]+)", moved, readme.read_text())
+        page.write_text(text)
         title = re.search(r"^# (.*)", text, re.MULTILINE)
-        picture = re.search(r"^!\[(.*)\]\((.*)\)", text, re.MULTILINE)
-        index += f"\n## [{title[1] if title else name}]({name}.md)\n"
-        if picture:
-            path = os.path.relpath(readme.parent / picture[2], folder)
-            index += f"\n[![{picture[1]}]({path})]({name}.md)\n"
-    if readmes:
-        listed = "\n".join(readmes)
-        index += f"\n```{{toctree}}\n:hidden:\n\n{listed}\n```\n"
-        (folder / "index.md").write_text(index)
-
-
-def drop_absent_pages(app: Sphinx, docname: str, source: list[str]) -> None:
-    """Leave pages that are not there out of the table of contents."""
-    if docname == "index":
-        absent = r"^(\w+(?:/\w+)?)$"
-        source[0] = re.sub(
-            absent,
-            lambda m: m[0] if any(HERE.glob(f"{m[1]}.*")) else "",
-            source[0],
-            flags=re.MULTILINE,
-        )
+        picture = re.search(r"^!\[.*\]\(.*\)", text, re.MULTILINE)
+        index += f"\n## [{title[1] if title else page.stem}]({page.name})\n"
+        index += f"\n[{picture[0]}]({page.name})\n" if picture else ""
+    listed = "\n".join(page.stem for _, page in sorted(pages.items()))
+    index += f"\n```{{toctree}}\n:hidden:\n\n{listed}\n```\n"
+    (folder / "index.md").write_text(index)
 
 
 def setup(app: Sphinx) -> None:
@@ -123,4 +110,3 @@ def setup(app: Sphinx) -> None:
         block_renderers=(write_block, None),  # type: ignore[arg-type]
     )
     app.connect("builder-inited", gather_studies)
-    app.connect("source-read", drop_absent_pages)

@@ -7,6 +7,7 @@ builds the pages (``make docs``).
 
 import os
 import re
+import shlex
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -128,13 +129,12 @@ def test_what_pages_print_is_what_they_say(folder: Path, capsys: pytest.CaptureF
         assert said in capsys.readouterr().out
 
 
-def test_the_commands_of_the_readme_are_there() -> None:
-    lines = re.findall(
-        r"^    ((?:make|lyap-optuna) .*?)(?: +#.*)?$", (ROOT / "README.md").read_text(), re.M
-    )
+def test_the_commands_in_indented_blocks_are_there() -> None:
+    found = re.compile(r"^    ((?:make|lyap-optuna|python -m) .*?)(?: +#.*)?$", re.MULTILINE)
+    lines = {line for page in PAGES for line in found.findall((DOCS / page).read_text())}
     assert len(lines) > 5
-    for line in lines:
-        check_command(line.split())
+    for line in sorted(lines):
+        check_command(shlex.split(line))
 
 
 @pytest.mark.slow
