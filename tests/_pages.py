@@ -1,5 +1,6 @@
 """Code blocks of pages, and what it takes to run each kind."""
 
+import functools
 import os
 import re
 import shlex
@@ -82,14 +83,7 @@ def check_command(words: list[str]) -> str:
         for option in (word for word in rest if word.startswith("-")):
             assert any(option in parameter.opts for parameter in command.params), words
     elif words[:2] == ["python", "-m"]:
-        shown = subprocess.run(
-            [sys.executable, "-m", words[2], "--help"],
-            cwd=ROOT,
-            env=_environment(),
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout
+        shown = _help(words[2])
         assert all(word in shown for word in words[3:] if word.startswith("--")), words
     elif words[0] == "make":
         targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
@@ -97,6 +91,18 @@ def check_command(words: list[str]) -> str:
     else:
         raise AssertionError(f"no test knows how to check {words}")
     return ""
+
+
+@functools.cache
+def _help(module: str) -> str:
+    return subprocess.run(
+        [sys.executable, "-m", module, "--help"],
+        cwd=ROOT,
+        env=_environment(),
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
 
 
 def check_campaign(block: Block, folder: Path) -> None:
