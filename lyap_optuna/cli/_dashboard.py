@@ -61,8 +61,12 @@ def dashboard(
     stop = threading.Event()
     publisher = Publisher(opened, artifact_store=store, study_name=study_name)
     thread = threading.Thread(target=publisher.run, args=(stop,), daemon=True)
-    # What stops services stops this as Ctrl-C does: no figure is left half written.
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # What stops services stops this as Ctrl-C does: no figure is left half written. So does an
+    # interrupt where a shell began it in the background, and had it ignore interrupts.
+    before = {
+        number: signal.signal(number, signal.default_int_handler)
+        for number in (signal.SIGTERM, signal.SIGINT)
+    }
     thread.start()
     try:
         click.echo(f"optuna-dashboard: http://{host}:{server.server_port}/  (Ctrl-C ends it)")
@@ -73,4 +77,5 @@ def dashboard(
         server.server_close()
         stop.set()
         thread.join()
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
