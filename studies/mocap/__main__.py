@@ -22,7 +22,6 @@ from lyap_optuna.campaign import run_configurations
 from lyap_optuna.data import load_mocap
 from studies.mocap.task import LR, REPORT_EVERY, SCALES, Predictor, Scale, Windows, objective, train
 from studies.spectrum_statistics.against_loss import correlations, draw
-from studies.spectrum_statistics.statistics import rank_correlation
 
 
 def describe(trial: FrozenTrial) -> str:
@@ -100,8 +99,6 @@ def main(
     reports = sizes.iterations // REPORT_EVERY
     click.echo(f"\nA step is {REPORT_EVERY} iterations.")
     click.echo(correlations(study, (1, min(4, reports), reports)))
-    p_and_loss = [(t.params["p"], t.value) for t in study.trials if t.value is not None]
-    click.echo(f"p itself: {rank_correlation(*zip(*p_and_loss, strict=True))}")
     page = output / f"{name.replace(f'-{scale}', '')}.html"
     draw(study, describe).write_html(page)
     click.echo(f"Figure: {page}")

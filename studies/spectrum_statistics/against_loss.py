@@ -10,7 +10,7 @@ from optuna.trial import FrozenTrial, TrialState
 from plotly.subplots import make_subplots
 
 import lyap_optuna as lyap
-from studies.spectrum_statistics.statistics import rank_correlation
+from studies.spectrum_statistics.statistics import partial_rank_correlation, rank_correlation
 
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#8C564B")
 
@@ -57,6 +57,18 @@ def correlations(study: optuna.Study, steps: Sequence[int]) -> str:
         )
         cells = [str(rank_correlation(column, values)) for column in columns]
         rows.append(f"{name:>5}  {cells[0]:<24}{cells[1]:<24}{cells[2]:<26}{cells[3]}".rstrip())
+    varied = [name for name in trials[0].params if len({t.params[name] for t in trials}) > 1]
+    for name in varied:
+        numbers = [trial.params[name] for trial in trials]
+        rest = partial_rank_correlation(
+            [spectra[t.number][step].max for t, step in zip(trials, best, strict=True)],
+            values,
+            numbers,
+        )
+        rows.append(
+            f"{name} itself: {rank_correlation(numbers, values)}; what it leaves to the maximum "
+            f"exponent at the best step: {rest:+.2f}"
+        )
     clipped = [spectra[t.number][best_step(t)].clipped_fraction for t in trials]
     if any(clipped):
         rows.append(

@@ -61,3 +61,25 @@ def rank_correlation(x: Sequence[float], y: Sequence[float]) -> Correlation:
     draws = (a * b).sum(1)[norm > 0] / norm[norm > 0]
     low, high = np.quantile(draws, [0.025, 0.975])
     return Correlation(float(stats.spearmanr(x, y).statistic), float(low), float(high))
+
+
+def partial_rank_correlation(
+    x: Sequence[float], y: Sequence[float], given: Sequence[float]
+) -> float:
+    """Return the rank correlation of x and y that is not explained by a third quantity.
+
+    That of the residuals of their ranks after linear regression on its ranks; NaN where nothing is
+    left.
+
+    Example:
+        >>> from studies.spectrum_statistics.statistics import partial_rank_correlation
+        >>> z = [1, 2, 3, 4, 5, 6, 7, 8]
+        >>> x, y = [2, 1, 4, 3, 6, 5, 8, 7], [1, 2, 4, 3, 5, 6, 8, 7]
+        >>> bool(partial_rank_correlation(x, y, given=z) < rank_correlation(x, y).rho)
+        True
+    """
+    ranks = [stats.rankdata(values) for values in (x, y, given)]
+    left = [r - np.polyval(np.polyfit(ranks[2], r, 1), ranks[2]) for r in ranks[:2]]
+    if min(np.abs(residual).max() for residual in left) < 1e-9:
+        return math.nan
+    return float(np.corrcoef(*left)[0, 1])
