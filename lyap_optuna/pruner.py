@@ -211,6 +211,8 @@ class LyapunovPruner(BasePruner):
             except Exception as error:
                 self._warn_once(trial, step, error)
                 return False
+        if n_complete < self._n_startup_trials and decision.evidence != (PRIOR,):
+            return False  # earlier studies may shorten the startup, this one's own evidence not
         write_decision(study, trial, decision)
         return decision.verdict == "pruned"
 

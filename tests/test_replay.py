@@ -25,7 +25,7 @@ from lyap_optuna.replay import (
     transfer_skill,
 )
 from lyap_optuna.replay._compare import fingerprint
-from lyap_optuna.replay._replay import order_of
+from lyap_optuna.replay._replay import order_of, run
 from lyap_optuna.visualization import plot_replay
 
 DATA = Path(__file__).parents[1] / "studies" / "recordings" / "data"
@@ -316,26 +316,33 @@ def test_command_errors(tmp_path: Path) -> None:
 
 
 class TestPriorStudies:
-    def test_an_earlier_study_saves_start_up_trials(self) -> None:
-        earlier = made_study(60, seed=1)
+    def test_an_earlier_study_prunes_before_the_startup_trials_are_done(self) -> None:
         recording = Recording.from_study(made_study(60))
-        pruners = {
-            "alone": lyap.LyapunovPruner,
-            "after": lambda: lyap.LyapunovPruner(prior_studies=[earlier]),
-        }
-        alone, after = (
-            s.epochs_spent.value
-            for s in summarize(recording, compare_pruners(recording, pruners, orders=5))
-        )
-        assert after < 0.95 * alone
 
-    def test_an_earlier_study_that_misleads_is_found_out(self) -> None:
-        # Larger displacements were better there; here they are worse.
-        earlier = made_study(60, direction="maximize", seed=1)
-        study = made_study(30)
-        pruner = lyap.LyapunovPruner(prior_studies=[earlier])
-        result = replay(Recording.from_study(study), pruner, 0)
-        assert result.succeeded
+        def pruned_early(*priors: optuna.Study) -> int:
+            _, study = run(recording, lyap.LyapunovPruner(prior_studies=priors), 0)
+            complete, early = 0, 0
+            for trial in study.trials:
+                complete += trial.state == TrialState.COMPLETE
+                early += trial.state == TrialState.PRUNED and complete < 10
+            return early
+
+        assert pruned_early(made_study(60, seed=1)) > 0
+        assert pruned_early() == 0
+
+    def test_an_earlier_study_without_trials_changes_nothing(self) -> None:
+        recording = Recording.from_study(made_study(40))
+        for n_startup in (10, 25):
+            alone, after = (
+                replay(
+                    recording,
+                    lyap.LyapunovPruner(n_startup_trials=n_startup, prior_studies=priors),
+                    0,
+                )
+                for priors in ([], [optuna.create_study()])
+            )
+            assert after.epochs_spent == alone.epochs_spent < 1.0
+            assert after.n_pruned == alone.n_pruned
 
     def test_a_study_without_complete_trials_is_ranked(self) -> None:
         source = made_study(40)

@@ -161,7 +161,8 @@ def predict_trial(
     model = models.at(model_step(view.steps, at), refit=True)
     predicted = model.predict(view)
     readout = view.readout(at)
-    shown = predicted if model.values.size else None  # with no value known there are no units
+    # Where no value is known there are no units to predict in.
+    shown = predicted if np.isfinite(model.values).any() else None
     return (
         TrialPrediction(
             number=view.number,
