@@ -391,3 +391,22 @@ def test_loops_from_zero_and_one_have_the_same_skill() -> None:
     assert [(s.step + 1, s.evidence, s.rank_correlation) for s in zero] == [
         (s.step, s.evidence, s.rank_correlation) for s in one
     ]
+
+
+def test_a_value_does_not_depend_on_the_scores_asked_beside_it() -> None:
+    rng = np.random.default_rng(0)
+    values = np.append(rng.uniform(1.0, 2.0, 30), 1e6)
+    predictor = RankPredictor().fit({"loss": rng.normal(size=(31, 1))}, values)
+    scores = np.array([-5.0, -0.3, 0.0, 2.0, 2.1, 5.0])
+    alone = [float(predictor.value_of(np.array([score]))[0]) for score in scores]
+    assert predictor.value_of(scores).tolist() == alone
+    assert np.diff(alone).min() >= 0.0
+
+
+def test_values_go_beyond_the_ends_and_stay_finite() -> None:
+    rng = np.random.default_rng(0)
+    values = np.geomspace(1e-30, 1e300, 12)
+    predictor = RankPredictor().fit({"loss": rng.normal(size=(12, 1))}, values)
+    beyond = predictor.value_of(np.array([-9.0, 9.0]))
+    assert np.isfinite(beyond).all()
+    assert 0.0 <= beyond[0] < values[0]

@@ -96,6 +96,75 @@ def test_a_study_without_reports_is_refused() -> None:
         Recording.from_study(study)
 
 
+def test_a_study_with_constraints_is_refused() -> None:
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    trial = study.ask()
+    trial.report(1.0, 0)
+    trial.set_constraint("c", 1.0)
+    study.tell(trial, 1.0)
+    with pytest.raises(RecordingError, match=r"constraints \(the first is trial 0\)"):
+        Recording.from_study(study)
+
+
+def test_readouts_between_reports_are_known_at_the_next() -> None:
+    study = optuna.create_study()
+    series = {str(step): {"max": -step / 10, "mean": -1.0} for step in (0, 7, 12, 30)}
+    study.add_trial(
+        create_trial(
+            value=1.0,
+            intermediate_values={5: 1.0, 10: 1.0, 15: 1.0},
+            user_attrs={"lyapunov:readouts": series},
+        )
+    )
+    _, replayed = run(Recording.from_study(study), NopPruner(), 0)
+    assert list(replayed.trials[0].user_attrs["lyapunov:readouts"]) == ["0", "7", "12"]
+
+
+def test_readouts_of_a_dead_attempt_are_not_recorded() -> None:
+    study = optuna.create_study()
+    series = {str(step): {"max": -0.1, "mean": -1.0} for step in range(5)}
+    study.add_trial(
+        create_trial(
+            value=1.0,
+            intermediate_values={1: 1.0, 2: 1.0},
+            user_attrs={
+                "lyapunov:trial": 99,
+                "lyapunov:readouts": series,
+                "lyapunov:readouts:full": series,
+            },
+        )
+    )
+    readouts = Recording.from_study(study).trials[0].readouts
+    assert {state: list(r) for state, r in readouts.items()} == {
+        "recorded": [0, 1, 2],
+        "full": [0, 1, 2],
+    }
+
+
+def test_a_study_that_only_diverged_never_succeeds() -> None:
+    study = optuna.create_study()
+    for _ in range(5):
+        study.add_trial(create_trial(state=TrialState.FAIL, intermediate_values={1: math.nan}))
+    assert not replay(Recording.from_study(study), NopPruner(), 0).succeeded
+
+
+def test_an_infinite_choice_cannot_be_saved_and_says_so(tmp_path: Path) -> None:
+    study = optuna.create_study()
+    study.add_trial(
+        create_trial(
+            params={"clip": math.inf},
+            distributions={"clip": CategoricalDistribution((1.0, math.inf))},
+            value=1.0,
+            intermediate_values={1: 1.0},
+        )
+    )
+    recording = Recording.from_study(study)
+    assert replay(recording, NopPruner(), 0).succeeded
+    with pytest.raises(RecordingError, match="a hyperparameter is NaN or infinite"):
+        recording.save(tmp_path / "new" / "x.json")
+    assert not list((tmp_path / "new").iterdir())
+
+
 def test_damaged_files_are_named(tmp_path: Path) -> None:
     good = tmp_path / "good.json"
     Recording.from_study(made_study(3)).save(good)
@@ -207,7 +276,15 @@ def test_processes_and_interruptions_change_nothing(tmp_path: Path) -> None:
         ]
 
     assert facts(again) == facts(plain)
-    third = compare_pruners(recording, pruners, orders=4, results=results)
+    told.clear()
+    third = compare_pruners(
+        recording,
+        pruners,
+        orders=4,
+        results=results,
+        progress=lambda done, total: told.append((done, total)),
+    )
+    assert told == [(8, 8)]  # nothing that was written after the cut line is lost
     assert facts(third) == facts(plain)
     other = Recording.from_study(made_study(20, seed=1))
     assert facts(compare_pruners(other, pruners, orders=1, results=results)) != facts(
@@ -288,6 +365,8 @@ def test_commands_take_earlier_studies(tmp_path: Path) -> None:
     assert "Ranked by what earlier studies foretold" in by_file.output
     assert by_file.output == by_name.output
     assert CliRunner().invoke(main, args).output != by_file.output
+    twice = CliRunner().invoke(main, [*args, "--prior", str(file), "--prior", "made-1"])
+    assert "Two earlier studies are called 'made-1'" in twice.output
     unknown = CliRunner().invoke(main, [*args, "--prior", "made-2"])
     assert unknown.exit_code != 0
     assert "no study 'made-2'" in unknown.output

@@ -48,6 +48,7 @@ def rank(
     study_name: str | None,
     step: int | None,
     priors: tuple[str, ...],
+    prior_state: str | None,
     top: int | None,
     output_format: str,
 ) -> None:
@@ -60,7 +61,7 @@ def rank(
     import lyap_optuna
 
     study = _storage.load_study(storage, storage_class, study_name)
-    earlier = _storage.load_priors(priors, storage, storage_class)
+    earlier = _storage.load_priors(priors, prior_state, storage, storage_class)
     try:
         ranking = lyap_optuna.rank_trials(study, step=step, prior_studies=earlier)
     except ValueError as error:

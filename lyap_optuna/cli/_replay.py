@@ -48,7 +48,7 @@ LEGEND = (
     "--pruner",
     "pruners",
     multiple=True,
-    help="Only pruners whose name contains this; may be given several times.",
+    help="Only the pruner of this name, or those whose name contains this; may be repeated.",
 )
 @_storage.prior_option
 @click.option("--state", help="Which recorded exponents the pruner sees, hidden or full.")
@@ -77,6 +77,7 @@ def replay(
     jobs: int,
     pruners: tuple[str, ...],
     priors: tuple[str, ...],
+    prior_state: str | None,
     state: str | None,
     results: Path | None,
     record: Path | None,
@@ -102,7 +103,7 @@ def replay(
         click.echo(f"{record}: {_format.printable(source.summary())}")
         return
     chosen = _chosen(pruners)
-    earlier = _storage.load_priors(priors, storage, storage_class)
+    earlier = _storage.load_priors(priors, prior_state or state, storage, storage_class)
     for study in earlier:
         chosen[f"LyapunovPruner after {study.study_name}"] = _After(study)
     _storage.note(_format.printable(source.summary()))
@@ -145,7 +146,12 @@ def _chosen(names: Sequence[str]) -> "dict[str, Callable[[], BasePruner]]":
             raise click.UsageError(f"No pruner is called {name!r}; there are {', '.join(known)}.")
     if not names:
         return known
-    return {p: make for p, make in known.items() if any(n.lower() in p.lower() for n in names)}
+
+    def matches(name: str, pruner: str) -> bool:
+        exact = any(name.lower() == other.lower() for other in known)
+        return name.lower() == pruner.lower() if exact else name.lower() in pruner.lower()
+
+    return {p: make for p, make in known.items() if any(matches(n, p) for n in names)}
 
 
 @dataclass(frozen=True)

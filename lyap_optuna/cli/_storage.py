@@ -161,7 +161,11 @@ def load_study(url: str | None, storage_class: str | None, study_name: str | Non
 
 
 def prior_option(command: _F) -> _F:
-    """Add ``--prior``, which may be given several times."""
+    """Add ``--prior``, which may be given several times, and ``--prior-state``."""
+    command = click.option(
+        "--prior-state",
+        help="Which exponents of an earlier study's file, hidden or full, where it has both.",
+    )(command)
     return click.option(
         "--prior",
         "priors",
@@ -172,7 +176,9 @@ def prior_option(command: _F) -> _F:
     )(command)
 
 
-def load_priors(priors: Sequence[str], url: str | None, storage_class: str | None) -> "list[Study]":
+def load_priors(
+    priors: Sequence[str], state: str | None, url: str | None, storage_class: str | None
+) -> "list[Study]":
     """Load earlier studies, from files or by their names in the storage.
 
     Raises:
@@ -184,13 +190,23 @@ def load_priors(priors: Sequence[str], url: str | None, storage_class: str | Non
             from lyap_optuna.replay import Recording, RecordingError
 
             try:
-                studies.append(Recording.load(prior).to_study())
-            except RecordingError as error:
+                recording = Recording.load(prior)
+                if state is not None and len(recording.states) > 1:
+                    recording = recording.with_state(state)
+                studies.append(recording.to_study())
+            except (RecordingError, ValueError) as error:
                 raise click.ClickException(printable(error)) from None
         elif url or os.environ.get("OPTUNA_STORAGE"):
             studies.append(load_study(url, storage_class, prior))
         else:
             raise click.ClickException(f"There is no recording {quoted(prior)}.")
+    names = [study.study_name for study in studies]
+    for study in studies:
+        name = quoted(study.study_name)
+        if len(study.directions) > 1:
+            raise click.UsageError(f"The earlier study {name} has several objectives.")
+        if names.count(study.study_name) > 1:
+            raise click.UsageError(f"Two earlier studies are called {name}.")
     return studies
 
 

@@ -334,7 +334,7 @@ class RankPredictor:
         beyond: FloatArray = (
             inside
             + _beyond(values, at, below, -1)
-            + np.where(wide.any() & (above > 0), 0.0, _beyond(values, at, above, 1))
+            + np.where(wide, 0.0, _beyond(values, at, above, 1))
         )
         return beyond
 
@@ -349,7 +349,7 @@ def _beyond(values: FloatArray, at: FloatArray, distance: FloatArray, side: int)
     inside = float(np.interp(score - side, at, values))
     with np.errstate(over="ignore"):
         if values[0] > 0.0:
-            slope = math.log(end / inside) * side
+            slope = (math.log(end) - math.log(inside)) * side
             change = end * np.expm1(np.clip(slope * distance, -50.0, 50.0))
         else:
             change = (end - inside) * side * distance

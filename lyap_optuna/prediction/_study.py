@@ -227,18 +227,14 @@ class StudyModels:
         self._seen: dict[_Key, TrialView | None] = {}
         self._viewed: dict[_Key, TrialView] = {}
         self._finished: list[TrialView] = []
-        self._last_step = math.inf
+        self.last_step = math.inf
+        """The last step that any COMPLETE trial reported; infinity where none reported."""
         self._models: OrderedDict[tuple[int, int | None], StepModel] = OrderedDict()
 
     @property
     def complete(self) -> list[TrialView]:
         """COMPLETE trials in order of completion."""
         return [view for view in self._finished if view.value is not None]
-
-    @property
-    def last_step(self) -> float:
-        """The last step that any COMPLETE trial reported; infinity where none reported."""
-        return self._last_step
 
     @property
     def finished(self) -> list[TrialView]:
@@ -276,7 +272,7 @@ class StudyModels:
         order = sorted(range(len(views)), key=lambda i: (times[i], views[i].number))
         self._finished = [views[i] for i in order]
         ends = [float(v.steps[-1]) for v in views if v.value is not None and v.steps.size]
-        self._last_step = max(ends, default=math.inf)
+        self.last_step = max(ends, default=math.inf)
 
     def at(self, step: int | None, *, refit: bool = False) -> StepModel:
         """Return the model at ``step``.

@@ -32,7 +32,7 @@ OURS = "LyapunovPruner"
 
 
 def default_pruners() -> dict[str, Callable[[], BasePruner]]:
-    """Return what is compared by default: none, Optuna's pruners, ours, and ours without each.
+    """Return what is compared by default: none, Optuna's pruners, ours, ours without evidence.
 
     Returns:
         By name, a function that makes a fresh pruner.
@@ -47,7 +47,8 @@ def default_pruners() -> dict[str, Callable[[], BasePruner]]:
         OURS: LyapunovPruner,
     }
     for kind in EVIDENCE:
-        pruners[f"{OURS} without {kind}"] = _Without(kind)
+        pruners[f"{OURS} without {kind}"] = _Without((kind,))
+    pruners[f"{OURS} without exponents, displacement"] = _Without(("exponents", "displacement"))
     return pruners
 
 
@@ -63,10 +64,10 @@ def _patient() -> BasePruner:
 
 @dataclass(frozen=True)
 class _Without:
-    kind: str
+    kinds: tuple[str, ...]
 
     def __call__(self) -> BasePruner:
-        return LyapunovPruner(evidence=[kind for kind in EVIDENCE if kind != self.kind])
+        return LyapunovPruner(evidence=[kind for kind in EVIDENCE if kind not in self.kinds])
 
 
 @dataclass(frozen=True)
@@ -162,7 +163,7 @@ def compare_pruners(
     pruners = default_pruners() if pruners is None else pruners
     if jobs < 1:
         raise ValueError(f"Number of jobs must be at least 1, but got {jobs=}.")
-    counts = dict.fromkeys(pruners, orders) if isinstance(orders, int) else dict(orders)
+    counts = dict(orders) if isinstance(orders, Mapping) else dict.fromkeys(pruners, orders)
     if unknown := sorted(set(counts) ^ set(pruners)):
         raise ValueError(f"orders and pruners must name the same pruners, but differ in {unknown}.")
     if bad := {name: n for name, n in counts.items() if n < 1}:
@@ -202,7 +203,7 @@ def _run(
         return
     context = get_context("spawn")
     pool = ProcessPoolExecutor(
-        jobs, mp_context=context, initializer=_prepare, initargs=(recording, os.getpid())
+        jobs, mp_context=context, initializer=_prepare, initargs=(recording,)
     )
     try:
         futures = {
@@ -217,7 +218,7 @@ def _run(
 _recording: Recording | None = None
 
 
-def _prepare(recording: Recording, parent: int) -> None:
+def _prepare(recording: Recording) -> None:
     global _recording
     _recording = recording
     import torch
@@ -234,7 +235,7 @@ def fingerprint(recording: Recording) -> str:
     """Return a hash of what a replay depends on."""
     digest = hashlib.sha256(f"{recording.name} {recording.direction} {recording.state}".encode())
     for trial in recording.trials:
-        digest.update(repr((dict(trial.params), dict(trial.values), trial.final)).encode())
+        digest.update(repr((trial.params, trial.distributions, trial.values, trial.final)).encode())
         digest.update(repr(trial.readouts.get(recording.state or "")).encode())
     return digest.hexdigest()[:16]
 
@@ -252,7 +253,7 @@ def _read(path: Path, mark: str) -> dict[tuple[str, int], Replay]:
             stored["regret"] = float(stored["regret"])
             done[name, stored["order"]] = Replay(**stored)
         except (ValueError, KeyError, TypeError, AttributeError):
-            continue  # the last line of a run that was killed
+            continue
     return done
 
 
@@ -261,8 +262,12 @@ def _append(path: Path, mark: str, name: str, result: Replay) -> None:
     if not math.isfinite(result.regret):
         stored["regret"] = str(result.regret)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(stored, allow_nan=False) + "\n")
+    with path.open("a+b") as file:
+        if file.tell():
+            file.seek(-1, os.SEEK_END)
+            if file.read(1) != b"\n":  # the last line of a run that was killed
+                file.write(b"\n")
+        file.write((json.dumps(stored, allow_nan=False) + "\n").encode())
 
 
 def summarize(recording: Recording, replays: Mapping[str, Sequence[Replay]]) -> list[PrunerSummary]:

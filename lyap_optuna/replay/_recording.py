@@ -6,6 +6,7 @@ the readouts, by state where several were measured. Numbers that JSON cannot hol
 strings ``"nan"``, ``"inf"`` and ``"-inf"``.
 """
 
+import contextlib
 import gzip
 import json
 import math
@@ -26,12 +27,10 @@ from optuna.study import Study, StudyDirection, create_study
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from lyap_optuna.prediction._study import single_direction
-from lyap_optuna.records import ReadoutRecord
+from lyap_optuna.records import ReadoutRecord, _keys, read_readouts
 
 FORMAT = "lyap-optuna recording"
 VERSION = 1
-
-READOUTS = "lyapunov:readouts"
 
 
 class RecordingError(ValueError):
@@ -115,12 +114,13 @@ class Recording:
 
         COMPLETE trials count, and trials that failed after they had reported NaN or infinity. A
         study with pruned trials cannot be replayed: nobody knows how they would have ended.
-        The readouts of ``lyapunov:readouts`` are those of the state ``"recorded"``, or of the
-        study's first ``states`` attribute; those of a further state stand in
-        ``lyapunov:readouts:STATE``.
+        The readouts of ``lyapunov:readouts`` (those that count, after a retry) are those of the
+        state ``"recorded"``, or of the first that the study's attribute ``states`` names; those of
+        a further state stand in ``lyapunov:readouts:STATE``.
 
         Raises:
-            RecordingError: The study has pruned or running trials, or none that counts.
+            RecordingError: The study has pruned or running trials, trials with constraints or
+                negative steps, or none that counts.
             ValueError: It has several objectives.
         """
         sign = single_direction(study)
@@ -138,6 +138,17 @@ class Recording:
                     f"are {state.name} (the first is trial {found[0]}) and {why}. Run a study "
                     "with optuna.pruners.NopPruner(), or leave those trials out by copying the "
                     "others into a new study."
+                )
+        for trial in trials:
+            if trial.constraints:
+                raise RecordingError(
+                    f"Study {study.study_name!r} cannot be replayed: its trials have constraints "
+                    f"(the first is trial {trial.number}), which a replay does not know."
+                )
+            if min(trial.intermediate_values, default=0) < 0:
+                raise RecordingError(
+                    f"Study {study.study_name!r} cannot be replayed: trial {trial.number} reported "
+                    f"at step {min(trial.intermediate_values)}, and Optuna reports from 0 on."
                 )
         recorded = [
             _of_trial(trial, first)
@@ -175,6 +186,8 @@ class Recording:
             optuna.exceptions.DuplicatedStudyError: The storage has a study of that name.
         """
         study = create_study(study_name=self.name, storage=storage, direction=direction_of(self))
+        for key, value in self.attributes.items():
+            study.set_user_attr(key, value)
         for trial in self.trials:
             failed = math.isnan(trial.final)
             readouts = trial.readouts.get(self.state or "", {})
@@ -185,7 +198,7 @@ class Recording:
                     params=dict(trial.params),
                     distributions=dict(trial.distributions),
                     intermediate_values=dict(trial.values),
-                    user_attrs={READOUTS: {str(s): dict(r) for s, r in readouts.items()}}
+                    user_attrs={_keys.READOUTS: {str(s): dict(r) for s, r in readouts.items()}}
                     if readouts
                     else {},
                 )
@@ -208,8 +221,13 @@ class Recording:
         )
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the recording; an existing file is replaced as a whole or not at all."""
+        """Write the recording; an existing file is replaced as a whole or not at all.
+
+        Raises:
+            RecordingError: A hyperparameter holds what JSON cannot (infinity among the choices).
+        """
         path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
         distributions: dict[str, int] = {}
         trials = []
         for trial in self.trials:
@@ -239,7 +257,13 @@ class Recording:
             "distributions": list(distributions),
             "trials": trials,
         }
-        content = json.dumps(document, separators=(",", ":"), allow_nan=False).encode()
+        try:
+            content = json.dumps(document, separators=(",", ":"), allow_nan=False).encode()
+        except ValueError as error:
+            raise RecordingError(
+                f"Recording {self.name!r} cannot be written: a hyperparameter is NaN or infinite "
+                f"({error})."
+            ) from None
         if path.suffix == ".gz":
             content = gzip.compress(content, compresslevel=9, mtime=0)
         unfinished = path.with_name(f".{path.name}.{os.getpid()}.part")
@@ -278,7 +302,14 @@ class Recording:
             )
         try:
             return _of_document(document)
-        except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+        except (
+            AttributeError,
+            IndexError,
+            KeyError,
+            OverflowError,
+            TypeError,
+            ValueError,
+        ) as error:
             raise RecordingError(f"{path} is damaged: {type(error).__name__}: {error}.") from None
 
 
@@ -320,19 +351,18 @@ def _of_document(document: dict[str, Any]) -> Recording:
 
 
 def _of_trial(trial: FrozenTrial, first: str) -> RecordedTrial:
-    readouts: dict[str, dict[int, dict[str, Any]]] = {}
+    counting = {step: record.to_json() for step, record in read_readouts(trial).items()}
+    readouts: dict[str, dict[int, dict[str, Any]]] = {first: counting} if counting else {}
+    own = trial.user_attrs.get(_keys.TRIAL) in (None, trial.number)
     for key, series in trial.user_attrs.items():
-        if not (key == READOUTS or key.startswith(f"{READOUTS}:")):
+        state = key.removeprefix(f"{_keys.READOUTS}:")
+        if state == key or not isinstance(series, Mapping):
             continue
-        if not isinstance(series, Mapping):
-            continue
-        state = key.removeprefix(READOUTS).removeprefix(":") or first
         checked: dict[int, dict[str, Any]] = {}
         for step, stored in series.items():
-            try:
-                checked[int(step)] = ReadoutRecord.from_json(stored).to_json()
-            except (TypeError, ValueError):
-                continue
+            with contextlib.suppress(TypeError, ValueError):
+                if own or int(step) in counting:
+                    checked[int(step)] = ReadoutRecord.from_json(stored).to_json()
         if checked:
             readouts[state] = dict(sorted(checked.items()))
     return RecordedTrial(
@@ -340,7 +370,7 @@ def _of_trial(trial: FrozenTrial, first: str) -> RecordedTrial:
         distributions=dict(trial.distributions),
         values=dict(sorted(trial.intermediate_values.items())),
         final=trial.values[0] if trial.values is not None else math.nan,
-        readouts=dict(sorted(readouts.items(), key=lambda item: item[0] != first)),
+        readouts=readouts,
     )
 
 

@@ -16,8 +16,8 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
 from lyap_optuna.prediction.evidence.base import FloatArray, oriented
-from lyap_optuna.records import read_decisions
-from lyap_optuna.replay._recording import READOUTS, RecordedTrial, Recording, direction_of
+from lyap_optuna.records import _keys, read_decisions
+from lyap_optuna.replay._recording import RecordedTrial, Recording, direction_of
 
 TOP = 0.05
 """The true best: this fraction of the recorded trials."""
@@ -37,7 +37,7 @@ class Replay:
             the true best; infinite where no trial was COMPLETE.
         succeeded: Whether the best COMPLETE trial is in the true top 5 % and the regret at most
             0.05.
-        wrongly_pruned: Trials of the true top 5 % that were pruned.
+        wrongly_pruned: Trials of the true top 5 % that were pruned; of equal ones all count.
         n_pruned: Pruned trials.
         seconds: Spent in ``should_prune``.
         slowest_decision: Longest single ``should_prune``, seconds.
@@ -142,7 +142,7 @@ def run(recording: Recording, pruner: BasePruner, order: int) -> tuple[Replay, S
             for step, value in recorded.values.items():
                 trial.report(value, step)
                 if step in series:
-                    trial.set_user_attr(READOUTS, series[step])
+                    trial.set_user_attr(_keys.READOUTS, series[step])
                 begin = time.perf_counter()
                 pruned = trial.should_prune()
                 seconds.append(time.perf_counter() - begin)
@@ -168,10 +168,11 @@ def _series(trial: RecordedTrial, state: str | None) -> dict[int, dict[str, Any]
     """Return the readouts known after each reported step at which one was taken."""
     measured = trial.readouts.get(state, {}) if state is not None else {}
     known: dict[int, dict[str, Any]] = {}
-    first = min(trial.values)
     for step in measured:
-        so_far = {str(s): r for s, r in measured.items() if s <= step}
-        known[max(step, first)] = so_far
+        # Taken between two reports, it is known at the second; after the last, nobody asks.
+        at = next((reported for reported in trial.values if reported >= step), None)
+        if at is not None:
+            known[at] = {str(s): r for s, r in measured.items() if s <= at}
     return known
 
 
@@ -211,7 +212,7 @@ def _judged(
         order=order,
         epochs_spent=len(seconds) / sum(len(t.values) for t in trials),
         regret=regret,
-        succeeded=bool(found <= top and regret <= MAX_REGRET),
+        succeeded=bool(math.isfinite(found) and found <= top and regret <= MAX_REGRET),
         wrongly_pruned=int(sum(value <= top for value in pruned)),
         n_pruned=len(pruned),
         seconds=float(sum(seconds)),

@@ -47,6 +47,9 @@ def transfer_skill(
     Returns:
         One :class:`TransferSkill` per pair, kind and step.
 
+    Raises:
+        ValueError: Two recordings have the same name.
+
     Example:
         >>> import optuna
         >>> from lyap_optuna.replay import Recording, transfer_skill
@@ -62,6 +65,9 @@ def transfer_skill(
         ...  if s.evidence == "loss" and s.fitted_on == "a" and s.applied_to == "b"]
         [1.0]
     """
+    names = [recording.name for recording in recordings]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ValueError(f"Recordings must have different names, but several are called {twice}.")
     views = {recording.name: _views(recording) for recording in recordings}
     earlier = {name: EarlierStudy(found, tuple(EVIDENCE)) for name, found in views.items()}
     skills = []

@@ -1,7 +1,7 @@
 """Train every configuration of a task to its end, and record what pruners could have known.
 
     python -m studies.recordings adding copying --jobs 2
-    python -m studies.recordings motion --data FOLDER_WITH_CMU_MOCAP
+    python -m studies.recordings motion --data FOLDER
 
 Trials go to an Optuna study in ``OUTPUT/recordings.db`` as they end; the same command goes on with
 what is missing, and then writes ``OUTPUT/TASK.json.gz``.
@@ -55,7 +55,7 @@ def store(
 @click.option(
     "--data",
     type=click.Path(path_type=Path, exists=True, file_okay=False),
-    help="Folder with data that is not part of Python or scikit-learn (motion).",
+    help="Folder that holds cmu_mocap.tar.xz (motion); else it is downloaded.",
 )
 @click.option(
     "--output",
@@ -70,13 +70,14 @@ def main(tasks: tuple[str, ...], trials: int, jobs: int, data: Path | None, outp
     storage = f"sqlite:///{output / 'recordings.db'}"
     for name in tasks:
         task = TASKS[name]
-        if task.needs_data and data is None:
-            raise click.UsageError(f"The task {name} needs --data.")
         study = optuna.create_study(storage=storage, study_name=name, load_if_exists=True)
         study.set_user_attr("kind", task.kind)
         study.set_user_attr("description", task.description)
         study.set_user_attr("states", list(task.states))
-        drawn = configurations(name, trials, data)
+        try:
+            drawn = configurations(name, trials, data)
+        except (FileNotFoundError, ImportError, ValueError) as error:
+            raise click.ClickException(str(error)) from None
         done = {t.user_attrs["configuration"] for t in study.get_trials(deepcopy=False)}
         missing = [i for i in range(trials) if i not in done]
         with (

@@ -38,7 +38,7 @@ class Task:
         states: Which exponents are measured: an LSTM has ``"hidden"`` and ``"full"`` ones.
         start: Takes a trial and a folder with data, suggests the hyperparameters, and returns the
             network, ready to train.
-        needs_data: Whether the folder must hold anything.
+        needs_data: Whether it takes data from the folder, or else downloads them.
     """
 
     name: str
@@ -117,3 +117,44 @@ def step(optimizer: torch.optim.Optimizer, loss: torch.Tensor, clip: float | Non
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         nn.utils.clip_grad_norm_(parameters, clip)
     optimizer.step()
+
+
+def predict_next_step(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    train: torch.Tensor,
+    valid: torch.Tensor,
+    *,
+    batches: int,
+    batch_size: int,
+    noise: float,
+    seed: int,
+) -> Run:
+    """Return a run that predicts each step of a series from those before it.
+
+    Args:
+        model: The network.
+        optimizer: Of its parameters.
+        train: Sequences ``(n, steps + 1, features)``.
+        valid: The same, held out.
+        batches: Batches of an epoch.
+        batch_size: Sequences of a batch.
+        noise: Standard deviation of what is added to a batch.
+        seed: Of the batches and the noise.
+    """
+    generator = torch.Generator().manual_seed(seed)
+
+    def loss(x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.mse_loss(model(x[:, :-1]), x[:, 1:])
+
+    def train_epoch() -> None:
+        for _ in range(batches):
+            rows = torch.randint(0, len(train), (batch_size,), generator=generator)
+            x = train[rows]
+            step(optimizer, loss(x + noise * torch.randn(x.shape, generator=generator)))
+
+    @torch.no_grad()
+    def validate() -> float:
+        return loss(valid).item()
+
+    return Run(model, valid[:10, :-1], train_epoch, validate)

@@ -12,7 +12,13 @@ import optuna
 import torch
 from torch import nn
 
-from studies.recordings.tasks._task import Run, SequenceModel, Task, step, suggest_optimizer
+from studies.recordings.tasks._task import (
+    Run,
+    SequenceModel,
+    Task,
+    predict_next_step,
+    suggest_optimizer,
+)
 
 VARIABLES = 10
 LENGTH = 50
@@ -55,22 +61,16 @@ def start(trial: optuna.trial.BaseTrial, data: Path | None) -> Run:
     with torch.no_grad():
         model.recurrent.get_parameter("weight_hh_l0").normal_(0.0, gain / 64**0.5)
     optimizer = suggest_optimizer(trial, model, lr, ("adam", "sgd"))
-    generator = torch.Generator().manual_seed(1 + trial.number)
-
-    def loss(x: torch.Tensor) -> torch.Tensor:
-        return nn.functional.mse_loss(model(x[:, :-1]), x[:, 1:])
-
-    def train_epoch() -> None:
-        for _ in range(BATCHES):
-            rows = torch.randint(0, len(train), (BATCH_SIZE,), generator=generator)
-            x = train[rows]
-            step(optimizer, loss(x + noise * torch.randn(x.shape, generator=generator)))
-
-    @torch.no_grad()
-    def validate() -> float:
-        return loss(valid).item()
-
-    return Run(model, valid[:10, :-1], train_epoch, validate)
+    return predict_next_step(
+        model,
+        optimizer,
+        train,
+        valid,
+        batches=BATCHES,
+        batch_size=BATCH_SIZE,
+        noise=noise,
+        seed=1 + trial.number,
+    )
 
 
 TASK = Task(
