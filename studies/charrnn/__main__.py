@@ -7,7 +7,6 @@ and ``OUTPUT/charrnn-evolution.html``. The same command goes on with what is mis
 """
 
 import itertools
-import os
 import time
 from functools import partial
 from pathlib import Path
@@ -23,6 +22,7 @@ from plotly.subplots import make_subplots
 import lyap_optuna as lyap
 from lyap_optuna.campaign import run_configurations
 from lyap_optuna.data import CharacterText, load_text, load_war_and_peace, streams
+from studies import options
 from studies.charrnn.task import SCALES, CharRNN, Scale, objective, probed_inputs, train
 from studies.spectrum_statistics.against_loss import COLOURS, correlations, draw, spectra_by_step
 
@@ -181,23 +181,11 @@ def estimate(text: CharacterText, scale: Scale, jobs: int) -> str:
 
 
 @click.command()
-@click.option("--scale", type=click.Choice([*SCALES]), metavar="[small|paper]", default="small")
-@click.option(
-    "--data",
-    type=click.Path(path_type=Path),
-    help="Folder that holds war_and_peace.txt, plain or as .xz; else it is downloaded.",
-)
-@click.option(
-    "--text", "file", type=click.Path(path_type=Path), help="Another text, a file in UTF-8."
-)
-@click.option(
-    "--output",
-    type=click.Path(path_type=Path, file_okay=False),
-    default=Path("studies-output"),
-    show_default=True,
-    help="Folder of the database and the figures.",
-)
-@click.option("--jobs", default=os.cpu_count() or 1, show_default=True, help="Trials at a time.")
+@options.scale
+@options.data
+@options.text
+@options.output
+@options.jobs
 @click.option("--estimate", "only_estimate", is_flag=True, help="Only say what it would take.")
 def main(
     scale: str, data: Path | None, file: Path | None, output: Path, jobs: int, only_estimate: bool

@@ -27,6 +27,7 @@ from torch import Tensor
 import lyap_optuna as lyap
 from lyap_optuna.campaign import run_configurations
 from lyap_optuna.data import CharacterText, load_text, load_war_and_peace, streams
+from studies import options
 from studies.charrnn.task import CharRNN, train
 
 WARMUPS = (0, 100, 250)
@@ -213,22 +214,10 @@ def draw(
 
 
 @click.command()
-@click.option("--scale", type=click.Choice([*SCALES]), metavar="[small|paper]", default="small")
-@click.option(
-    "--data",
-    type=click.Path(path_type=Path),
-    help="Folder that holds war_and_peace.txt, plain or as .xz; else it is downloaded.",
-)
-@click.option(
-    "--text", "file", type=click.Path(path_type=Path), help="Another text, a file in UTF-8."
-)
-@click.option(
-    "--output",
-    type=click.Path(path_type=Path, file_okay=False),
-    default=Path("studies-output"),
-    show_default=True,
-    help="Folder of the database, the network and the figure.",
-)
+@options.scale
+@options.data
+@options.text
+@options.output
 def main(scale: str, data: Path | None, file: Path | None, output: Path) -> None:
     """Reproduce Figures 2, 5 and 6 of the paper."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)

@@ -24,6 +24,7 @@ from torch.nn import functional as F
 
 import lyap_optuna as lyap
 from lyap_optuna.campaign import run_configurations
+from studies import options
 
 SEQUENCES, STEPS = 10, 100
 """What a spectrum is measured on."""
@@ -198,14 +199,8 @@ def draw(scale: Scale, medians: dict[tuple[str, str], float]) -> go.Figure:
 
 
 @click.command()
-@click.option("--scale", type=click.Choice([*SCALES]), metavar="[small|paper]", default="small")
-@click.option(
-    "--output",
-    type=click.Path(path_type=Path, file_okay=False),
-    default=Path("studies-output"),
-    show_default=True,
-    help="Folder of the database and the figure.",
-)
+@options.scale
+@options.output
 def main(scale: str, output: Path) -> None:
     """Reproduce Table 1 of the paper on this machine."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)

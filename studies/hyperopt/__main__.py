@@ -9,7 +9,6 @@ study of its own, live, for ``--hours``. Trials go to ``OUTPUT/hyperopt.db``, re
 what is missing.
 """
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -28,6 +27,7 @@ import lyap_optuna as lyap
 from lyap_optuna.campaign import run_configurations
 from lyap_optuna.data import load_mocap, load_text, load_war_and_peace
 from lyap_optuna.replay import Recording, Replay, compare_pruners, summarize
+from studies import options
 from studies.charrnn import task as charrnn
 from studies.mocap import task as mocap
 
@@ -177,23 +177,11 @@ def live(
 
 
 @click.command()
-@click.option("--scale", type=click.Choice([*SCALES]), metavar="[small|paper]", default="small")
-@click.option(
-    "--data",
-    type=click.Path(path_type=Path),
-    help="Folder that holds war_and_peace.txt and cmu_mocap.tar.xz; else they are downloaded.",
-)
-@click.option(
-    "--text", "file", type=click.Path(path_type=Path), help="Another text, a file in UTF-8."
-)
-@click.option(
-    "--output",
-    type=click.Path(path_type=Path, file_okay=False),
-    default=Path("studies-output"),
-    show_default=True,
-    help="Folder of the database and the figures.",
-)
-@click.option("--jobs", default=os.cpu_count() or 1, show_default=True, help="Trials at a time.")
+@options.scale
+@options.data
+@options.text
+@options.output
+@options.jobs
 @click.option("--hours", default=24.0, show_default=True, help="At paper: limit of each study.")
 def main(
     scale: str, data: Path | None, file: Path | None, output: Path, jobs: int, hours: float

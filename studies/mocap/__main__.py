@@ -6,7 +6,6 @@ Trials go to an Optuna study in ``OUTPUT/mocap.db``; the figure is ``OUTPUT/moca
 command goes on with what is missing.
 """
 
-import os
 import time
 from functools import partial
 from pathlib import Path
@@ -20,6 +19,7 @@ from optuna.trial import FrozenTrial
 import lyap_optuna as lyap
 from lyap_optuna.campaign import run_configurations
 from lyap_optuna.data import load_mocap
+from studies import options
 from studies.mocap.task import LR, REPORT_EVERY, SCALES, Predictor, Scale, Windows, objective, train
 from studies.spectrum_statistics.against_loss import correlations, draw
 
@@ -50,21 +50,11 @@ def estimate(data: Windows, scale: Scale, jobs: int) -> str:
 
 
 @click.command()
-@click.option("--scale", type=click.Choice([*SCALES]), metavar="[small|paper]", default="small")
-@click.option(
-    "--data",
-    type=click.Path(path_type=Path),
-    help="Folder that holds cmu_mocap.tar.xz or its files; else they are downloaded.",
-)
-@click.option(
-    "--output",
-    type=click.Path(path_type=Path, file_okay=False),
-    default=Path("studies-output"),
-    show_default=True,
-    help="Folder of the database and the figure.",
-)
+@options.scale
+@options.data
+@options.output
 @click.option("--lr", default=LR, show_default=True, help="Learning rate.")
-@click.option("--jobs", default=os.cpu_count() or 1, show_default=True, help="Trials at a time.")
+@options.jobs
 @click.option("--estimate", "only_estimate", is_flag=True, help="Only say what it would take.")
 def main(
     scale: str, data: Path | None, output: Path, lr: float, jobs: int, only_estimate: bool

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 import lyap_optuna as lyap
 from lyap_optuna.campaign import run_configurations
+from studies import options
 
 INPUT_VARIANCE = 0.6
 INITIAL_CONDITIONS, SEQUENCES = 10, 2
@@ -187,14 +188,8 @@ def draw(
 
 
 @click.command()
-@click.option("--scale", type=click.Choice([*SCALES]), metavar="[small|paper]", default="small")
-@click.option(
-    "--output",
-    type=click.Path(path_type=Path, file_okay=False),
-    default=Path("studies-output"),
-    show_default=True,
-    help="Folder of the database and the figure.",
-)
+@options.scale
+@options.output
 def main(scale: str, output: Path) -> None:
     """Reproduce Figure 1 of the paper."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)

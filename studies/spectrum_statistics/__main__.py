@@ -17,6 +17,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 import lyap_optuna as lyap
+from studies import options
 from studies.spectrum_statistics.against_loss import best_step, complete_trials, spectra_by_step
 from studies.spectrum_statistics.statistics import STATISTICS, Correlation, rank_correlation
 
@@ -157,20 +158,8 @@ def draw_correlations(networks: dict[str, Networks]) -> go.Figure:
 
 
 @click.command()
-@click.option(
-    "--scale",
-    type=click.Choice(["tiny", "small", "paper"]),
-    metavar="[small|paper]",
-    default="small",
-    help="Of the studies that are read.",
-)
-@click.option(
-    "--output",
-    type=click.Path(path_type=Path, file_okay=False),
-    default=Path("studies-output"),
-    show_default=True,
-    help="Folder of their databases, and of the figures.",
-)
+@options.scale
+@options.output
 @click.option("--charrnn", metavar="NAME", help="Study in charrnn.db  [default: charrnn-SCALE]")
 @click.option("--mocap", metavar="NAME", help="Study in mocap.db  [default: mocap-SCALE]")
 def main(scale: str, output: Path, charrnn: str | None, mocap: str | None) -> None:
