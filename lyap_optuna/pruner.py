@@ -25,7 +25,10 @@ from lyap_optuna.prediction._study import (
     single_direction,
 )
 from lyap_optuna.prediction.evidence import TrialView, check_evidence
-from lyap_optuna.records import Decision, write_decision
+from lyap_optuna.records import Decision, read_decisions, write_decision
+
+WEIGHT = 0.5
+"""Weight of a check's own estimate in a trial's chance; the rest is the chance before it."""
 
 
 class LyapunovPruner(BasePruner):
@@ -35,8 +38,10 @@ class LyapunovPruner(BasePruner):
     out-of-sample skill on the COMPLETE trials of the study: the loss so far, the Lyapunov
     exponents, their displacement since before training, the hyperparameters, or a combination.
     The trial is pruned where its chance of ending among the best ``top_fraction`` of the
-    COMPLETE trials is below ``min_probability``. Where the study uses constraints, the best are
-    the best feasible trials. Where no evidence has skill, nothing is pruned.
+    COMPLETE trials is below ``min_probability``. The chance starts at ``top_fraction`` and moves
+    half way to each check's estimate, so that one check prunes only what is nearly hopeless. Where
+    the study uses constraints, the best are the best feasible trials. Where no evidence has skill,
+    nothing is pruned.
 
     That early exponents foretell the final loss is the finding of Vogt, Puelma Touzel, Shlizerman
     and Lajoie, *On Lyapunov Exponents for RNNs* (arXiv:2006.14123); that their displacement
@@ -286,11 +291,13 @@ class LyapunovPruner(BasePruner):
             )
             return Decision(verdict="kept", reason=reason, **known)
         threshold = model.value_of(score)
-        probability = model.probability_below(prediction, score)
+        now = model.probability_below(prediction, score)
+        probability = WEIGHT * now + (1 - WEIGHT) * self._chance_before(stored, step)
         pruned = probability < self._min_probability
         reason = (
             f"{story}; its chance of ending among the best {self._top_fraction:.0%} "
-            f"({threshold:.4g} or {'lower' if sign > 0 else 'higher'}) is {probability:.2g}, "
+            f"({threshold:.4g} or {'lower' if sign > 0 else 'higher'}) is {now:.2g}, with what it "
+            f"was before {probability:.2g}, "
             f"{'below' if pruned else 'not below'} {self._min_probability:g}."
         )
         return Decision(
@@ -300,6 +307,11 @@ class LyapunovPruner(BasePruner):
             probability=probability,
             **known,
         )
+
+    def _chance_before(self, trial: FrozenTrial, step: int) -> float:
+        """Return the chance at the last check, where one was predicted; else that of any trial."""
+        before = [d.probability for d in read_decisions(trial) if d.step < step]
+        return self._top_fraction if not before or before[-1] is None else before[-1]
 
     def _models_of(self, study: Study, sign: int) -> StudyModels:
         of_storage = self._studies.setdefault(study._storage, {})

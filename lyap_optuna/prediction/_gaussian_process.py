@@ -26,16 +26,20 @@ class Columns:
 
     Args:
         features: Shape (n, n_columns), NaN where missing; infinity counts as the largest.
+        noise: Standard deviation of what stands in each row, shape (n,); exact for None.
     """
 
-    def __init__(self, features: FloatArray) -> None:
+    def __init__(self, features: FloatArray, noise: FloatArray | None = None) -> None:
         self._references: list[FloatArray] = []
+        self._noise: list[FloatArray | None] = []
         self._moments: list[tuple[int, bool, float, float]] = []  # column, gaps?, mean, std
         columns: list[FloatArray] = []
         for j in range(features.shape[1]):
             column = features[:, j]
-            present = column[~np.isnan(column)]
-            self._references.append(np.sort(present))
+            present = np.flatnonzero(~np.isnan(column))
+            ordered = present[np.argsort(column[present], kind="stable")]
+            self._references.append(column[ordered])
+            self._noise.append(None if noise is None else noise[ordered])
             for gaps in (False, True):
                 raw = self._raw(column, j, gaps)
                 known = raw[~np.isnan(raw)]
@@ -62,7 +66,7 @@ class Columns:
             return missing.astype(np.float64)
         raw = np.full(len(column), math.nan)
         if self._references[j].size:
-            raw[~missing] = scores_within(column[~missing], self._references[j])
+            raw[~missing] = scores_within(column[~missing], self._references[j], self._noise[j])
         return raw
 
 

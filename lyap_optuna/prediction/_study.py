@@ -144,7 +144,9 @@ class StepModel:
         self._best_can_be = np.array(
             [v.value is not None and v.feasible is not False for v in rows], dtype=np.bool_
         )
-        self.predictor = predictor.fit(self._table.fitted, self.values, self._complete)
+        self.predictor = predictor.fit(
+            self._table.fitted, self.values, self._complete, np.array([v.noise for v in rows])
+        )
         self.chosen, self.skill = self.predictor.chosen, self.predictor.skill
         self.n_trials = self.predictor.n_trials if self.chosen else self.n_complete
         self._half_width = self.predictor.half_width if self.chosen else INTERVAL

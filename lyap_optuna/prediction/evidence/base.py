@@ -15,7 +15,8 @@ registry in ``evidence/__init__.py``. The rules:
 * A feature is a float or a string. A string is a category (one-hot encoded by
   :mod:`lyap_optuna.prediction._table`). What is missing is left out or NaN, never zero. Infinity
   is allowed and means larger than every finite value: features are ranked before they are used,
-  so that only their order counts, and neither unit nor scale does.
+  so that only their order counts, and neither unit nor scale does. (Losses that are nearer to one
+  another than their noise, :attr:`TrialView.noise`, have no order.)
 * Losses come *oriented*: smaller is better in both directions of the study, and a reported NaN
   or infinity is plus infinity, worse than every finite value.
 * It does not raise on any trial that Optuna can store, and does not depend on other trials.
@@ -23,6 +24,7 @@ registry in ``evidence/__init__.py``. The rules:
 """
 
 import abc
+import functools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -38,6 +40,9 @@ from lyap_optuna.records import ReadoutRecord, baseline_step, read_readouts
 
 FloatArray = npt.NDArray[np.float64]
 Feature = float | str
+
+_NORMAL_MAD = 0.6745
+"""Median of the absolute value of a standard normal variable."""
 
 
 def oriented(value: float, sign: int) -> float:
@@ -102,6 +107,21 @@ class TrialView:
             feasible=all(c <= 0.0 for c in constraints.values()) if constraints else None,
             completed=trial.datetime_complete,
         )
+
+    @functools.cached_property
+    def noise(self) -> float:
+        """Standard deviation of a report about the curve, in the objective's units; 0 unknown.
+
+        From second differences, which a steady slope leaves at zero (Gasser, Sroka and
+        Jennen-Steinmetz, *Biometrika* 73 (1986) 625), by their median, which a single fall or jump
+        does not move. It needs three finite reports.
+        """
+        v = self.losses[np.isfinite(self.losses)]
+        if len(v) < 3:
+            return 0.0
+        with np.errstate(over="ignore"):
+            bend = float(np.median(np.abs(v[2:] - 2 * v[1:-1] + v[:-2])))
+        return bend / (math.sqrt(6) * _NORMAL_MAD) if math.isfinite(bend) else 0.0
 
     @property
     def diverged(self) -> bool:

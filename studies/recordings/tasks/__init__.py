@@ -8,6 +8,7 @@ from studies.recordings.tasks import (
     language,
     lorenz96,
     motion,
+    temporal_order,
 )
 from studies.recordings.tasks._task import Run, Task
 
@@ -21,6 +22,7 @@ TASKS: dict[str, Task] = {
         delayed_digits.TASK,
         lorenz96.TASK,
         adding_tanh.TASK,
+        temporal_order.TASK,
     )
 }
 """Every recorded task by its name."""
