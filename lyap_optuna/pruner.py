@@ -296,8 +296,8 @@ class LyapunovPruner(BasePruner):
         pruned = probability < self._min_probability
         reason = (
             f"{story}; its chance of ending among the best {self._top_fraction:.0%} "
-            f"({threshold:.4g} or {'lower' if sign > 0 else 'higher'}) is {now:.2g}, with what it "
-            f"was before {probability:.2g}, "
+            f"({threshold:.4g} or {'lower' if sign > 0 else 'higher'}) is "
+            f"{probability:.2g} ({now:.2g} at this step alone), "
             f"{'below' if pruned else 'not below'} {self._min_probability:g}."
         )
         return Decision(

@@ -291,7 +291,7 @@ def test_a_chance_moves_half_way_to_each_estimate() -> None:
             break
         decision = read_decisions(last_trial(study))[-1]
         chances.append(decision.probability)
-        found = re.search(r"is ([\d.e-]+), with what it was before", decision.reason)
+        found = re.search(r"\(([\d.e-]+) at this step alone\)", decision.reason)
         estimates.append(float(found[1]))  # two digits
     assert len(estimates) == 4
     halves = (np.array(chances[:-1]) + estimates) / 2
