@@ -150,6 +150,7 @@ class StepModel:
         self.chosen, self.skill = self.predictor.chosen, self.predictor.skill
         self.n_trials = self.predictor.n_trials if self.chosen else self.n_complete
         self._half_width = self.predictor.half_width if self.chosen else INTERVAL
+        self._feasible_scores: npt.NDArray[np.float64] | None = None
         self._prior: PriorPredictor | None = None
         if not self.chosen and earlier and step is not None:
             prior = PriorPredictor(earlier, step, rows, self.values, reference)
@@ -178,8 +179,9 @@ class StepModel:
         feasible = self.values[self._best_can_be]
         if not feasible.size:
             return None
-        scores = self.predictor.score_of(feasible)
-        return float(np.quantile(scores, top_fraction, method="hazen"))
+        if self._feasible_scores is None:
+            self._feasible_scores = self.predictor.score_of(feasible)
+        return float(np.quantile(self._feasible_scores, top_fraction, method="hazen"))
 
     def probability_below(self, prediction: StepPrediction, score: float) -> float:
         """Return the chance that the trial ends at or below (better than) ``score``."""
