@@ -119,6 +119,46 @@ def step(optimizer: torch.optim.Optimizer, loss: torch.Tensor, clip: float | Non
     optimizer.step()
 
 
+def fresh_sequences(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    sequences: Callable[[int, torch.Generator], tuple[torch.Tensor, torch.Tensor]],
+    loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+    *,
+    batches: int,
+    batch_size: int,
+    clip: float,
+    n_valid: int,
+    seed: int,
+) -> Run:
+    """Return a run on sequences that are drawn anew for every batch.
+
+    Args:
+        model: The network.
+        optimizer: Of its parameters.
+        sequences: Draws so many inputs and targets.
+        loss: Of the model's answer, with the targets.
+        batches: Batches of an epoch.
+        batch_size: Sequences of a batch.
+        clip: Largest norm of the gradient.
+        n_valid: Sequences of the validation set, the same for all trials.
+        seed: Of the batches.
+    """
+    valid_x, valid_y = sequences(n_valid, torch.Generator().manual_seed(0))
+    generator = torch.Generator().manual_seed(1 + seed)
+
+    def train_epoch() -> None:
+        for _ in range(batches):
+            x, y = sequences(batch_size, generator)
+            step(optimizer, loss(model(x), y), clip)
+
+    @torch.no_grad()
+    def validate() -> float:
+        return loss(model(valid_x), valid_y).item()
+
+    return Run(model, valid_x[:10], train_epoch, validate)
+
+
 def predict_next_step(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,

@@ -14,7 +14,7 @@ from studies.recordings.tasks._task import (
     Run,
     SequenceModel,
     Task,
-    step,
+    fresh_sequences,
     suggest_optimizer,
     uniform_,
 )
@@ -41,21 +41,21 @@ def train_on_adding(
     model: nn.Module, optimizer: torch.optim.Optimizer, clip: float, seed: int
 ) -> Run:
     """Return a run of the adding problem for any network that takes its inputs."""
-    valid_x, valid_y = sequences(500, torch.Generator().manual_seed(0))
-    generator = torch.Generator().manual_seed(1 + seed)
 
-    def loss(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        return nn.functional.mse_loss(model(x)[:, 0, 0], y)
+    def loss(answer: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return nn.functional.mse_loss(answer[:, 0, 0], y)
 
-    def train_epoch() -> None:
-        for _ in range(BATCHES):
-            step(optimizer, loss(*sequences(BATCH_SIZE, generator)), clip)
-
-    @torch.no_grad()
-    def validate() -> float:
-        return loss(valid_x, valid_y).item()
-
-    return Run(model, valid_x[:10], train_epoch, validate)
+    return fresh_sequences(
+        model,
+        optimizer,
+        sequences,
+        loss,
+        batches=BATCHES,
+        batch_size=BATCH_SIZE,
+        clip=clip,
+        n_valid=500,
+        seed=seed,
+    )
 
 
 def start(trial: optuna.trial.BaseTrial, data: Path | None) -> Run:

@@ -14,7 +14,7 @@ from studies.recordings.tasks._task import (
     Run,
     SequenceModel,
     Task,
-    step,
+    fresh_sequences,
     suggest_optimizer,
     uniform_,
 )
@@ -44,21 +44,21 @@ def start(trial: optuna.trial.BaseTrial, data: Path | None) -> Run:
     model = SequenceModel(nn.GRU(ALPHABET + 2, 64, batch_first=True), ALPHABET, last=SYMBOLS)
     uniform_(model.recurrent, scale, bias)
     optimizer = suggest_optimizer(trial, model, lr, ("adam", "rmsprop"))
-    valid_x, valid_y = sequences(400, torch.Generator().manual_seed(0))
-    generator = torch.Generator().manual_seed(1 + trial.number)
 
-    def loss(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        return nn.functional.cross_entropy(model(x).flatten(0, 1), y.flatten())
+    def loss(answer: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return nn.functional.cross_entropy(answer.flatten(0, 1), y.flatten())
 
-    def train_epoch() -> None:
-        for _ in range(BATCHES):
-            step(optimizer, loss(*sequences(BATCH_SIZE, generator)), clip)
-
-    @torch.no_grad()
-    def validate() -> float:
-        return loss(valid_x, valid_y).item()
-
-    return Run(model, valid_x[:10], train_epoch, validate)
+    return fresh_sequences(
+        model,
+        optimizer,
+        sequences,
+        loss,
+        batches=BATCHES,
+        batch_size=BATCH_SIZE,
+        clip=clip,
+        n_valid=400,
+        seed=trial.number,
+    )
 
 
 TASK = Task(

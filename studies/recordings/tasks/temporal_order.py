@@ -16,7 +16,7 @@ from studies.recordings.tasks._task import (
     Run,
     SequenceModel,
     Task,
-    step,
+    fresh_sequences,
     suggest_optimizer,
     uniform_,
 )
@@ -50,21 +50,21 @@ def start(trial: optuna.trial.BaseTrial, data: Path | None) -> Run:
     model = SequenceModel(nn.GRU(DISTRACTORS + 2, 48, batch_first=True), 4, last=1)
     uniform_(model.recurrent, scale, bias)
     optimizer = suggest_optimizer(trial, model, lr, ("adam", "rmsprop"))
-    valid_x, valid_y = sequences(500, torch.Generator().manual_seed(0))
-    generator = torch.Generator().manual_seed(1 + trial.number)
 
-    def loss(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        return nn.functional.cross_entropy(model(x)[:, 0], y)
+    def loss(answer: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return nn.functional.cross_entropy(answer[:, 0], y)
 
-    def train_epoch() -> None:
-        for _ in range(BATCHES):
-            step(optimizer, loss(*sequences(BATCH_SIZE, generator)), clip)
-
-    @torch.no_grad()
-    def validate() -> float:
-        return loss(valid_x, valid_y).item()
-
-    return Run(model, valid_x[:10], train_epoch, validate)
+    return fresh_sequences(
+        model,
+        optimizer,
+        sequences,
+        loss,
+        batches=BATCHES,
+        batch_size=BATCH_SIZE,
+        clip=clip,
+        n_valid=500,
+        seed=trial.number,
+    )
 
 
 TASK = Task(
