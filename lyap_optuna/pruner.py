@@ -3,7 +3,7 @@
 import math
 import threading
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -237,6 +237,9 @@ class LyapunovPruner(BasePruner):
         stored = trials[trial.number] if trial.number < len(trials) else trial
         if stored._trial_id != trial._trial_id or step not in stored.intermediate_values:
             stored = trial
+        past = read_decisions(stored)
+        if past and past[-1].step == step:
+            return past[-1]  # asked again without a new report: the chance must not move twice
         view = TrialView.of(stored, sign)
         with self._lock:
             models = self._models_of(study, sign)
@@ -292,7 +295,7 @@ class LyapunovPruner(BasePruner):
             return Decision(verdict="kept", reason=reason, **known)
         threshold = model.value_of(score)
         now = model.probability_below(prediction, score)
-        probability = WEIGHT * now + (1 - WEIGHT) * self._chance_before(stored, step)
+        probability = WEIGHT * now + (1 - WEIGHT) * self._chance_before(past)
         pruned = probability < self._min_probability
         reason = (
             f"{story}; its chance of ending among the best {self._top_fraction:.0%} "
@@ -308,10 +311,10 @@ class LyapunovPruner(BasePruner):
             **known,
         )
 
-    def _chance_before(self, trial: FrozenTrial, step: int) -> float:
+    def _chance_before(self, past: Sequence[Decision]) -> float:
         """Return the chance at the last check, where one was predicted; else that of any trial."""
-        before = [d.probability for d in read_decisions(trial) if d.step < step]
-        return self._top_fraction if not before or before[-1] is None else before[-1]
+        before = past[-1].probability if past else None
+        return self._top_fraction if before is None else before
 
     def _models_of(self, study: Study, sign: int) -> StudyModels:
         of_storage = self._studies.setdefault(study._storage, {})

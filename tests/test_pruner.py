@@ -289,6 +289,9 @@ def test_a_chance_moves_half_way_to_each_estimate() -> None:
         trial.report(loss, step)
         if trial.should_prune() or step == 4:
             break
+        asked_once = read_decisions(last_trial(study))
+        assert not trial.should_prune()  # asked again, it says the same
+        assert read_decisions(last_trial(study)) == asked_once
         decision = read_decisions(last_trial(study))[-1]
         chances.append(decision.probability)
         found = re.search(r"\(([\d.e-]+) at this step alone\)", decision.reason)
