@@ -71,8 +71,7 @@ def rank_trials(
     COMPLETE trials stand by their known value, beside their out-of-fold prediction. Running and
     pruned trials stand by their prediction; those about which nothing can be predicted come
     last. WAITING and FAIL trials are left out. Where the study uses constraints, infeasible
-    trials come after all others. The ranking depends on the order of values alone: any
-    increasing transform of them leaves it unchanged.
+    trials come after all others. The ranking depends on no unit and no offset of the values.
 
     The default predictor is used, with every COMPLETE trial of the study, whichever pruner the
     study ran with: Optuna does not store pruners.
