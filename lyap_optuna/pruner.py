@@ -27,8 +27,9 @@ from lyap_optuna.prediction._study import (
 from lyap_optuna.prediction.evidence import TrialView, check_evidence
 from lyap_optuna.records import Decision, read_decisions, write_decision
 
-WEIGHT = 0.5
-"""Weight of a check's own estimate in a trial's chance; the rest is the chance before it."""
+CREDIBILITY = 4
+"""COMPLETE trials at which a skill measured on them counts for half (as in credibility theory:
+n / (n + k), Bühlmann 1967)."""
 
 
 class LyapunovPruner(BasePruner):
@@ -39,9 +40,11 @@ class LyapunovPruner(BasePruner):
     exponents, their displacement since before training, the hyperparameters, or a combination.
     The trial is pruned where its chance of ending among the best ``top_fraction`` of the
     COMPLETE trials is below ``min_probability``. The chance starts at ``top_fraction`` and moves
-    half way to each check's estimate, so that one check prunes only what is nearly hopeless. Where
-    the study uses constraints, the best are the best feasible trials. Where no evidence has skill,
-    nothing is pruned.
+    towards each check's estimate, by as much as the evidence explains: the square of its rank
+    correlation, times n / (n + 4) on n COMPLETE trials. So one check prunes at once where the
+    evidence is strong and much of it is known, and several must agree where it is weak. A trial
+    whose last value is already among the best is kept. Where the study uses constraints, the best
+    are the best feasible trials. Where no evidence has skill, nothing is pruned.
 
     That early exponents foretell the final loss is the finding of Vogt, Puelma Touzel, Shlizerman
     and Lajoie, *On Lyapunov Exponents for RNNs* (arXiv:2006.14123); that their displacement
@@ -295,12 +298,17 @@ class LyapunovPruner(BasePruner):
             return Decision(verdict="kept", reason=reason, **known)
         threshold = model.value_of(score)
         now = model.probability_below(prediction, score)
-        probability = WEIGHT * now + (1 - WEIGHT) * self._chance_before(past)
+        weight = model.skill**2 * model.n_trials / (model.n_trials + CREDIBILITY)
+        probability = weight * now + (1 - weight) * self._chance_before(past)
+        arrived = model.score_of(float(view.losses[view.reports(step) - 1])) <= score
+        if arrived:
+            probability = max(probability, self._top_fraction)
         pruned = probability < self._min_probability
         reason = (
             f"{story}; its chance of ending among the best {self._top_fraction:.0%} "
             f"({threshold:.4g} or {'lower' if sign > 0 else 'higher'}) is "
-            f"{probability:.2g} ({now:.2g} at this step alone), "
+            f"{probability:.2g} ({now:.2g} at this step alone, weight {weight:.2g}"
+            f"{', but it is there now' if arrived else ''}), "
             f"{'below' if pruned else 'not below'} {self._min_probability:g}."
         )
         return Decision(

@@ -141,6 +141,27 @@ def test_scores_within_the_noise_are_shared() -> None:
     assert (np.diff(noisy) > 0).all()
 
 
+def test_scores_within_the_margin_are_shared() -> None:
+    reference = np.array([0.5, 2.3, 2.301, 2.302, 3.0, np.inf])
+    exact = scores_within(reference, reference)
+    tied = scores_within(reference, reference, margin=0.1)
+    np.testing.assert_allclose(tied[1:4], exact[2])
+    np.testing.assert_allclose(tied[[0, 4, 5]], exact[[0, 4, 5]])
+    noisy = scores_within(reference, reference, np.full(6, 1e-3), margin=0.1)
+    np.testing.assert_allclose(noisy, tied)
+
+
+def test_rank_correlation_ties_what_is_within_the_margin() -> None:
+    from scipy.stats import spearmanr
+
+    rng = np.random.default_rng(0)
+    a, groups = rng.normal(size=20), rng.integers(0, 4, size=20).astype(float)
+    b = groups + rng.uniform(0.0, 0.4, size=20)
+    found = rank_correlation(a, b, pairwise_order(b, margin=0.5))
+    assert found == pytest.approx(spearmanr(a, groups).statistic)
+    assert rank_correlation(a, b, pairwise_order(b, margin=5.0)) == 0.0
+
+
 def test_rank_correlation_is_a_mean_over_orders_within_the_noise() -> None:
     rng = np.random.default_rng(0)
     a, b, noise = rng.normal(size=12), rng.normal(size=12), rng.uniform(0.0, 1.0, size=12)
@@ -175,6 +196,28 @@ def test_order_on_a_plateau_is_no_skill() -> None:
     assert blind.skills["loss",] < 0.75
     values[:8] -= np.linspace(0.2, 1.0, 8)  # who leaves it later, in no order of the loss
     assert RankPredictor().fit({"loss": loss}, values, noise=noise).chosen == ()
+
+
+def test_order_on_a_plateau_is_no_skill_once_one_trial_has_left_it() -> None:
+    rng = np.random.default_rng(0)
+    values = 2.3 + 0.01 * rng.normal(size=24)
+    loss = values[:, None] + 0.003 * rng.normal(size=(24, 1))
+    values[:3] = 1.0, 1.4, 1.5  # exact curves: no noise to tell by
+    assert RankPredictor().fit({"loss": loss}, values).chosen == ()
+    here = RankPredictor().fit({"loss": loss}, values)
+    moved = RankPredictor().fit({"loss": 1e-3 * loss + 40.0}, 1e-3 * values + 40.0)
+    assert moved.skills == pytest.approx(here.skills, abs=1e-6)
+
+
+def test_a_lower_loss_never_foretells_a_worse_end() -> None:
+    rng = np.random.default_rng(0)
+    values = rng.normal(size=40)
+    loss = -values[:, None] + 0.1 * rng.normal(size=(40, 1))
+    against = RankPredictor().fit({"loss": loss}, values)
+    assert against.skills["loss",] < -0.9
+    assert against.chosen == ()
+    # The same numbers as another kind of evidence may point either way.
+    assert RankPredictor().fit({"exponents": loss}, values).skills["exponents",] > 0.9
 
 
 def test_rank_correlation_agrees_with_scipy() -> None:

@@ -280,11 +280,11 @@ def test_decisions_are_recorded(storage: str, tmp_path: Any) -> None:
     assert trial.user_attrs["lyapunov:predicted_value"] == decision.predicted_value
 
 
-def test_a_chance_moves_half_way_to_each_estimate() -> None:
+def test_a_chance_moves_as_far_as_the_evidence_explains() -> None:
     study = study_of(specs("easy", 30), pruner=LyapunovPruner(min_probability=0.001))
     best, _ = extremes("easy")
     trial = start(study, best[0])
-    chances, estimates = [0.1], []
+    chances, estimates, weights = [0.1], [], []
     for step, loss in best[0]["intermediate_values"].items():
         trial.report(loss, step)
         if trial.should_prune() or step == 4:
@@ -294,11 +294,33 @@ def test_a_chance_moves_half_way_to_each_estimate() -> None:
         assert read_decisions(last_trial(study)) == asked_once
         decision = read_decisions(last_trial(study))[-1]
         chances.append(decision.probability)
-        found = re.search(r"\(([\d.e-]+) at this step alone\)", decision.reason)
+        weights.append(decision.skill**2 * decision.n_trials / (decision.n_trials + 4))
+        found = re.search(r"\(([\d.e-]+) at this step alone, weight ([\d.]+)", decision.reason)
         estimates.append(float(found[1]))  # two digits
+        assert float(found[2]) == pytest.approx(weights[-1], rel=0.05)
     assert len(estimates) == 4
-    halves = (np.array(chances[:-1]) + estimates) / 2
-    np.testing.assert_allclose(chances[1:], halves, rtol=0.05)
+    expected = np.array(weights) * estimates + (1 - np.array(weights)) * chances[:-1]
+    np.testing.assert_allclose(chances[1:], expected, rtol=0.05)
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_trial_that_is_already_among_the_best_is_kept(sign: int) -> None:
+    pruner = LyapunovPruner(evidence=["displacement"])  # it does not see the loss
+    study = study_of(specs("plateau", 30, sign=sign), sign=sign, pruner=pruner)
+    _, worst = extremes("plateau", sign=sign)
+    step = pruned_at(study, worst[-1])
+    assert step is not None
+    arrived = 0.9 * min(abs(t.value) for t in study.trials if t.value is not None)
+    trial = start(study, worst[-1])
+    for earlier, loss in worst[-1]["intermediate_values"].items():
+        trial.report(sign * arrived if earlier == step else loss, earlier)
+        kept = not trial.should_prune()
+        decision = read_decisions(last_trial(study))[-1]
+        assert kept
+        if earlier == step:
+            break
+    assert decision.probability == 0.1
+    assert "it is there now" in decision.reason
 
 
 def test_a_trial_of_nan_is_pruned_with_a_reason() -> None:

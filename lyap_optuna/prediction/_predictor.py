@@ -53,6 +53,10 @@ MIN_GAIN = 0.02
 """... and by at least this much."""
 
 
+MARGIN_OF_VALUES = 0.05
+"""Values nearer to one another than this share of the distance from the median to the best are
+equally good: on a plateau all are, once one trial has left it."""
+
 INTERVAL = normal_quantile(0.9)
 """Half-width of the central 80 % interval of a normal distribution, in standard deviations."""
 
@@ -127,7 +131,8 @@ class RankPredictor:
 
     Features and values enter as normal scores (the normal quantile of the rank), so that one
     diverged trial moves no other; losses and values that are nearer to one another than their
-    noise share a score, so that the order of trials that rest on one plateau counts for nothing.
+    noise share a score, and values nearer than :data:`MARGIN_OF_VALUES` too, so that the order of
+    trials that rest on one plateau counts for nothing.
     Each combination of evidence is judged by the Spearman correlation of its leave-one-out
     predictions with the values. The choice starts from the loss alone and takes a richer
     combination, one kind more at a time, or another single kind, only where it is better by a
@@ -167,6 +172,7 @@ class RankPredictor:
         self.out_of_fold = Prediction(np.zeros(0), np.zeros(0))
         self._reference = np.zeros(0)
         self._noise: FloatArray | None = None
+        self._margin = 0.0
         self._at: FloatArray | None = None
         self._columns: dict[str, Columns] = {}
         self._model: GaussianProcess | None = None
@@ -207,7 +213,8 @@ class RankPredictor:
         ordered = rows[np.argsort(values[rows], kind="stable")]
         self._reference = values[ordered]
         self._noise = None if noise is None else noise[ordered]
-        order = pairwise_order(values[rows], None if noise is None else noise[rows])
+        self._margin = _margin(values)
+        order = pairwise_order(values[rows], None if noise is None else noise[rows], self._margin)
         self.n_trials = int(scored[rows].sum())
         if self.n_trials < MIN_FIT_TRIALS:
             return self
@@ -232,12 +239,18 @@ class RankPredictor:
                 has &= ~np.isnan(features[kind][rows]).all(axis=1)
             return has
 
-        def correlation_on(has: npt.NDArray[np.bool_], kinds: tuple[str, ...]) -> float:
+        def correlation(x: FloatArray, has: npt.NDArray[np.bool_]) -> float:
             return rank_correlation(
-                models[kinds].out_of_fold[has],
-                values[rows][has],
-                None if order is None else order[np.ix_(has, has)],
+                x[has], values[rows][has], None if order is None else order.among(has)
             )
+
+        def correlation_on(has: npt.NDArray[np.bool_], kinds: tuple[str, ...]) -> float:
+            found = correlation(models[kinds].out_of_fold, has)
+            if kinds == ("loss",):
+                # Whatever else a model may see in ten losses: lower ones must end lower.
+                columns = features["loss"][rows].T
+                found = min(found, max(correlation(column, has) for column in columns))
+            return found
 
         def skill_of(kinds: tuple[str, ...]) -> float:
             if kinds not in models:
@@ -331,7 +344,9 @@ class RankPredictor:
 
     def score_of(self, values: FloatArray) -> FloatArray:
         """Return the normal scores of oriented values among those fitted."""
-        return scores_within(np.asarray(values, np.float64), self._reference, self._noise)
+        return scores_within(
+            np.asarray(values, np.float64), self._reference, self._noise, self._margin
+        )
 
     def value_of(self, scores: FloatArray) -> FloatArray:
         """Return the oriented values at normal scores, interpolated between those fitted.
@@ -384,6 +399,18 @@ def _beyond(values: FloatArray, at: FloatArray, distance: FloatArray, side: int)
             change = (end - inside) * side * distance
     clipped: FloatArray = np.clip(change, -limit, limit)
     return clipped
+
+
+def _margin(values: FloatArray) -> float:
+    """Return the distance within which oriented ``values`` are equally good."""
+    finite = values[np.isfinite(values)]
+    if not finite.size:
+        return 0.0
+    # A diverged value has its place in the order, and no other meaning.
+    median = min(float(np.quantile(values, 0.5, method="lower")), float(finite.max()))
+    with np.errstate(over="ignore"):
+        spread = median - float(finite.min())
+    return MARGIN_OF_VALUES * spread if math.isfinite(spread) else 0.0
 
 
 def _spread_over(values: FloatArray) -> npt.NDArray[np.intp]:

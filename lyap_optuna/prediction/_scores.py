@@ -2,9 +2,11 @@
 
 import functools
 import math
+from dataclasses import dataclass
 from statistics import NormalDist
 
 import numpy as np
+import numpy.typing as npt
 
 from lyap_optuna.prediction.evidence.base import FloatArray
 
@@ -31,7 +33,10 @@ def normal_cdf(z: FloatArray) -> FloatArray:
 
 
 def scores_within(
-    values: FloatArray, reference: FloatArray, noise: FloatArray | None = None
+    values: FloatArray,
+    reference: FloatArray,
+    noise: FloatArray | None = None,
+    margin: float = 0.0,
 ) -> FloatArray:
     """Return the normal scores of ``values`` among the ascending ``reference``.
 
@@ -41,40 +46,75 @@ def scores_within(
 
     With ``noise``, the standard deviation of each element of ``reference``, each counts as
     smaller with the chance that it is, v being as noisy: values nearer to one another than their
-    noise have nearly the same score.
+    noise have nearly the same score. Values nearer than ``margin`` count as equal.
     """
-    if noise is not None and noise.any():
-        return _noisy_scores(values, reference, noise)
-    low = np.searchsorted(reference, values, side="left")
-    high = np.searchsorted(reference, values, side="right")
-    scores: FloatArray = _score_table(len(reference))[low + high]
-    return scores
-
-
-def _noisy_scores(values: FloatArray, reference: FloatArray, noise: FloatArray) -> FloatArray:
+    if noise is None or not noise.any():
+        if margin == 0.0:
+            low = np.searchsorted(reference, values, side="left")
+            high = np.searchsorted(reference, values, side="right")
+            scores: FloatArray = _score_table(len(reference))[low + high]
+            return scores
+        noise = np.zeros(len(reference))
     from scipy.special import ndtri
 
     n = len(reference)
-    share = _chances_below(values, reference, math.sqrt(2) * noise).mean(axis=1)
-    scores: FloatArray = ndtri(np.clip(share, 0.5 / n, 1 - 0.5 / n))
+    share = _chances_below(values, reference, math.sqrt(2) * noise, margin).mean(axis=1)
+    scores = ndtri(np.clip(share, 0.5 / n, 1 - 0.5 / n))
     return scores
 
 
-def _chances_below(values: FloatArray, reference: FloatArray, widths: FloatArray) -> FloatArray:
-    """Return the chances that each of ``reference`` is truly below each of ``values``."""
+def _chances_below(
+    values: FloatArray, reference: FloatArray, widths: FloatArray, margin: float
+) -> FloatArray:
+    """Return the chances that each of ``reference`` is truly below each of ``values``.
+
+    Those nearer than ``margin`` count for a half.
+    """
     from scipy.special import ndtr
 
+    def beyond(distance: FloatArray) -> FloatArray:
+        z = np.nan_to_num(distance / widths, nan=0.0, posinf=40.0, neginf=-40.0)
+        chances: FloatArray = ndtr(z)
+        return chances
+
     with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
-        z = np.subtract.outer(values, reference) / widths
-    chances: FloatArray = ndtr(np.nan_to_num(z, nan=0.0, posinf=40.0, neginf=-40.0))
-    return chances
+        difference = np.subtract.outer(values, reference)
+        difference[np.isnan(difference)] = 0.0  # infinite both
+        return (beyond(difference - margin) + beyond(difference + margin)) / 2
 
 
-def pairwise_order(values: FloatArray, noise: FloatArray | None = None) -> FloatArray | None:
-    """Return the chance that value j is truly below value i, shape (n, n); None without noise."""
-    if noise is None or not noise.any():
+@dataclass(frozen=True)
+class PairwiseOrder:
+    """Who is below whom, among n values that are known to within noise and a margin.
+
+    Args:
+        likely: Chance that value j is truly below value i, a half where they are nearer than the
+            margin, shape (n, n).
+        exact: The same without noise.
+    """
+
+    likely: FloatArray
+    exact: FloatArray
+
+    def among(self, chosen: npt.NDArray[np.bool_]) -> "PairwiseOrder":
+        """Return the order of the values that ``chosen`` marks, shape (n,)."""
+        pairs = np.ix_(chosen, chosen)
+        return PairwiseOrder(self.likely[pairs], self.exact[pairs])
+
+
+def pairwise_order(
+    values: FloatArray, noise: FloatArray | None = None, margin: float = 0.0
+) -> PairwiseOrder | None:
+    """Return the order of ``values``; None where neither noise nor a margin blurs it."""
+    noisy = noise is not None and bool(noise.any())
+    if not noisy and margin == 0.0:
         return None
-    return _chances_below(values, values, np.hypot.outer(noise, noise))
+    exact = _chances_below(values, values, np.zeros(len(values)), margin)
+    if noise is None or not noisy:
+        return PairwiseOrder(exact, exact)
+    return PairwiseOrder(
+        _chances_below(values, values, np.hypot.outer(noise, noise), margin), exact
+    )
 
 
 def midranks(values: FloatArray) -> FloatArray:
@@ -85,18 +125,18 @@ def midranks(values: FloatArray) -> FloatArray:
     return (low + high + 1) / 2.0
 
 
-def rank_correlation(a: FloatArray, b: FloatArray, order: FloatArray | None = None) -> float:
+def rank_correlation(a: FloatArray, b: FloatArray, order: PairwiseOrder | None = None) -> float:
     """Return Spearman's rank correlation; 0 where either is constant or has fewer than two.
 
     With ``order``, the :func:`pairwise_order` of ``b``, its mean over what the order of ``b`` may
-    truly be: differences within the noise count neither for nor against.
+    truly be: differences within the noise count neither for nor against. What is within the margin
+    is tied.
     """
     if len(a) < 2:
         return 0.0
-    x, y = midranks(a), midranks(b)
-    x, y = x - x.mean(), y - y.mean()
-    scale = math.sqrt(float(x @ x) * float(y @ y))
-    if order is not None:
-        y = order.sum(axis=1)
-        y = y - y.mean()
-    return float(x @ y) / scale if scale > 0 else 0.0
+    x = midranks(a)
+    y = midranks(b) if order is None else order.likely.sum(axis=1)
+    exact = y if order is None else order.exact.sum(axis=1)
+    x, y, exact = x - x.mean(), y - y.mean(), exact - exact.mean()
+    scale = math.sqrt(float(x @ x) * float(exact @ exact))
+    return float(x @ y) / scale if scale > 1e-9 else 0.0

@@ -188,6 +188,10 @@ class StepModel:
         z = (score - prediction.score) / prediction.spread
         return float(normal_cdf(np.array([z]))[0])
 
+    def score_of(self, value: float) -> float:
+        """Return the score of an oriented value among those fitted."""
+        return float(self.predictor.score_of(np.array([value]))[0])
+
     def value_of(self, score: float) -> float:
         """Return the value at a score, in the study's direction."""
         return self._sign * float(self.predictor.value_of(np.array([score]))[0])

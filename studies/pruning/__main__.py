@@ -296,7 +296,7 @@ def timing_table() -> str:
 @click.command()
 @click.argument("names", nargs=-1)
 @click.option("--orders", default=100, show_default=True, help="Orders for Optuna's pruners.")
-@click.option("--ours", default=30, show_default=True, help="Orders for ours.")
+@click.option("--ours", default=100, show_default=True, help="Orders for ours.")
 @click.option("--ablations", default=30, show_default=True, help="Orders without each evidence.")
 @click.option("--priors", default=10, show_default=True, help="Orders after earlier studies.")
 @click.option("--jobs", default=2, show_default=True, help="Processes.")
