@@ -27,10 +27,6 @@ from lyap_optuna.prediction._study import (
 from lyap_optuna.prediction.evidence import TrialView, check_evidence
 from lyap_optuna.records import Decision, read_decisions, write_decision
 
-CREDIBILITY = 4
-"""COMPLETE trials at which a skill measured on them counts for half (as in credibility theory:
-n / (n + k), Bühlmann 1967)."""
-
 
 class LyapunovPruner(BasePruner):
     """Pruner that keeps the trials that may still end among the best.
@@ -41,10 +37,12 @@ class LyapunovPruner(BasePruner):
     The trial is pruned where its chance of ending among the best ``top_fraction`` of the
     COMPLETE trials is below ``min_probability``. The chance starts at ``top_fraction`` and moves
     towards each check's estimate, by as much as the evidence explains: the square of its rank
-    correlation, times n / (n + 4) on n COMPLETE trials. So one check prunes at once where the
-    evidence is strong and much of it is known, and several must agree where it is weak. A trial
-    whose last value is already among the best is kept. Where the study uses constraints, the best
-    are the best feasible trials. Where no evidence has skill, nothing is pruned.
+    correlation, times n / (n + 4) on n COMPLETE trials. One check prunes where strong evidence is
+    known well; where it is weak, a trial gets several, unless its evidence changes. A trial whose
+    last report is among the best already is kept, in studies whose final value is the last
+    report. Final values that differ by less than 5 % of the distance from the median to the best
+    count as equal. Where the study uses constraints, the best are the best feasible trials. Where
+    no evidence has skill, nothing is pruned.
 
     That early exponents foretell the final loss is the finding of Vogt, Puelma Touzel, Shlizerman
     and Lajoie, *On Lyapunov Exponents for RNNs* (arXiv:2006.14123); that their displacement
@@ -298,18 +296,20 @@ class LyapunovPruner(BasePruner):
             return Decision(verdict="kept", reason=reason, **known)
         threshold = model.value_of(score)
         now = model.probability_below(prediction, score)
-        weight = model.skill**2 * model.n_trials / (model.n_trials + CREDIBILITY)
-        probability = weight * now + (1 - weight) * self._chance_before(past)
-        arrived = model.score_of(float(view.losses[view.reports(step) - 1])) <= score
-        if arrived:
+        probability = model.weight * now + (1 - model.weight) * self._chance_before(past)
+        there = model.is_there(view, step, score)
+        if there:
             probability = max(probability, self._top_fraction)
-        pruned = probability < self._min_probability
+        pruned = not there and probability < self._min_probability
         reason = (
             f"{story}; its chance of ending among the best {self._top_fraction:.0%} "
             f"({threshold:.4g} or {'lower' if sign > 0 else 'higher'}) is "
-            f"{probability:.2g} ({now:.2g} at this step alone, weight {weight:.2g}"
-            f"{', but it is there now' if arrived else ''}), "
-            f"{'below' if pruned else 'not below'} {self._min_probability:g}."
+            f"{probability:.2g} ({now:.2g} at this step alone, weight {model.weight:.2g}), "
+            + (
+                "and its last value is among them already."
+                if there
+                else f"{'below' if pruned else 'not below'} {self._min_probability:g}."
+            )
         )
         return Decision(
             verdict="pruned" if pruned else "kept",

@@ -1,6 +1,7 @@
 """Evidence, the predictor on arrays, and the models of a study."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import optuna
@@ -10,7 +11,7 @@ from optuna.trial import TrialState
 
 from lyap_optuna.prediction import RankPredictor, prediction_skill
 from lyap_optuna.prediction._scores import pairwise_order, rank_correlation, scores_within
-from lyap_optuna.prediction._study import StudyModels, model_step, refit_size
+from lyap_optuna.prediction._study import StepModel, StudyModels, model_step, refit_size
 from lyap_optuna.prediction._table import FeatureTable
 from lyap_optuna.prediction.evidence import EVIDENCE, TrialView, check_evidence
 
@@ -198,26 +199,58 @@ def test_order_on_a_plateau_is_no_skill() -> None:
     assert RankPredictor().fit({"loss": loss}, values, noise=noise).chosen == ()
 
 
-def test_order_on_a_plateau_is_no_skill_once_one_trial_has_left_it() -> None:
-    rng = np.random.default_rng(0)
-    values = 2.3 + 0.01 * rng.normal(size=24)
-    loss = values[:, None] + 0.003 * rng.normal(size=(24, 1))
-    values[:3] = 1.0, 1.4, 1.5  # exact curves: no noise to tell by
-    assert RankPredictor().fit({"loss": loss}, values).chosen == ()
-    here = RankPredictor().fit({"loss": loss}, values)
-    moved = RankPredictor().fit({"loss": 1e-3 * loss + 40.0}, 1e-3 * values + 40.0)
-    assert moved.skills == pytest.approx(here.skills, abs=1e-6)
+def complete(number: int, value: float, reports: dict[int, float]) -> TrialView:
+    trial = view(state=TrialState.COMPLETE, value=value, intermediate_values=reports)
+    return replace(trial, number=number)
 
 
-def test_a_lower_loss_never_foretells_a_worse_end() -> None:
+def plateau_that_three_leave(offset: float = 0.0, unit: float = 1.0) -> list[TrialView]:
+    """Forty trials in the order of their loss, but for three that end far below."""
     rng = np.random.default_rng(0)
-    values = rng.normal(size=40)
-    loss = -values[:, None] + 0.1 * rng.normal(size=(40, 1))
-    against = RankPredictor().fit({"loss": loss}, values)
-    assert against.skills["loss",] < -0.9
-    assert against.chosen == ()
-    # The same numbers as another kind of evidence may point either way.
-    assert RankPredictor().fit({"exponents": loss}, values).skills["exponents",] > 0.9
+    views = []
+    for i in range(40):
+        plateau = 2.3 + 1e-3 * i
+        end = {5: 1.0, 17: 1.4, 30: 1.5}.get(i, plateau)
+        curve = {0: plateau + 1e-4 * rng.normal(), 1: end}
+        reports = {step: offset + unit * v for step, v in curve.items()}
+        views.append(complete(i, offset + unit * end, reports))
+    return views
+
+
+def test_the_order_of_a_plateau_is_no_skill_once_one_trial_has_left_it() -> None:
+    model = StepModel(plateau_that_three_leave(), 0, ["loss"], 1, RankPredictor())
+    assert model.chosen == ()
+    assert abs(model.predictor.skills["loss",]) < 0.3
+    moved = StepModel(plateau_that_three_leave(40.0, 1e-3), 0, ["loss"], 1, RankPredictor())
+    assert moved.predictor.skills == pytest.approx(model.predictor.skills, abs=1e-6)
+    left = [v for v in plateau_that_three_leave() if v.value > 2.0]  # nobody has
+    assert StepModel(left, 0, ["loss"], 1, RankPredictor()).skill > 0.9
+
+
+def test_noise_as_wide_as_the_margin_makes_no_correlation_above_one() -> None:
+    for seed in range(100):
+        rng = np.random.default_rng(seed)
+        values = 2.3 + 0.03 * rng.normal(size=40)
+        values[0] = 1.3
+        noise = rng.uniform(0.0, 0.06, size=40)
+        order = pairwise_order(values, noise, margin=0.05)
+        assert rank_correlation(values, values, order) <= 1.0
+
+
+def test_what_can_never_be_best_and_what_diverged_move_no_margin() -> None:
+    base = [complete(i, float(i), {0: float(i)}) for i in range(40)]
+
+    def tied(rows: list[TrialView]) -> float:
+        model = StepModel(rows, 0, ["loss"], 1, RankPredictor())
+        scores = model.predictor.score_of(np.arange(40.0))
+        return float((np.diff(scores) == 0.0).mean())
+
+    assert tied(base) == 0.0
+    infeasible = replace(complete(40, -1e3, {0: 0.0}), feasible=False)
+    assert tied([*base, infeasible]) == 0.0
+    assert tied([*base, replace(infeasible, feasible=True)]) > 0.9
+    diverged = [complete(40 + i, math.inf, {0: 1.0}) for i in range(60)]
+    assert tied([*base, *diverged]) == 0.0
 
 
 def test_rank_correlation_agrees_with_scipy() -> None:

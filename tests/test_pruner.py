@@ -303,9 +303,10 @@ def test_a_chance_moves_as_far_as_the_evidence_explains() -> None:
     np.testing.assert_allclose(chances[1:], expected, rtol=0.05)
 
 
-@pytest.mark.parametrize("sign", [1, -1])
-def test_a_trial_that_is_already_among_the_best_is_kept(sign: int) -> None:
-    pruner = LyapunovPruner(evidence=["displacement"])  # it does not see the loss
+@pytest.mark.parametrize(("sign", "min_probability"), [(1, 0.06), (-1, 0.06), (1, 0.2)])
+def test_a_trial_that_is_already_among_the_best_is_kept(sign: int, min_probability: float) -> None:
+    # It does not see the loss.
+    pruner = LyapunovPruner(evidence=["displacement"], min_probability=min_probability)
     study = study_of(specs("plateau", 30, sign=sign), sign=sign, pruner=pruner)
     _, worst = extremes("plateau", sign=sign)
     step = pruned_at(study, worst[-1])
@@ -320,7 +321,31 @@ def test_a_trial_that_is_already_among_the_best_is_kept(sign: int) -> None:
         if earlier == step:
             break
     assert decision.probability == 0.1
-    assert "it is there now" in decision.reason
+    assert "among them already" in decision.reason
+
+
+def test_reports_on_another_scale_are_not_compared_with_final_values() -> None:
+    def scaled(trial: dict[str, Any]) -> dict[str, Any]:
+        reports = {step: 0.01 * loss for step, loss in trial["intermediate_values"].items()}
+        return {**trial, "intermediate_values": reports}
+
+    study = study_of(map(scaled, specs("easy", 30)), pruner=LyapunovPruner())
+    _, worst = extremes("easy")
+    assert all(pruned_at(study, scaled(trial)) is not None for trial in worst)
+
+
+@pytest.mark.parametrize("min_probability", [0.06, 0.2])
+def test_a_last_value_that_is_no_number_is_not_among_the_best(min_probability: float) -> None:
+    trials = specs("easy", 30)
+    for t in trials[:28]:
+        t["value"] = t["intermediate_values"][9] = math.inf
+    study = study_of(trials, pruner=LyapunovPruner(min_probability=min_probability))
+    trial = start(study, trials[0])
+    for step in range(3):
+        trial.report(math.inf, step)
+        trial.should_prune()
+    decisions = read_decisions(last_trial(study))
+    assert not any("among them already" in d.reason for d in decisions)
 
 
 def test_a_trial_of_nan_is_pruned_with_a_reason() -> None:

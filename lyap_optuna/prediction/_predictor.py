@@ -53,10 +53,6 @@ MIN_GAIN = 0.02
 """... and by at least this much."""
 
 
-MARGIN_OF_VALUES = 0.05
-"""Values nearer to one another than this share of the distance from the median to the best are
-equally good: on a plateau all are, once one trial has left it."""
-
 INTERVAL = normal_quantile(0.9)
 """Half-width of the central 80 % interval of a normal distribution, in standard deviations."""
 
@@ -79,7 +75,8 @@ class Predictor(Protocol):
 
     ``features`` map each kind of evidence to a matrix of shape (n, n_columns), NaN where
     missing. ``values`` are oriented (smaller is better), infinity allowed, shape (n,); ``noise``
-    is the standard deviation of a loss of each row, shape (n,).
+    is the standard deviation of a loss of each row, shape (n,); values nearer than ``margin`` are
+    equally good.
     """
 
     chosen: tuple[str, ...]
@@ -109,6 +106,7 @@ class Predictor(Protocol):
         values: FloatArray,
         scored: npt.NDArray[np.bool_] | None = None,
         noise: FloatArray | None = None,
+        margin: float = 0.0,
     ) -> Self:
         """Learn; ``scored`` marks the rows that count for the skill (all, by default)."""
         ...
@@ -131,8 +129,8 @@ class RankPredictor:
 
     Features and values enter as normal scores (the normal quantile of the rank), so that one
     diverged trial moves no other; losses and values that are nearer to one another than their
-    noise share a score, and values nearer than :data:`MARGIN_OF_VALUES` too, so that the order of
-    trials that rest on one plateau counts for nothing.
+    noise share a score, and values that are equally good too, so that the order of trials that
+    rest on one plateau counts for nothing.
     Each combination of evidence is judged by the Spearman correlation of its leave-one-out
     predictions with the values. The choice starts from the loss alone and takes a richer
     combination, one kind more at a time, or another single kind, only where it is better by a
@@ -185,6 +183,7 @@ class RankPredictor:
         values: FloatArray,
         scored: npt.NDArray[np.bool_] | None = None,
         noise: FloatArray | None = None,
+        margin: float = 0.0,
     ) -> Self:
         """Choose the evidence and fit.
 
@@ -194,6 +193,8 @@ class RankPredictor:
             scored: Which rows count for the skill, shape (n,); all by default.
             noise: Standard deviation of each row's losses and value, in the objective's units,
                 shape (n,): what lies within it is not ordered. Exact by default.
+            margin: Values nearer to one another than this are equally good, in the objective's
+                units.
 
         Raises:
             ValueError: Shapes do not fit, or a value is NaN.
@@ -213,7 +214,7 @@ class RankPredictor:
         ordered = rows[np.argsort(values[rows], kind="stable")]
         self._reference = values[ordered]
         self._noise = None if noise is None else noise[ordered]
-        self._margin = _margin(values)
+        self._margin = margin
         order = pairwise_order(values[rows], None if noise is None else noise[rows], self._margin)
         self.n_trials = int(scored[rows].sum())
         if self.n_trials < MIN_FIT_TRIALS:
@@ -239,18 +240,12 @@ class RankPredictor:
                 has &= ~np.isnan(features[kind][rows]).all(axis=1)
             return has
 
-        def correlation(x: FloatArray, has: npt.NDArray[np.bool_]) -> float:
-            return rank_correlation(
-                x[has], values[rows][has], None if order is None else order.among(has)
-            )
-
         def correlation_on(has: npt.NDArray[np.bool_], kinds: tuple[str, ...]) -> float:
-            found = correlation(models[kinds].out_of_fold, has)
-            if kinds == ("loss",):
-                # Whatever else a model may see in ten losses: lower ones must end lower.
-                columns = features["loss"][rows].T
-                found = min(found, max(correlation(column, has) for column in columns))
-            return found
+            return rank_correlation(
+                models[kinds].out_of_fold[has],
+                values[rows][has],
+                None if order is None else order.among(has),
+            )
 
         def skill_of(kinds: tuple[str, ...]) -> float:
             if kinds not in models:
@@ -399,18 +394,6 @@ def _beyond(values: FloatArray, at: FloatArray, distance: FloatArray, side: int)
             change = (end - inside) * side * distance
     clipped: FloatArray = np.clip(change, -limit, limit)
     return clipped
-
-
-def _margin(values: FloatArray) -> float:
-    """Return the distance within which oriented ``values`` are equally good."""
-    finite = values[np.isfinite(values)]
-    if not finite.size:
-        return 0.0
-    # A diverged value has its place in the order, and no other meaning.
-    median = min(float(np.quantile(values, 0.5, method="lower")), float(finite.max()))
-    with np.errstate(over="ignore"):
-        spread = median - float(finite.min())
-    return MARGIN_OF_VALUES * spread if math.isfinite(spread) else 0.0
 
 
 def _spread_over(values: FloatArray) -> npt.NDArray[np.intp]:

@@ -40,9 +40,9 @@ def scores_within(
 ) -> FloatArray:
     """Return the normal scores of ``values`` among the ascending ``reference``.
 
-    The score of v is the normal quantile of (#smaller + #equal / 2) / n, so that it depends on
-    the order alone: no value, however large, moves another one's score. ``reference`` has at
-    least one element and no NaN; infinity is allowed.
+    The score of v is the normal quantile of (#smaller + #equal / 2) / n, so that without noise and
+    margin it depends on the order alone: no value, however large, moves another one's score.
+    ``reference`` has at least one element and no NaN; infinity is allowed.
 
     With ``noise``, the standard deviation of each element of ``reference``, each counts as
     smaller with the chance that it is, v being as noisy: values nearer to one another than their
@@ -72,15 +72,11 @@ def _chances_below(
     """
     from scipy.special import ndtr
 
-    def beyond(distance: FloatArray) -> FloatArray:
-        z = np.nan_to_num(distance / widths, nan=0.0, posinf=40.0, neginf=-40.0)
-        chances: FloatArray = ndtr(z)
-        return chances
-
     with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
         difference = np.subtract.outer(values, reference)
-        difference[np.isnan(difference)] = 0.0  # infinite both
-        return (beyond(difference - margin) + beyond(difference + margin)) / 2
+        z = np.nan_to_num(difference / widths, nan=0.0, posinf=40.0, neginf=-40.0)
+    chances: FloatArray = np.where(np.abs(difference) < margin, 0.5, ndtr(z))
+    return chances
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,14 @@ per doubling."""
 REFIT_GROWTH = 0.1
 """Models are fitted again when the COMPLETE trials have grown by this fraction."""
 
+MARGIN = 0.05
+"""Final values nearer to one another than this share of the distance from the median to the best
+feasible one are equally good: on a plateau all are, once one trial has left it."""
+
+CREDIBILITY = 4
+"""COMPLETE trials on which a measured skill counts for half (n / (n + k) of credibility theory,
+Bühlmann 1967)."""
+
 PRIOR = "prior"
 """Name of what earlier studies say, beside the kinds of evidence."""
 
@@ -144,9 +152,17 @@ class StepModel:
         self._best_can_be = np.array(
             [v.value is not None and v.feasible is not False for v in rows], dtype=np.bool_
         )
+        margin = _margin(self.values, self.values[self._best_can_be])
         self.predictor = predictor.fit(
-            self._table.fitted, self.values, self._complete, np.array([v.noise for v in rows])
+            self._table.fitted,
+            self.values,
+            self._complete,
+            np.array([v.noise for v in rows]),
+            margin,
         )
+        ends = [(v.value, v.losses[-1]) for v in rows if v.value is not None and v.steps.size]
+        near = sum(value == last or abs(value - last) <= margin for value, last in ends)
+        self._last_is_value = 2 * near > len(ends)
         self.chosen, self.skill = self.predictor.chosen, self.predictor.skill
         self.n_trials = self.predictor.n_trials if self.chosen else self.n_complete
         self._half_width = self.predictor.half_width if self.chosen else INTERVAL
@@ -188,9 +204,27 @@ class StepModel:
         z = (score - prediction.score) / prediction.spread
         return float(normal_cdf(np.array([z]))[0])
 
-    def score_of(self, value: float) -> float:
-        """Return the score of an oriented value among those fitted."""
-        return float(self.predictor.score_of(np.array([value]))[0])
+    @property
+    def weight(self) -> float:
+        """What a prediction counts for: the share of the variance that its evidence explains.
+
+        The squared rank correlation, times the credibility of one measured on so many trials; the
+        skill of earlier studies is discounted for that already.
+        """
+        explained = min(max(self.skill, 0.0), 1.0) ** 2
+        if self._prior is not None:
+            return explained
+        return explained * self.n_trials / (self.n_trials + CREDIBILITY)
+
+    def is_there(self, view: TrialView, step: int, score: float) -> bool:
+        """Return whether the report at ``step`` is at or below (better than) a score already.
+
+        Never in studies whose final values are not their last reports.
+        """
+        last = float(view.losses[view.reports(step) - 1])
+        if not self._last_is_value or not math.isfinite(last):
+            return False
+        return float(self.predictor.score_of(np.array([last]))[0]) <= score
 
     def value_of(self, score: float) -> float:
         """Return the value at a score, in the study's direction."""
@@ -203,6 +237,21 @@ class StepModel:
         ends = score + spread * self._half_width * np.array([-1.0, 1.0])
         lower, upper = sorted(self.value_of(float(e)) for e in ends)
         return StepPrediction(self.step, score, spread, self.value_of(score), lower, upper)
+
+
+def _margin(values: npt.NDArray[np.float64], feasible: npt.NDArray[np.float64]) -> float:
+    """Return the distance within which oriented final values are equally good."""
+    finite = values[np.isfinite(values)]
+    if not feasible.size or not finite.size:
+        return 0.0
+    # A diverged value has its place in the order, and no other meaning.
+    median = float(np.quantile(values, 0.5, method="lower"))
+    if math.isinf(median):
+        median = float(np.median(finite))
+    with np.errstate(over="ignore"):
+        spread = median - float(feasible.min())
+    # A hair wider: on a grid of values it must not depend on rounding who is inside.
+    return MARGIN * (1 + 1e-6) * spread if 0.0 < spread < math.inf else 0.0
 
 
 _Key = tuple[object, ...]

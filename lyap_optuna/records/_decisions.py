@@ -26,8 +26,8 @@ class Decision:
         lower: Lower end of the 80 % prediction interval of the final value.
         upper: Its upper end.
         threshold: The value that marks the best ``top_fraction`` of COMPLETE trials.
-        probability: Chance of ending among them: half what is predicted at this step, half what
-            it was at the check before.
+        probability: Chance of ending among them: as it was at the check before (at first
+            ``top_fraction``), moved towards what is predicted at this step.
         min_probability: The chance below which a trial is pruned.
         evidence: Kinds of evidence that the prediction used.
         skill: Out-of-sample rank correlation of that evidence with the final value.
