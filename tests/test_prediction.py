@@ -253,6 +253,30 @@ def test_what_can_never_be_best_and_what_diverged_move_no_margin() -> None:
     assert tied([*base, *diverged]) == 0.0
 
 
+def test_a_diverged_trial_is_never_among_the_best_already() -> None:
+    rows = [complete(i, v, {0: v}) for i, v in enumerate([0.1, 0.2] + [math.inf] * 28)]
+    model = StepModel(rows, 0, ["loss"], 1, RankPredictor())
+    score = model.threshold_score(0.5)
+    assert score == model.predictor.score_of(np.array([math.inf]))[0]
+    assert model.is_there(view(intermediate_values={0: 0.2}), 0, score)
+    assert not model.is_there(view(intermediate_values={0: math.inf}), 0, score)
+    assert not model.is_there(view(intermediate_values={0: math.nan}), 0, score)
+
+
+def test_scores_on_a_grid_depend_on_no_unit() -> None:
+    # The median is 20 above the best: the margin is one step of the grid.
+    rng = np.random.default_rng(0)
+    below, above = rng.integers(10, 30, size=14), rng.integers(31, 60, size=15)
+    counts = np.concatenate([[10.0, 30.0], below, above])
+
+    def scores(values: np.ndarray) -> np.ndarray:
+        rows = [complete(i, float(v), {0: float(v)}) for i, v in enumerate(values)]
+        return StepModel(rows, 0, ["loss"], 1, RankPredictor()).predictor.score_of(values)
+
+    np.testing.assert_allclose(scores(counts / 100), scores(counts))
+    np.testing.assert_allclose(scores(-(1 - counts / 100)), scores(counts))
+
+
 def test_rank_correlation_agrees_with_scipy() -> None:
     from scipy.stats import spearmanr
 

@@ -23,7 +23,7 @@ per doubling."""
 REFIT_GROWTH = 0.1
 """Models are fitted again when the COMPLETE trials have grown by this fraction."""
 
-MARGIN = 0.05
+EQUALLY_GOOD = 0.05
 """Final values nearer to one another than this share of the distance from the median to the best
 feasible one are equally good: on a plateau all are, once one trial has left it."""
 
@@ -251,7 +251,7 @@ def _margin(values: npt.NDArray[np.float64], feasible: npt.NDArray[np.float64]) 
     with np.errstate(over="ignore"):
         spread = median - float(feasible.min())
     # A hair wider: on a grid of values it must not depend on rounding who is inside.
-    return MARGIN * (1 + 1e-6) * spread if 0.0 < spread < math.inf else 0.0
+    return EQUALLY_GOOD * (1 + 1e-6) * spread if 0.0 < spread < math.inf else 0.0
 
 
 _Key = tuple[object, ...]
