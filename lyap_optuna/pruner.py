@@ -37,10 +37,15 @@ class LyapunovPruner(BasePruner):
     The trial is pruned where its chance of ending among the best ``top_fraction`` of the
     COMPLETE trials is below ``min_probability``. The chance starts at ``top_fraction`` and moves
     towards each check's estimate, by as much as the evidence explains: the square of its rank
-    correlation, times n / (n + 4) on n COMPLETE trials. One check prunes where strong evidence is
-    known well; where it is weak, a trial gets several, unless its evidence changes. A trial whose
-    last report is among the best already is kept, in studies whose final value is the last
-    report. Final values that differ by less than 5 % of the distance from the median to the best
+    correlation, times the share of the final values' order that is not ties. No estimate is
+    below 1 / (2 n + 2) on n COMPLETE trials, of which ties count for less: so few cannot show
+    less. One check prunes where strong evidence is known well; where it is weak, a trial gets
+    several, unless its evidence changes.
+
+    A trial that leads is kept whatever is predicted: one whose last report fewer than
+    ``top_fraction`` of COMPLETE trials matched at the same step.
+
+    Final values that differ by less than 5 % of the distance from the median to the best
     count as equal. Where the study uses constraints, the best are the best feasible trials. Where
     no evidence has skill, nothing is pruned.
 
@@ -92,7 +97,8 @@ class LyapunovPruner(BasePruner):
         top_fraction: The fraction of COMPLETE trials that count as the best, in (0, 1).
         min_probability: The chance of ending among the best below which a trial is pruned, in
             [0, 1]. With 0 nothing is pruned. It should stay below ``top_fraction``, the chance
-            of a trial about which nothing is known.
+            of a trial about which nothing is known. Before 1 / (2 ``min_probability``) - 1
+            trials are COMPLETE (7.3 by default) nothing is pruned, ``n_startup_trials`` or not.
         evidence: Kinds of evidence to choose from, of ``"loss"``, ``"exponents"``,
             ``"displacement"`` and ``"hyperparameters"``; all of them for None.
         seed: Seed of predictors that draw random numbers. The default one draws none.
@@ -295,20 +301,22 @@ class LyapunovPruner(BasePruner):
             )
             return Decision(verdict="kept", reason=reason, **known)
         threshold = model.value_of(score)
-        now = model.probability_below(prediction, score)
+        estimated = model.probability_below(prediction, score)
+        now = max(estimated, model.least_chance)
         probability = model.weight * now + (1 - model.weight) * self._chance_before(past)
-        there = model.is_there(view, step, score)
-        if there:
-            probability = max(probability, self._top_fraction)
-        pruned = not there and probability < self._min_probability
+        low = probability < self._min_probability
+        leads = low and model.leads(view, step, self._top_fraction)
+        pruned = low and not leads
         reason = (
             f"{story}; its chance of ending among the best {self._top_fraction:.0%} "
             f"({threshold:.4g} or {'lower' if sign > 0 else 'higher'}) is "
-            f"{probability:.2g} ({now:.2g} at this step alone, weight {model.weight:.2g}), "
+            f"{probability:.2g} ({now:.2g} at this step alone, "
+            + ("the least that so few trials can show, " if now > estimated else "")
+            + f"weight {model.weight:.2g}), "
             + (
-                "and its last value is among them already."
-                if there
-                else f"{'below' if pruned else 'not below'} {self._min_probability:g}."
+                "but hardly a COMPLETE trial was as good at this step."
+                if leads
+                else f"{'' if low else 'not '}below {self._min_probability:g}."
             )
         )
         return Decision(

@@ -7,10 +7,20 @@ import numpy as np
 import optuna
 import pytest
 from _studies import DISTRIBUTIONS, specs, study_of
+from hypothesis import given
+from hypothesis import strategies as st
 from optuna.trial import TrialState
+from scipy.stats import rankdata, tiecorrect
 
 from lyap_optuna.prediction import RankPredictor, prediction_skill
-from lyap_optuna.prediction._scores import pairwise_order, rank_correlation, scores_within
+from lyap_optuna.prediction._scores import (
+    normal_cdf,
+    normal_quantile,
+    pairwise_order,
+    rank_correlation,
+    scores_within,
+    untied_share,
+)
 from lyap_optuna.prediction._study import StepModel, StudyModels, model_step, refit_size
 from lyap_optuna.prediction._table import FeatureTable
 from lyap_optuna.prediction.evidence import EVIDENCE, TrialView, check_evidence
@@ -253,14 +263,18 @@ def test_what_can_never_be_best_and_what_diverged_move_no_margin() -> None:
     assert tied([*base, *diverged]) == 0.0
 
 
-def test_a_diverged_trial_is_never_among_the_best_already() -> None:
-    rows = [complete(i, v, {0: v}) for i, v in enumerate([0.1, 0.2] + [math.inf] * 28)]
+def test_a_trial_leads_where_hardly_a_feasible_one_was_as_good() -> None:
+    rows = [complete(i, float(i), {0: float(i), 1: 5.0}) for i in range(20)]
+    rows += [replace(complete(20 + i, -1.0, {0: -1.0, 1: 5.0}), feasible=False) for i in range(9)]
     model = StepModel(rows, 0, ["loss"], 1, RankPredictor())
-    score = model.threshold_score(0.5)
-    assert score == model.predictor.score_of(np.array([math.inf]))[0]
-    assert model.is_there(view(intermediate_values={0: 0.2}), 0, score)
-    assert not model.is_there(view(intermediate_values={0: math.inf}), 0, score)
-    assert not model.is_there(view(intermediate_values={0: math.nan}), 0, score)
+
+    def leads(loss: float, step: int = 0) -> bool:
+        return model.leads(view(intermediate_values={0: loss, 1: loss}), step, 0.1)
+
+    assert all(map(leads, [-0.5, 0.5, 1.0]))  # behind none, one, and one and a half
+    assert not any(map(leads, [1.5, math.nan, math.inf]))
+    assert leads(4.9, step=1)
+    assert not leads(5.0, step=1)
 
 
 def test_scores_on_a_grid_depend_on_no_unit() -> None:
@@ -275,6 +289,23 @@ def test_scores_on_a_grid_depend_on_no_unit() -> None:
 
     np.testing.assert_allclose(scores(counts / 100), scores(counts))
     np.testing.assert_allclose(scores(-(1 - counts / 100)), scores(counts))
+
+
+@given(st.lists(st.sampled_from([0.0, 1.0, 2.5, 7.0, math.inf]), min_size=2, max_size=30))
+def test_untied_share_is_the_correction_for_ties(values: list[float]) -> None:
+    expected = tiecorrect(rankdata(values))
+    assert untied_share(np.array(values)) == pytest.approx(expected, abs=1e-12)
+
+
+def test_untied_share_ties_what_is_within_the_margin() -> None:
+    values = np.array([0.0, 0.4, 0.8, 3.0, math.inf, math.inf])
+    order = pairwise_order(values, margin=0.5)
+    assert order is not None
+    ranks = order.exact.sum(axis=1)
+    assert untied_share(values, 0.5) == pytest.approx(np.var(ranks) / np.var(np.arange(6)))
+    assert untied_share(values[:3], 1.0) == 0.0
+    assert untied_share(values[:4]) == 1.0
+    assert untied_share(values[:1]) == untied_share(values[:0]) == 0.0
 
 
 def test_rank_correlation_agrees_with_scipy() -> None:
@@ -329,13 +360,20 @@ def test_diverged_features_are_ranked_too() -> None:
     np.testing.assert_array_equal(calm, RankPredictor().fit(features, values).out_of_fold.score)
 
 
-def test_noise_is_rarely_chosen() -> None:
-    chosen = 0
+def test_noise_is_seldom_chosen_and_prunes_little() -> None:
+    chosen, pruned = 0, 0.0
     for seed in range(40):
         rng = np.random.default_rng(seed)
         features = {kind: rng.normal(size=(25, 2)) for kind in EVIDENCE}
-        chosen += bool(RankPredictor().fit(features, rng.normal(size=25)).chosen)
-    assert chosen <= 5
+        predictor = RankPredictor().fit(features, rng.normal(size=25))
+        if predictor.chosen:
+            chosen += 1
+            new = predictor.predict({kind: rng.normal(size=(100, 2)) for kind in EVIDENCE})
+            estimated = normal_cdf((normal_quantile(0.1) - new.score) / new.spread)
+            weight = predictor.skill**2
+            pruned += float(np.mean(weight * estimated + (1 - weight) * 0.1 < 0.06)) / 40
+    assert 0 < chosen <= 12
+    assert pruned < 0.02
 
 
 def test_the_skill_of_noise_is_around_zero() -> None:

@@ -121,6 +121,30 @@ def midranks(values: FloatArray) -> FloatArray:
     return (low + high + 1) / 2.0
 
 
+def untied_share(values: FloatArray, margin: float = 0.0) -> float:
+    """Return the variance of the ranks of ``values`` as a share of what it is without ties.
+
+    1 where no two are tied, 0 where all are or there are fewer than two; values nearer than
+    ``margin`` are tied. For groups of t equal values it is 1 - sum(t^3 - t) / (n^3 - n), the
+    correction for ties of rank statistics (Kendall, *Biometrika* 33 (1945) 239).
+    """
+    n = len(values)
+    if n < 2:
+        return 0.0
+    among = np.sort(values)
+    below = np.minimum(
+        np.searchsorted(among, values - margin, side="right"),
+        np.searchsorted(among, values, side="left"),
+    )
+    above = n - np.maximum(
+        np.searchsorted(among, values + margin, side="left"),
+        np.searchsorted(among, values, side="right"),
+    )
+    ranks = (below - above) / 2.0  # from the middle
+    ranks -= ranks.mean()
+    return 12.0 * float(ranks @ ranks) / (n**3 - n)
+
+
 def rank_correlation(a: FloatArray, b: FloatArray, order: PairwiseOrder | None = None) -> float:
     """Return Spearman's rank correlation; 0 where either is constant or has fewer than two.
 

@@ -12,7 +12,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from lyap_optuna.prediction._predictor import INTERVAL, Prediction, Predictor, RankPredictor
 from lyap_optuna.prediction._prior import TRAVELLING, EarlierStudy, PriorPredictor
-from lyap_optuna.prediction._scores import normal_cdf
+from lyap_optuna.prediction._scores import normal_cdf, untied_share
 from lyap_optuna.prediction._table import FeatureTable
 from lyap_optuna.prediction.evidence import TrialView
 
@@ -26,10 +26,6 @@ REFIT_GROWTH = 0.1
 EQUALLY_GOOD = 0.05
 """Final values nearer to one another than this share of the distance from the median to the best
 feasible one are equally good: on a plateau all are, once one trial has left it."""
-
-CREDIBILITY = 4
-"""COMPLETE trials on which a measured skill counts for half (n / (n + k) of credibility theory,
-Bühlmann 1967)."""
 
 PRIOR = "prior"
 """Name of what earlier studies say, beside the kinds of evidence."""
@@ -152,7 +148,9 @@ class StepModel:
         self._best_can_be = np.array(
             [v.value is not None and v.feasible is not False for v in rows], dtype=np.bool_
         )
+        self._feasible = [v for v, can in zip(rows, self._best_can_be, strict=True) if can]
         margin = _margin(self.values, self.values[self._best_can_be])
+        self._untied = untied_share(self.values[self._complete], margin)
         self.predictor = predictor.fit(
             self._table.fitted,
             self.values,
@@ -160,9 +158,6 @@ class StepModel:
             np.array([v.noise for v in rows]),
             margin,
         )
-        ends = [(v.value, v.losses[-1]) for v in rows if v.value is not None and v.steps.size]
-        near = sum(value == last or abs(value - last) <= margin for value, last in ends)
-        self._last_is_value = 2 * near > len(ends)
         self.chosen, self.skill = self.predictor.chosen, self.predictor.skill
         self.n_trials = self.predictor.n_trials if self.chosen else self.n_complete
         self._half_width = self.predictor.half_width if self.chosen else INTERVAL
@@ -208,23 +203,37 @@ class StepModel:
     def weight(self) -> float:
         """What a prediction counts for: the share of the variance that its evidence explains.
 
-        The squared rank correlation, times the credibility of one measured on so many trials; the
-        skill of earlier studies is discounted for that already.
+        The squared rank correlation, of the variance that the ranks would have without ties:
+        evidence that tells two groups apart says nothing of the order within them. The skill of
+        earlier studies is discounted already.
         """
         explained = min(max(self.skill, 0.0), 1.0) ** 2
-        if self._prior is not None:
-            return explained
-        return explained * self.n_trials / (self.n_trials + CREDIBILITY)
+        return explained if self._prior is not None else explained * self._untied
 
-    def is_there(self, view: TrialView, step: int, score: float) -> bool:
-        """Return whether the report at ``step`` is at or below (better than) a score already.
+    @property
+    def least_chance(self) -> float:
+        """The smallest chance of ending among the best that the COMPLETE trials can show.
 
-        Never in studies whose final values are not their last reports.
+        Where something was seen in none of n trials, Jeffreys' prior, Beta(1/2, 1/2), leaves it
+        the chance 1 / (2 n + 2), the mean of the posterior. Ties show less: n is multiplied by
+        what they leave of the variance of the ranks. 0 for earlier studies, which have seen more
+        trials than these.
         """
-        last = float(view.losses[view.reports(step) - 1])
-        if not self._last_is_value or not math.isfinite(last):
+        if self._prior is not None:
+            return 0.0
+        return 0.5 / (self.n_trials * self._untied + 1)
+
+    def leads(self, view: TrialView, step: int, top_fraction: float) -> bool:
+        """Return whether fewer than ``top_fraction`` of COMPLETE trials were as good at ``step``.
+
+        Infeasible ones do not count, and trials that were equally good count for a half.
+        """
+        last = _loss_at(view, step)
+        if not math.isfinite(last):
             return False
-        return float(self.predictor.score_of(np.array([last]))[0]) <= score
+        losses = np.array([_loss_at(v, step) for v in self._feasible])
+        ahead = (losses < last).sum() + (losses == last).sum() / 2
+        return bool(ahead < top_fraction * len(losses))
 
     def value_of(self, score: float) -> float:
         """Return the value at a score, in the study's direction."""
@@ -237,6 +246,11 @@ class StepModel:
         ends = score + spread * self._half_width * np.array([-1.0, 1.0])
         lower, upper = sorted(self.value_of(float(e)) for e in ends)
         return StepPrediction(self.step, score, spread, self.value_of(score), lower, upper)
+
+
+def _loss_at(view: TrialView, step: int) -> float:
+    """Return the latest report up to ``step``, where there is one."""
+    return float(view.losses[view.reports(step) - 1])
 
 
 def _margin(values: npt.NDArray[np.float64], feasible: npt.NDArray[np.float64]) -> float:
