@@ -38,12 +38,13 @@ class LyapunovPruner(BasePruner):
     COMPLETE trials is below ``min_probability``. The chance starts at ``top_fraction`` and moves
     towards each check's estimate, by as much as the evidence explains: the square of its rank
     correlation, times the share of the final values' order that is not ties. No estimate is
-    below 1 / (2 n + 2) on n COMPLETE trials, of which ties count for less: so few cannot show
-    less. One check prunes where strong evidence is known well; where it is weak, a trial gets
-    several, unless its evidence changes.
+    below 1 / (2 n + 2) on n COMPLETE trials that have the evidence, ties counting less: so few
+    cannot show less. One check prunes where strong evidence is known well; where it is weak, a
+    trial gets several, unless its evidence changes.
 
-    A trial that leads is kept whatever is predicted: one whose last report fewer than
-    ``top_fraction`` of COMPLETE trials matched at the same step.
+    A trial that leads is kept whatever is predicted, and its chance starts again: fewer than
+    ``top_fraction`` of the feasible COMPLETE trials had a report as good at the same step. (Not in
+    studies whose final values are worse where their last reports are better.)
 
     Final values that differ by less than 5 % of the distance from the median to the best
     count as equal. Where the study uses constraints, the best are the best feasible trials. Where
@@ -97,8 +98,9 @@ class LyapunovPruner(BasePruner):
         top_fraction: The fraction of COMPLETE trials that count as the best, in (0, 1).
         min_probability: The chance of ending among the best below which a trial is pruned, in
             [0, 1]. With 0 nothing is pruned. It should stay below ``top_fraction``, the chance
-            of a trial about which nothing is known. Before 1 / (2 ``min_probability``) - 1
-            trials are COMPLETE (7.3 by default) nothing is pruned, ``n_startup_trials`` or not.
+            of a trial about which nothing is known. On fewer than 1 / (2 ``min_probability``) - 1
+            COMPLETE trials (7.3 by default), ties counting less, evidence of the study itself
+            prunes nothing, whatever ``n_startup_trials``.
         evidence: Kinds of evidence to choose from, of ``"loss"``, ``"exponents"``,
             ``"displacement"`` and ``"hyperparameters"``; all of them for None.
         seed: Seed of predictors that draw random numbers. The default one draws none.
@@ -302,11 +304,12 @@ class LyapunovPruner(BasePruner):
             return Decision(verdict="kept", reason=reason, **known)
         threshold = model.value_of(score)
         estimated = model.probability_below(prediction, score)
-        now = max(estimated, model.least_chance)
+        now = max(estimated, min(model.least_chance, self._top_fraction))
         probability = model.weight * now + (1 - model.weight) * self._chance_before(past)
-        low = probability < self._min_probability
-        leads = low and model.leads(view, step, self._top_fraction)
-        pruned = low and not leads
+        leads = model.leads(view, self._top_fraction)
+        if leads:
+            probability = max(probability, self._top_fraction)
+        pruned = not leads and probability < self._min_probability
         reason = (
             f"{story}; its chance of ending among the best {self._top_fraction:.0%} "
             f"({threshold:.4g} or {'lower' if sign > 0 else 'higher'}) is "
@@ -314,9 +317,9 @@ class LyapunovPruner(BasePruner):
             + ("the least that so few trials can show, " if now > estimated else "")
             + f"weight {model.weight:.2g}), "
             + (
-                "but hardly a COMPLETE trial was as good at this step."
+                "and hardly a COMPLETE trial was as good at this step."
                 if leads
-                else f"{'' if low else 'not '}below {self._min_probability:g}."
+                else f"{'' if pruned else 'not '}below {self._min_probability:g}."
             )
         )
         return Decision(
@@ -340,7 +343,11 @@ class LyapunovPruner(BasePruner):
             if self._earlier is None:
                 self._earlier = earlier_studies(self._prior_studies, kinds)
             of_storage[key] = StudyModels(
-                sign, kinds, lambda: RankPredictor(self._seed), self._earlier
+                sign,
+                kinds,
+                lambda: RankPredictor(self._seed),
+                self._earlier,
+                self._n_startup_trials,
             )
         return of_storage[key]
 

@@ -9,13 +9,12 @@ import pytest
 from _studies import DISTRIBUTIONS, specs, study_of
 from hypothesis import given
 from hypothesis import strategies as st
+from optuna.distributions import FloatDistribution
 from optuna.trial import TrialState
 from scipy.stats import rankdata, tiecorrect
 
 from lyap_optuna.prediction import RankPredictor, prediction_skill
 from lyap_optuna.prediction._scores import (
-    normal_cdf,
-    normal_quantile,
     pairwise_order,
     rank_correlation,
     scores_within,
@@ -264,17 +263,60 @@ def test_what_can_never_be_best_and_what_diverged_move_no_margin() -> None:
 
 
 def test_a_trial_leads_where_hardly_a_feasible_one_was_as_good() -> None:
-    rows = [complete(i, float(i), {0: float(i), 1: 5.0}) for i in range(20)]
-    rows += [replace(complete(20 + i, -1.0, {0: -1.0, 1: 5.0}), feasible=False) for i in range(9)]
-    model = StepModel(rows, 0, ["loss"], 1, RankPredictor())
+    rows = [complete(i, float(i), {0: float(i), 2: i + 0.5}) for i in range(20)]
+    rows += [replace(complete(20 + i, -1.0, {0: -1.0, 2: -1.0}), feasible=False) for i in range(9)]
 
-    def leads(loss: float, step: int = 0) -> bool:
-        return model.leads(view(intermediate_values={0: loss, 1: loss}), step, 0.1)
+    def leads(loss: float, step: int = 0, feasible: bool = True) -> bool:
+        trial = replace(view(intermediate_values={step: loss}), feasible=feasible)
+        return StepModel(rows, step, ["loss"], 1, RankPredictor()).leads(trial, 0.1)
 
     assert all(map(leads, [-0.5, 0.5, 1.0]))  # behind none, one, and one and a half
     assert not any(map(leads, [1.5, math.nan, math.inf]))
-    assert leads(4.9, step=1)
-    assert not leads(5.0, step=1)
+    assert not leads(0.5, feasible=False)
+    # Nobody reported at step 1: what they reported next counts.
+    assert leads(1.4, step=1)
+    assert not leads(1.6, step=1)
+
+
+def test_nobody_leads_where_reports_say_the_opposite_of_values() -> None:
+    rows = [complete(i, float(i), {0: 1.0, 1: -float(i)}) for i in range(20)]
+    assert not StepModel(rows, 0, ["loss"], 1, RankPredictor()).leads(
+        view(intermediate_values={0: 0.5}), 0.1
+    )
+
+
+def test_ties_lower_the_weight_and_raise_the_least_chance() -> None:
+    values = [0.5, 0.8, 1.1, 1.4, *np.linspace(2.30, 2.31, 6)]
+    rows = [complete(i, v, {0: v + 0.001 * i, 1: v}) for i, v in enumerate(values)]
+    failed = TrialView.of(
+        optuna.create_trial(state=TrialState.FAIL, intermediate_values={0: 9.0, 1: math.inf}), 1
+    )
+    rows.append(replace(failed, number=10))
+    model = StepModel(rows, 0, ["loss"], 1, RankPredictor())
+    untied = 1 - (6**3 - 6) / (10**3 - 10)
+    assert model.chosen == ("loss",)
+    assert model.weight == pytest.approx(model.skill**2 * untied, rel=1e-9)
+    assert model.least_chance == pytest.approx(1 / (2 * 10 * untied + 2), rel=1e-9)
+
+
+def test_the_least_chance_counts_trials_that_have_the_evidence() -> None:
+    many = [complete(i, float(i), {0: float(i), 1: float(i)}) for i in range(400)]
+    model = StepModel(many, 0, ["loss"], 1, RankPredictor())
+    assert model.n_trials == 200  # a fit takes no more
+    untied = untied_share(np.arange(400.0), 0.05 * 199 * (1 + 1e-6))
+    assert 0.98 < untied < 1.0
+    assert model.least_chance == pytest.approx(1 / (2 * 400 * untied + 2), rel=1e-6)
+
+    trials = specs("plateau", 30)
+    for trial in trials[::3]:
+        trial["user_attrs"] = {}
+    models = StudyModels(1, ["displacement"])
+    models.update(study_of(trials).trials)
+    least = models.at(2).least_chance
+    models = StudyModels(1, ["displacement"])
+    models.update(study_of([t for t in trials if t["user_attrs"]]).trials)
+    assert models.at(2).n_complete == 20
+    assert least == pytest.approx(models.at(2).least_chance, rel=0.02)
 
 
 def test_scores_on_a_grid_depend_on_no_unit() -> None:
@@ -361,19 +403,39 @@ def test_diverged_features_are_ranked_too() -> None:
 
 
 def test_noise_is_seldom_chosen_and_prunes_little() -> None:
-    chosen, pruned = 0, 0.0
-    for seed in range(40):
+    chosen = 0
+    pruned = {1: 0.0, 20: 0.0}  # by checks of a trial whose evidence does not change
+    for seed in range(60):
         rng = np.random.default_rng(seed)
-        features = {kind: rng.normal(size=(25, 2)) for kind in EVIDENCE}
-        predictor = RankPredictor().fit(features, rng.normal(size=25))
-        if predictor.chosen:
-            chosen += 1
-            new = predictor.predict({kind: rng.normal(size=(100, 2)) for kind in EVIDENCE})
-            estimated = normal_cdf((normal_quantile(0.1) - new.score) / new.spread)
-            weight = predictor.skill**2
-            pruned += float(np.mean(weight * estimated + (1 - weight) * 0.1 < 0.06)) / 40
-    assert 0 < chosen <= 12
-    assert pruned < 0.02
+
+        def trial(number: int, rng: np.random.Generator = rng, **options: object) -> TrialView:
+            noise = view(
+                intermediate_values={0: rng.normal(), 1: 0.0},
+                params={"x": rng.normal()},
+                distributions={"x": FloatDistribution(-9.0, 9.0)},
+                **options,
+            )
+            return replace(noise, number=number)
+
+        rows = [trial(i, state=TrialState.COMPLETE, value=rng.normal()) for i in range(12)]
+        model = StepModel(rows, 0, ["loss", "hyperparameters"], 1, RankPredictor())
+        if not model.chosen:
+            continue
+        chosen += 1
+        threshold = model.threshold_score(0.1)
+        assert threshold is not None
+        for _ in range(50):
+            prediction = model.predict(trial(99))
+            assert prediction is not None
+            now = max(model.probability_below(prediction, threshold), model.least_chance)
+            chance = 0.1
+            for check in range(1, 21):
+                chance = model.weight * now + (1 - model.weight) * chance
+                if check in pruned:
+                    pruned[check] += (chance < 0.06) / (60 * 50)
+    assert 0 < chosen <= 15
+    assert pruned[1] < 0.03
+    assert 0 < pruned[20] < 0.12
 
 
 def test_the_skill_of_noise_is_around_zero() -> None:

@@ -326,25 +326,71 @@ def test_few_trials_show_no_small_chance() -> None:
         assert decision.probability >= least
 
 
+def test_few_trials_say_nothing_of_the_best_hundredth() -> None:
+    pruner = LyapunovPruner(top_fraction=0.01, min_probability=0.006)
+    study = study_of(specs("easy", 30), pruner=pruner)
+    _, worst = extremes("easy")
+    assert pruned_at(study, worst[-1]) is None
+    assert {d.probability for d in read_decisions(last_trial(study))} == {0.01}
+
+
 @pytest.mark.parametrize("sign", [1, -1])
-def test_a_trial_that_leads_is_kept_while_it_leads(sign: int) -> None:
+def test_a_trial_that_leads_is_kept_and_starts_again_from_the_chance_of_any(sign: int) -> None:
     # What it is judged by does not see the loss, and its loss is far from the best final ones.
     study = study_of(
         specs("plateau", 30, sign=sign), sign=sign, pruner=LyapunovPruner(evidence=["displacement"])
     )
     _, worst = extremes("plateau", sign=sign)
-    step = pruned_at(study, worst[-1])
+    assert pruned_at(study, worst[-1]) == 0
     trial = start(study, worst[-1])
-    for earlier, loss in worst[-1]["intermediate_values"].items():
-        if earlier > step + 1:
-            break
-        trial.report(sign * 0.9 if earlier == step else loss, earlier)
-        pruned = trial.should_prune()
+    chances, pruned = [], []
+    for step, loss in enumerate([0.9, 0.9, 1.0, 0.9, 1.0, 1.0]):
+        trial.report(sign * loss, step)
+        pruned.append(trial.should_prune())
         decision = read_decisions(last_trial(study))[-1]
-        assert pruned == (earlier > step)
-        if earlier == step:
-            assert decision.probability < decision.min_probability
-            assert "hardly a COMPLETE trial was as good at this step" in decision.reason
+        chances.append(decision.probability)
+        assert ("hardly a COMPLETE trial was as good" in decision.reason) == (loss == 0.9)
+    slip = chances[2]
+    assert chances == [0.1, 0.1, slip, 0.1, slip, chances[-1]]
+    assert chances[-1] < slip < 0.1
+    assert pruned[:2] == [False, False]
+    assert pruned[2] == pruned[4] == (slip < 0.06)
+    assert pruned[-1]
+
+
+def test_the_lead_is_as_wide_as_the_best_fraction() -> None:
+    options = {"evidence": ["displacement"], "min_probability": 0.06}
+    _, worst = extremes("plateau")
+    for top_fraction, kept in ((0.1, False), (0.4, True)):
+        study = study_of(
+            specs("plateau", 30), pruner=LyapunovPruner(top_fraction=top_fraction, **options)
+        )
+        at_zero = sorted(t.intermediate_values[0] for t in study.trials)
+        trial = start(study, worst[-1])
+        trial.report(at_zero[8], 0)  # behind 8 and a half of 30
+        trial.should_prune()
+        reason = read_decisions(last_trial(study))[-1].reason
+        assert ("hardly a COMPLETE trial was as good" in reason) == kept
+
+
+def test_nobody_leads_where_a_loss_is_reported_and_an_accuracy_is_maximised() -> None:
+    def accuracy(trial: dict[str, Any]) -> dict[str, Any]:
+        return {**trial, "value": math.exp(-trial["value"])}
+
+    study = study_of(map(accuracy, specs("easy", 30)), sign=-1, pruner=LyapunovPruner())
+    best, worst = extremes("easy")
+    assert all(pruned_at(study, trial) is not None for trial in worst)
+    assert all(pruned_at(study, trial) is None for trial in best)
+
+
+def test_an_infeasible_trial_does_not_lead() -> None:
+    study = study_of(specs("plateau", 30), pruner=LyapunovPruner(evidence=["displacement"]))
+    _, worst = extremes("plateau")
+    for limit, kept in ((-1.0, True), (1.0, False)):
+        trial = start(study, worst[-1])
+        trial.set_constraint("c", limit)
+        trial.report(0.5, 0)
+        assert trial.should_prune() != kept
 
 
 def test_a_trial_of_nan_is_pruned_with_a_reason() -> None:

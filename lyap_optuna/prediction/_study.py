@@ -12,7 +12,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from lyap_optuna.prediction._predictor import INTERVAL, Prediction, Predictor, RankPredictor
 from lyap_optuna.prediction._prior import TRAVELLING, EarlierStudy, PriorPredictor
-from lyap_optuna.prediction._scores import normal_cdf, untied_share
+from lyap_optuna.prediction._scores import normal_cdf, rank_correlation, untied_share
 from lyap_optuna.prediction._table import FeatureTable
 from lyap_optuna.prediction.evidence import TrialView
 
@@ -118,6 +118,8 @@ class StepModel:
         predictor: An unfitted predictor.
         earlier: Earlier studies; what they say is used where no evidence of this study has skill.
         reference: Trials of this study among which ranks are taken for them.
+        n_startup_trials: Below so many COMPLETE trials earlier studies that are trusted at all
+            come before evidence of this one.
     """
 
     chosen: tuple[str, ...]
@@ -138,6 +140,7 @@ class StepModel:
         predictor: Predictor,
         earlier: Sequence[EarlierStudy] = (),
         reference: Sequence[TrialView] = (),
+        n_startup_trials: int = 0,
     ) -> None:
         self.step = step
         self._sign = sign
@@ -149,6 +152,7 @@ class StepModel:
             [v.value is not None and v.feasible is not False for v in rows], dtype=np.bool_
         )
         self._feasible = [v for v, can in zip(rows, self._best_can_be, strict=True) if can]
+        self._reports_are_like_values = step is not None and _same_way_round(self._feasible)
         margin = _margin(self.values, self.values[self._best_can_be])
         self._untied = untied_share(self.values[self._complete], margin)
         self.predictor = predictor.fit(
@@ -163,10 +167,12 @@ class StepModel:
         self._half_width = self.predictor.half_width if self.chosen else INTERVAL
         self._feasible_scores: npt.NDArray[np.float64] | None = None
         self._prior: PriorPredictor | None = None
-        if not self.chosen and earlier and step is not None:
+        starting = self.n_complete < n_startup_trials
+        if earlier and step is not None and (starting or not self.chosen):
             prior = PriorPredictor(earlier, step, rows, self.values, reference)
             if prior.skill > 0.0:
                 self._prior, self.chosen, self.skill = prior, (PRIOR,), prior.skill
+                self.n_trials, self._half_width = self.n_complete, INTERVAL
 
     @property
     def n_complete(self) -> int:
@@ -212,26 +218,34 @@ class StepModel:
 
     @property
     def least_chance(self) -> float:
-        """The smallest chance of ending among the best that the COMPLETE trials can show.
+        """The smallest chance of ending among the best that so few COMPLETE trials can show.
 
-        Where something was seen in none of n trials, Jeffreys' prior, Beta(1/2, 1/2), leaves it
-        the chance 1 / (2 n + 2), the mean of the posterior. Ties show less: n is multiplied by
-        what they leave of the variance of the ranks. 0 for earlier studies, which have seen more
-        trials than these.
+        What was seen in none of n trials has the chance 1 / (2 n + 2) by Jeffreys' prior,
+        Beta(1/2, 1/2): the mean of the posterior. Taken for n trials none of which, looking like
+        this one, ended among the best; ties show less, so n is the number of COMPLETE trials that
+        have the evidence, times what ties leave of the variance of their ranks. 0 for earlier
+        studies: what they are trusted with is discounted for the trials that bear it out.
         """
         if self._prior is not None:
             return 0.0
-        return 0.5 / (self.n_trials * self._untied + 1)
+        known = self._complete.copy()
+        for kind in self.chosen:
+            known &= ~np.isnan(self._table.fitted[kind]).all(axis=1)
+        return 0.5 / (float(known.sum()) * self._untied + 1)
 
-    def leads(self, view: TrialView, step: int, top_fraction: float) -> bool:
-        """Return whether fewer than ``top_fraction`` of COMPLETE trials were as good at ``step``.
+    def leads(self, view: TrialView, top_fraction: float) -> bool:
+        """Return whether fewer than ``top_fraction`` of COMPLETE trials were as good at the step.
 
-        Infeasible ones do not count, and trials that were equally good count for a half.
+        Only feasible ones count; where one did not report at the step, its next report does.
+        Equal reports count for a half. Never in studies whose last reports say the opposite of
+        the final values, such as losses where an accuracy is maximised; nor does an infeasible
+        trial lead.
         """
-        last = _loss_at(view, step)
-        if not math.isfinite(last):
+        assert self.step is not None
+        last = float(view.losses[view.reports(self.step) - 1])
+        if view.feasible is False or not math.isfinite(last) or not self._reports_are_like_values:
             return False
-        losses = np.array([_loss_at(v, step) for v in self._feasible])
+        losses = np.array([v.losses[np.searchsorted(v.steps, self.step)] for v in self._feasible])
         ahead = (losses < last).sum() + (losses == last).sum() / 2
         return bool(ahead < top_fraction * len(losses))
 
@@ -248,9 +262,10 @@ class StepModel:
         return StepPrediction(self.step, score, spread, self.value_of(score), lower, upper)
 
 
-def _loss_at(view: TrialView, step: int) -> float:
-    """Return the latest report up to ``step``, where there is one."""
-    return float(view.losses[view.reports(step) - 1])
+def _same_way_round(views: Sequence[TrialView]) -> bool:
+    """Return whether trials with better last reports have better final values."""
+    last = np.array([v.losses[-1] for v in views])
+    return rank_correlation(last, np.array([v.value for v in views], dtype=np.float64)) > 0.0
 
 
 def _margin(values: npt.NDArray[np.float64], feasible: npt.NDArray[np.float64]) -> float:
@@ -281,6 +296,7 @@ class StudyModels:
         kinds: Kinds of evidence to choose from.
         make_predictor: Returns an unfitted predictor.
         earlier: Earlier studies.
+        n_startup_trials: Below so many COMPLETE trials they come first.
     """
 
     def __init__(
@@ -289,8 +305,10 @@ class StudyModels:
         kinds: Sequence[str],
         make_predictor: Callable[[], Predictor] = RankPredictor,
         earlier: Sequence[EarlierStudy] = (),
+        n_startup_trials: int = 0,
     ) -> None:
         self._earlier = earlier
+        self._n_startup_trials = n_startup_trials
         self._trials: Sequence[FrozenTrial] = ()
         self.sign = sign
         self._kinds = tuple(kinds)
@@ -374,6 +392,7 @@ class StudyModels:
                 self._make_predictor(),
                 self._earlier,
                 reference,
+                self._n_startup_trials,
             )
             for key in [key for key in self._models if key[0] < size]:
                 del self._models[key]

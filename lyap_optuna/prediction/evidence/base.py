@@ -16,8 +16,7 @@ registry in ``evidence/__init__.py``. The rules:
   :mod:`lyap_optuna.prediction._table`). What is missing is left out or NaN, never zero. Infinity
   is allowed and means larger than every finite value: features are ranked before they are used,
   so that only their order counts, and neither unit nor scale does. (Losses that are nearer to one
-  another than their noise, :attr:`TrialView.noise`, have no order; and the pruner compares the
-  last report with final values, where those are last reports.)
+  another than their noise, :attr:`TrialView.noise`, have no order.)
 * Losses come *oriented*: smaller is better in both directions of the study, and a reported NaN
   or infinity is plus infinity, worse than every finite value.
 * It does not raise on any trial that Optuna can store, and does not depend on other trials.
