@@ -343,11 +343,7 @@ class LyapunovPruner(BasePruner):
             if self._earlier is None:
                 self._earlier = earlier_studies(self._prior_studies, kinds)
             of_storage[key] = StudyModels(
-                sign,
-                kinds,
-                lambda: RankPredictor(self._seed),
-                self._earlier,
-                self._n_startup_trials,
+                sign, kinds, lambda: RankPredictor(self._seed), self._earlier
             )
         return of_storage[key]
 

@@ -15,7 +15,6 @@ from optuna.trial import TrialState, create_trial
 
 import lyap_optuna as lyap
 from lyap_optuna.cli import main
-from lyap_optuna.records import read_decisions
 from lyap_optuna.replay import (
     Recording,
     RecordingError,
@@ -409,22 +408,6 @@ class TestPriorStudies:
 
         assert pruned_early(made_study(60, seed=1)) > 0
         assert pruned_early() == 0
-
-    def test_until_then_it_comes_before_evidence_of_the_study_itself(self) -> None:
-        recording = Recording.from_study(made_study(60))
-        pruner = lyap.LyapunovPruner(prior_studies=[made_study(60, seed=1)])
-        _, study = run(recording, pruner, 0)
-        complete, asked = 0, 0
-        for trial in study.trials:
-            decisions = read_decisions(trial)
-            if 4 <= complete < 10:
-                assert decisions[0].evidence == ("prior",)
-                asked += 1
-            if 4 <= complete < 9:
-                assert {d.evidence for d in decisions} <= {("prior",), ()}
-            complete += trial.state == TrialState.COMPLETE
-        assert asked > 6
-        assert decisions[-1].evidence not in ((), ("prior",))
 
     def test_an_earlier_study_without_trials_changes_nothing(self) -> None:
         recording = Recording.from_study(made_study(40))

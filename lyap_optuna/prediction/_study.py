@@ -118,8 +118,6 @@ class StepModel:
         predictor: An unfitted predictor.
         earlier: Earlier studies; what they say is used where no evidence of this study has skill.
         reference: Trials of this study among which ranks are taken for them.
-        n_startup_trials: Below so many COMPLETE trials earlier studies that are trusted at all
-            come before evidence of this one.
     """
 
     chosen: tuple[str, ...]
@@ -140,7 +138,6 @@ class StepModel:
         predictor: Predictor,
         earlier: Sequence[EarlierStudy] = (),
         reference: Sequence[TrialView] = (),
-        n_startup_trials: int = 0,
     ) -> None:
         self.step = step
         self._sign = sign
@@ -167,12 +164,10 @@ class StepModel:
         self._half_width = self.predictor.half_width if self.chosen else INTERVAL
         self._feasible_scores: npt.NDArray[np.float64] | None = None
         self._prior: PriorPredictor | None = None
-        starting = self.n_complete < n_startup_trials
-        if earlier and step is not None and (starting or not self.chosen):
+        if not self.chosen and earlier and step is not None:
             prior = PriorPredictor(earlier, step, rows, self.values, reference)
             if prior.skill > 0.0:
                 self._prior, self.chosen, self.skill = prior, (PRIOR,), prior.skill
-                self.n_trials, self._half_width = self.n_complete, INTERVAL
 
     @property
     def n_complete(self) -> int:
@@ -296,7 +291,6 @@ class StudyModels:
         kinds: Kinds of evidence to choose from.
         make_predictor: Returns an unfitted predictor.
         earlier: Earlier studies.
-        n_startup_trials: Below so many COMPLETE trials they come first.
     """
 
     def __init__(
@@ -305,10 +299,8 @@ class StudyModels:
         kinds: Sequence[str],
         make_predictor: Callable[[], Predictor] = RankPredictor,
         earlier: Sequence[EarlierStudy] = (),
-        n_startup_trials: int = 0,
     ) -> None:
         self._earlier = earlier
-        self._n_startup_trials = n_startup_trials
         self._trials: Sequence[FrozenTrial] = ()
         self.sign = sign
         self._kinds = tuple(kinds)
@@ -392,7 +384,6 @@ class StudyModels:
                 self._make_predictor(),
                 self._earlier,
                 reference,
-                self._n_startup_trials,
             )
             for key in [key for key in self._models if key[0] < size]:
                 del self._models[key]
