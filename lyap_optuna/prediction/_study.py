@@ -1,5 +1,6 @@
 """From a study to fitted predictors: which trials, at which step, how often refitted."""
 
+import functools
 import math
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
@@ -163,6 +164,7 @@ class StepModel:
         self.n_trials = self.predictor.n_trials if self.chosen else self.n_complete
         self._half_width = self.predictor.half_width if self.chosen else INTERVAL
         self._feasible_scores: npt.NDArray[np.float64] | None = None
+        self._feasible_losses: npt.NDArray[np.float64] | None = None
         self._prior: PriorPredictor | None = None
         if not self.chosen and earlier and step is not None:
             prior = PriorPredictor(earlier, step, rows, self.values, reference)
@@ -211,7 +213,7 @@ class StepModel:
         explained = min(max(self.skill, 0.0), 1.0) ** 2
         return explained if self._prior is not None else explained * self._untied
 
-    @property
+    @functools.cached_property
     def least_chance(self) -> float:
         """The smallest chance of ending among the best that so few COMPLETE trials can show.
 
@@ -240,7 +242,11 @@ class StepModel:
         last = float(view.losses[view.reports(self.step) - 1])
         if view.feasible is False or not math.isfinite(last) or not self._reports_are_like_values:
             return False
-        losses = np.array([v.losses[np.searchsorted(v.steps, self.step)] for v in self._feasible])
+        if self._feasible_losses is None:
+            self._feasible_losses = np.array(
+                [v.losses[np.searchsorted(v.steps, self.step)] for v in self._feasible]
+            )
+        losses = self._feasible_losses
         ahead = (losses < last).sum() + (losses == last).sum() / 2
         return bool(ahead < top_fraction * len(losses))
 
