@@ -31,11 +31,11 @@ MIN_FIT_TRIALS = 6
 
 SIGNIFICANCE = 2.0
 """Evidence has skill where its rank correlation exceeds this many standard errors of a
-correlation that is truly zero, 1 / sqrt(n - 1). With four worthless kinds one passes in 30 % of
-studies of 12 trials and in 22 % of 20 to 40. That is often, but what passes is weighed by its
-squared correlation, and discounted: over all such studies the pruner would end 3 % of trials at
-one check on 12 trials, 14 % at many checks of evidence that does not change, 0.4 and 7 % on 20, 0
-and 4 % on 40. ``test_noise_is_seldom_chosen_and_prunes_little`` watches it, with fewer seeds."""
+correlation that is truly zero, 1 / sqrt(n - 1). That is low: of two worthless kinds one
+passes in up to a quarter of studies of 12 trials. But what passes is weighed by its squared
+correlation, and discounted: over all such studies it ends less than 3 % of trials at one check
+and less than 12 % at 20 checks of evidence that does not change
+(``test_noise_is_seldom_chosen_and_prunes_little`` asserts these numbers)."""
 
 LOSS_SIGNIFICANCE = 1.25
 """The same for the loss alone, the one kind that is expected to have skill."""

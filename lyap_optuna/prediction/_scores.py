@@ -113,11 +113,17 @@ def pairwise_order(
     )
 
 
-def midranks(values: FloatArray) -> FloatArray:
-    """Return the ranks of ``values`` from 1, ties sharing their average."""
+def midranks(values: FloatArray, margin: float = 0.0) -> FloatArray:
+    """Return the ranks of ``values`` from 1, ties sharing their average.
+
+    Values nearer than ``margin`` are tied.
+    """
     reference = np.sort(values)
     low = np.searchsorted(reference, values, side="left")
     high = np.searchsorted(reference, values, side="right")
+    if margin > 0.0:  # infinity is tied with itself, whatever the margin
+        low = np.minimum(low, np.searchsorted(reference, values - margin, side="right"))
+        high = np.maximum(high, np.searchsorted(reference, values + margin, side="left"))
     return (low + high + 1) / 2.0
 
 
@@ -131,16 +137,7 @@ def untied_share(values: FloatArray, margin: float = 0.0) -> float:
     n = len(values)
     if n < 2:
         return 0.0
-    among = np.sort(values)
-    below = np.minimum(
-        np.searchsorted(among, values - margin, side="right"),
-        np.searchsorted(among, values, side="left"),
-    )
-    above = n - np.maximum(
-        np.searchsorted(among, values + margin, side="left"),
-        np.searchsorted(among, values, side="right"),
-    )
-    ranks = (below - above) / 2.0  # from the middle
+    ranks = midranks(values, margin)
     ranks -= ranks.mean()
     return 12.0 * float(ranks @ ranks) / (n**3 - n)
 

@@ -149,8 +149,9 @@ class StepModel:
         self._best_can_be = np.array(
             [v.value is not None and v.feasible is not False for v in rows], dtype=np.bool_
         )
-        self._feasible = [v for v, can in zip(rows, self._best_can_be, strict=True) if can]
-        self._reports_are_like_values = step is not None and _same_way_round(self._feasible)
+        self._rivals = _rivals(
+            [v for v, can in zip(rows, self._best_can_be, strict=True) if can], step
+        )
         margin = _margin(self.values, self.values[self._best_can_be])
         self._untied = untied_share(self.values[self._complete], margin)
         self.predictor = predictor.fit(
@@ -164,7 +165,6 @@ class StepModel:
         self.n_trials = self.predictor.n_trials if self.chosen else self.n_complete
         self._half_width = self.predictor.half_width if self.chosen else INTERVAL
         self._feasible_scores: npt.NDArray[np.float64] | None = None
-        self._feasible_losses: npt.NDArray[np.float64] | None = None
         self._prior: PriorPredictor | None = None
         if not self.chosen and earlier and step is not None:
             prior = PriorPredictor(earlier, step, rows, self.values, reference)
@@ -238,17 +238,11 @@ class StepModel:
         the final values, such as losses where an accuracy is maximised; nor does an infeasible
         trial lead.
         """
-        assert self.step is not None
-        last = float(view.losses[view.reports(self.step) - 1])
-        if view.feasible is False or not math.isfinite(last) or not self._reports_are_like_values:
+        if not self._rivals.size or view.feasible is False:
             return False
-        if self._feasible_losses is None:
-            self._feasible_losses = np.array(
-                [v.losses[np.searchsorted(v.steps, self.step)] for v in self._feasible]
-            )
-        losses = self._feasible_losses
-        ahead = (losses < last).sum() + (losses == last).sum() / 2
-        return bool(ahead < top_fraction * len(losses))
+        last = float(view.losses[view.reports(self.step) - 1])
+        ahead = (self._rivals < last).sum() + (self._rivals == last).sum() / 2
+        return math.isfinite(last) and bool(ahead < top_fraction * len(self._rivals))
 
     def value_of(self, score: float) -> float:
         """Return the value at a score, in the study's direction."""
@@ -263,10 +257,16 @@ class StepModel:
         return StepPrediction(self.step, score, spread, self.value_of(score), lower, upper)
 
 
-def _same_way_round(views: Sequence[TrialView]) -> bool:
-    """Return whether trials with better last reports have better final values."""
-    last = np.array([v.losses[-1] for v in views])
-    return rank_correlation(last, np.array([v.value for v in views], dtype=np.float64)) > 0.0
+def _rivals(feasible: Sequence[TrialView], step: int | None) -> npt.NDArray[np.float64]:
+    """Return their first reports at ``step`` or after, with which a trial is compared there.
+
+    Empty before the first report, and where better last reports do not go with better values.
+    """
+    last = np.array([v.losses[-1] for v in feasible if v.steps.size])
+    values = np.array([v.value for v in feasible if v.steps.size], dtype=np.float64)
+    if step is None or rank_correlation(last, values) <= 0.0:
+        return np.zeros(0)
+    return np.array([v.losses[np.searchsorted(v.steps, step)] for v in feasible])
 
 
 def _margin(values: npt.NDArray[np.float64], feasible: npt.NDArray[np.float64]) -> float:
