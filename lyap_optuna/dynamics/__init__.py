@@ -3,8 +3,9 @@
 from lyap_optuna.dynamics._registry import Architecture, register_architecture
 from lyap_optuna.dynamics._resolve import (
     STATES,
-    DrivenDynamics,
+    DrivenLayer,
     NonFiniteParametersError,
+    NotMeasurableError,
     find_layer,
     resolve,
 )
@@ -25,13 +26,14 @@ __all__ = [
     "Architecture",
     "DiagonalDynamics",
     "DiagonalStateSpace",
-    "DrivenDynamics",
+    "DrivenLayer",
     "Dynamics",
     "GatedCell",
     "LayerWeights",
     "Linearisation",
     "MinimalGatedUnit",
     "NonFiniteParametersError",
+    "NotMeasurableError",
     "RecurrentDynamics",
     "STATES",
     "StackedDynamics",

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from lyap_optuna.dynamics.antisymmetric import AntisymmetricRNN, antisymmetric_dynamics
-from lyap_optuna.dynamics.base import Dynamics
+from lyap_optuna.dynamics.base import Dynamics, Trajectory
 from lyap_optuna.dynamics.diagonal import DiagonalStateSpace, diagonal_dynamics
 from lyap_optuna.dynamics.minimal_gated import MinimalGatedUnit, minimal_gated_dynamics
 from lyap_optuna.dynamics.torch_cells import cell_dynamics, read_cell_calls
@@ -31,12 +31,17 @@ class Architecture:
         build: ``build(module, state) -> Dynamics``; ``state`` is ``"hidden"`` or ``"full"``.
         read_calls: ``read_calls(module, calls)`` returns what the module's forward was called
             with, as inputs ``(batch, time, features)`` and initial state.
+        outputs: ``outputs(module, inputs, trajectory)`` rebuilds, from the linearised states,
+            what the module's forward returned (its first tensor, in the module's own layout).
+            Every measurement compares the two, so that it never reports the exponents of another
+            network than the one that ran. None: there is nothing to compare.
         stepwise: Whether a model calls the module once per time step; all calls of one forward
             are read then, else the first.
     """
 
     build: Callable[[nn.Module, str], Dynamics]
     read_calls: Callable[[nn.Module, Calls], tuple[Tensor, Any]] = first_argument
+    outputs: Callable[[nn.Module, Tensor, Trajectory], Tensor] | None = None
     stepwise: bool = False
 
 
@@ -54,6 +59,9 @@ _ARCHITECTURES: dict[type[nn.Module], Architecture] = {
     MinimalGatedUnit: Architecture(minimal_gated_dynamics),
     DiagonalStateSpace: Architecture(diagonal_dynamics),
 }
+
+_BY_NAME: dict[str, Architecture] = {}
+"""Layers of other libraries by the qualified names of their classes; nothing is imported."""
 
 
 def register_architecture(module_type: type[nn.Module], architecture: Architecture) -> None:
@@ -84,8 +92,9 @@ def register_architecture(module_type: type[nn.Module], architecture: Architectu
 def architecture_of(module: nn.Module) -> Architecture | None:
     """Return how to measure ``module``, or None where it is not a registered architecture."""
     for cls in type(module).__mro__:
-        if cls in _ARCHITECTURES:
-            return _ARCHITECTURES[cls]
+        found = _ARCHITECTURES.get(cls) or _BY_NAME.get(f"{cls.__module__}.{cls.__qualname__}")
+        if found is not None:
+            return found
     return None
 
 

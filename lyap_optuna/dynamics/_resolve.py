@@ -6,7 +6,7 @@ of the model, and no global random state, is touched.
 
 import copy
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,65 +20,74 @@ from lyap_optuna.dynamics.base import Dynamics, Trajectory, computing_dtype
 STATES = ("hidden", "full")
 
 
-class NonFiniteParametersError(ValueError):
+class NotMeasurableError(ValueError):
+    """This model, on these inputs, has no exponents that could be measured; the message says why.
+
+    A wrong option is a plain :class:`ValueError`.
+    """
+
+
+class NonFiniteParametersError(NotMeasurableError):
     """The network has NaN or infinite weights, or diverges: it has no exponents."""
 
 
 @dataclass(frozen=True)
-class DrivenDynamics:
-    """A dynamics and what drives it.
+class DrivenLayer:
+    """A recurrent layer of a model, linearised along the states that its inputs drive it through.
 
     Args:
-        dynamics: How the system steps.
-        inputs: ``(batch, time, features)``, of the dynamics' dtype and device.
-        initial_state: As the architecture takes it, or None for zeros.
+        name: The layer's name within the model; ``""`` where it was given itself.
+        trajectory: The layer along its states.
+        state: What was followed, ``"hidden"`` or ``"full"``.
+        lengths: Steps of each sequence, ``(batch,)`` on the CPU, what follows is padding; None
+            where every sequence has all of the trajectory's steps.
+        reset: Whether the state of a sequence is reset within it, ``(batch,)`` on the CPU: what
+            came before is forgotten, and its exponents are minus infinity. None: nowhere.
     """
 
-    dynamics: Dynamics
-    inputs: Tensor
-    initial_state: Any
-
-    def trajectory(self) -> Trajectory:
-        """Linearise the dynamics along the states that the inputs drive it through.
-
-        Raises:
-            NonFiniteParametersError: The states are not finite: the network diverges.
-        """
-        trajectory = self.dynamics.linearise(self.inputs, self.initial_state)
-        if not torch.isfinite(trajectory.states).all():
-            raise NonFiniteParametersError(
-                "The states of the recurrent layer become NaN or infinite on these inputs: it has "
-                "no Lyapunov exponents."
-            )
-        return trajectory
+    name: str
+    trajectory: Trajectory
+    state: str
+    lengths: Tensor | None = None
+    reset: Tensor | None = None
 
 
 @torch.no_grad()
 def resolve(
-    module: nn.Module | Dynamics,
+    model: nn.Module | Dynamics,
     inputs: Any,
     *,
-    state: str = "hidden",
+    state: str = "full",
     initial_state: Any = None,
-    layer: str | nn.Module | None = None,
+    layer: str | Sequence[str] | nn.Module | None = None,
+    lengths: Any = None,
     seed: int = 0,
-) -> DrivenDynamics:
-    """Find the recurrent layer of ``module`` and the inputs that reach it.
+    split_resets: bool = False,
+) -> dict[str, DrivenLayer]:
+    """Find the recurrent layers of ``model`` and linearise them along the model's own states.
 
     Args:
-        module: A registered recurrent layer, a model that contains exactly one (or whose one to
-            measure is named by ``layer``), or a dynamics.
-        inputs: What ``module``'s forward takes: a tensor, a tuple or list of arguments, or a dict
+        model: A registered recurrent layer, a model that contains some, or a dynamics.
+        inputs: What ``model``'s forward takes: a tensor, a tuple or list of arguments, or a dict
             of keyword arguments. For a dynamics ``(batch, time, features)``.
         state: ``"hidden"`` or ``"full"``.
         initial_state: As the recurrent layer's forward takes it; None for what the model passes,
             else zeros.
-        layer: Name of the recurrent layer within the model, or the layer itself.
+        layer: Name of one recurrent layer within the model, the layer itself, or a list of names;
+            None for all.
+        lengths: Steps of each sequence, ``(batch,)``; None where all are equally long.
         seed: Seeds what the model's forward may draw in eval mode.
+        split_resets: Whether a sequence is cut where its state is reset (a readout), or marked
+            (a spectrum, whose exponents are then minus infinity).
+
+    Returns:
+        The layers by name, in the model's order.
 
     Raises:
-        ValueError: With the bad value and what to do.
+        NotMeasurableError: The model cannot be measured; the message says why and what to do.
+        ValueError: An option is wrong.
     """
+    module = model
     if state not in STATES:
         raise ValueError(f"state must be one of {STATES}, but got {state!r}.")
     if isinstance(module, Dynamics):
@@ -97,9 +106,15 @@ def resolve(
         if isinstance(module, nn.Module):
             _check_parameters(module, "model")
         raise ValueError("inputs contain NaN or infinite values: clean them first.")
-    return DrivenDynamics(
-        dynamics, checked, captured_state if initial_state is None else initial_state
+    trajectory = dynamics.linearise(
+        checked, captured_state if initial_state is None else initial_state
     )
+    if not torch.isfinite(trajectory.states).all():
+        raise NonFiniteParametersError(
+            "The states of the recurrent layer become NaN or infinite on these inputs: it has "
+            "no Lyapunov exponents."
+        )
+    return {"": DrivenLayer("", trajectory, state)}
 
 
 def _checked_inputs(inputs: Tensor, dynamics: Dynamics) -> Tensor:

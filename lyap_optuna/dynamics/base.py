@@ -11,6 +11,8 @@ trajectory answers a few questions, and whoever measures exponents asks nothing 
 ``log_abs_det``           log|det J_t| for pairs of input and step; the default factorises J_t
 ``closed_log_abs_det``    the same for all pairs at once where there is a closed form, else None
 ``closed_log_growth``     log expansion of every dimension where J is diagonal, else None
+``images(v)``             J_t ... J_1 v for all t, where all steps are taken at once, else None
+``has_jacobians``         whether ``jacobians`` and ``log_abs_det`` can be had
 ``select(inputs)``        the trajectory of some of the inputs
 ========================  ===================================================================
 
@@ -101,6 +103,25 @@ class Trajectory(ABC):
 
         What lies beyond the least rank of a window has exponent minus infinity, exactly; of it
         floating-point QR keeps rounding noise.
+        """
+        return None
+
+    @property
+    def has_jacobians(self) -> bool:
+        """Whether ``jacobians`` and ``log_abs_det`` can be had; else there is no mean exponent."""
+        return True
+
+    def images(self, rows: Tensor) -> Tensor | None:
+        """Return the images of tangent vectors after every step, or None.
+
+        For systems that push vectors through all their steps at once, without rescaling; then
+        exponents are the growth of log|diag R| of these images, and ``tangent`` is not asked.
+
+        Args:
+            rows: Tangent vectors before the first step, ``(k, state)``.
+
+        Returns:
+            ``(time, batch, k, state)`` in float64.
         """
         return None
 

@@ -70,13 +70,14 @@ def lyapunov_readout(
     """
     if not mean_tolerance > 0:
         raise ValueError(f"mean_tolerance must be positive, but got {mean_tolerance!r}.")
-    driven = resolve(
+    layers = resolve(
         module, inputs, state=state, initial_state=initial_state, layer=layer, seed=seed
     )
-    size = driven.dynamics.state_size
+    (driven,) = layers.values()
+    trajectory = driven.trajectory
+    size = trajectory.state_size
     k = min(k, size) if k == DEFAULT_K else checked_k(k, size)
-    schedule = make_schedule(driven.inputs.shape[1], warmup, 1)
-    trajectory = driven.trajectory()
+    schedule = make_schedule(trajectory.steps, warmup, 1)
 
     closed = trajectory.closed_log_growth
     if closed is not None:

@@ -93,11 +93,12 @@ def lyapunov_spectrum(
         raise ValueError(f"max_memory must be a positive number of bytes, but got {max_memory!r}.")
     if method == "lu" and keep_history:
         raise ValueError("method='lu' keeps no history: pass method='qr' or 'auto'.")
-    driven = resolve(module, inputs, state=state, initial_state=initial_state, layer=layer)
-    size = driven.dynamics.state_size
+    layers = resolve(module, inputs, state=state, initial_state=initial_state, layer=layer)
+    (driven,) = layers.values()
+    trajectory = driven.trajectory
+    size = trajectory.state_size
     k = size if k is None else checked_k(k, size)
-    schedule = make_schedule(driven.inputs.shape[1], warmup, qr_every)
-    trajectory = driven.trajectory()
+    schedule = make_schedule(trajectory.steps, warmup, qr_every)
 
     closed = trajectory.closed_log_growth
     if method == "auto" and closed is not None:
