@@ -12,8 +12,7 @@ from torch import Tensor, nn
 
 from lyap_optuna._logging import get_logger, without_passwords
 from lyap_optuna._warnings import LyapunovWarning
-from lyap_optuna.dynamics import Dynamics, NonFiniteParametersError, find_layer
-from lyap_optuna.dynamics._resolve import unwrapped
+from lyap_optuna.dynamics import Dynamics, NonFiniteParametersError, find_layers, unwrapped
 from lyap_optuna.records import (
     FLOOR,
     NoDatabaseError,
@@ -362,9 +361,7 @@ def _layer_name(model: nn.Module | Dynamics, layer: str | nn.Module | None) -> s
     if not isinstance(model, nn.Module):
         return ""
     plain = unwrapped(model)
-    target = find_layer(plain, layer)
-    name = next(name for name, sub in plain.named_modules() if sub is target)
-    return ".".join(part for part in name.split(".") if part != "_orig_mod")
+    return next(iter(find_layers(plain, layer)))
 
 
 def _detached(batch: Any) -> Any:

@@ -1,14 +1,9 @@
 """How architectures step, their Jacobians and their volume growth: one file each."""
 
+from lyap_optuna.dynamics._errors import NonFiniteParametersError, NotMeasurableError
+from lyap_optuna.dynamics._find import find_layers, unwrapped
 from lyap_optuna.dynamics._registry import Architecture, register_architecture
-from lyap_optuna.dynamics._resolve import (
-    STATES,
-    DrivenLayer,
-    NonFiniteParametersError,
-    NotMeasurableError,
-    find_layer,
-    resolve,
-)
+from lyap_optuna.dynamics._resolve import STATES, DrivenLayer, resolve
 from lyap_optuna.dynamics.antisymmetric import AntisymmetricRNN
 from lyap_optuna.dynamics.autodiff import RecurrentDynamics
 from lyap_optuna.dynamics.base import Dynamics, Trajectory
@@ -38,7 +33,8 @@ __all__ = [
     "STATES",
     "StackedDynamics",
     "Trajectory",
-    "find_layer",
+    "find_layers",
     "register_architecture",
     "resolve",
+    "unwrapped",
 ]

@@ -10,8 +10,6 @@ from lyap_optuna.dynamics.antisymmetric import AntisymmetricRNN, antisymmetric_d
 from lyap_optuna.dynamics.base import Dynamics, Trajectory
 from lyap_optuna.dynamics.diagonal import DiagonalStateSpace, diagonal_dynamics
 from lyap_optuna.dynamics.minimal_gated import MinimalGatedUnit, minimal_gated_dynamics
-from lyap_optuna.dynamics.torch_cells import cell_dynamics, read_cell_calls
-from lyap_optuna.dynamics.torch_layers import layer_dynamics, read_layer_call
 
 Calls = list[tuple[tuple[Any, ...], dict[str, Any]]]
 """Arguments and keyword arguments of the calls of a module's forward."""
@@ -23,12 +21,19 @@ def first_argument(module: nn.Module, calls: Calls) -> tuple[Tensor, Any]:
     return (args[0] if args else next(iter(kwargs.values()))), None
 
 
+def states_of(module: nn.Module, inputs: Tensor, trajectory: Trajectory) -> Tensor:
+    """What a layer returns that returns its states, batch first."""
+    return trajectory.states
+
+
 @dataclass(frozen=True)
 class Architecture:
     """How to measure one type of module.
 
     Args:
-        build: ``build(module, state) -> Dynamics``; ``state`` is ``"hidden"`` or ``"full"``.
+        build: ``build(module, state) -> Dynamics``; ``state`` is ``"hidden"`` or ``"full"``, and
+            ``module`` a private copy. None: the module ends in PyTorch's recurrent kernels, and
+            what reaches these says how it steps.
         read_calls: ``read_calls(module, calls)`` returns what the module's forward was called
             with, as inputs ``(batch, time, features)`` and initial state.
         outputs: ``outputs(module, inputs, trajectory)`` rebuilds, from the linearised states,
@@ -36,28 +41,27 @@ class Architecture:
             Every measurement compares the two, so that it never reports the exponents of another
             network than the one that ran. None: there is nothing to compare.
         stepwise: Whether a model calls the module once per time step; all calls of one forward
-            are read then, else the first.
+            are read then, else each call is a batch of sequences.
     """
 
-    build: Callable[[nn.Module, str], Dynamics]
+    build: Callable[[nn.Module, str], Dynamics] | None
     read_calls: Callable[[nn.Module, Calls], tuple[Tensor, Any]] = first_argument
     outputs: Callable[[nn.Module, Tensor, Trajectory], Tensor] | None = None
     stepwise: bool = False
 
 
-_layer = Architecture(layer_dynamics, read_layer_call)
-_cell = Architecture(cell_dynamics, read_cell_calls, stepwise=True)
+_kernels = Architecture(None)
 
 _ARCHITECTURES: dict[type[nn.Module], Architecture] = {
-    nn.RNN: _layer,
-    nn.LSTM: _layer,
-    nn.GRU: _layer,
-    nn.RNNCell: _cell,
-    nn.LSTMCell: _cell,
-    nn.GRUCell: _cell,
-    AntisymmetricRNN: Architecture(antisymmetric_dynamics),
-    MinimalGatedUnit: Architecture(minimal_gated_dynamics),
-    DiagonalStateSpace: Architecture(diagonal_dynamics),
+    nn.RNN: _kernels,
+    nn.LSTM: _kernels,
+    nn.GRU: _kernels,
+    nn.RNNCell: _kernels,
+    nn.LSTMCell: _kernels,
+    nn.GRUCell: _kernels,
+    AntisymmetricRNN: Architecture(antisymmetric_dynamics, outputs=states_of),
+    MinimalGatedUnit: Architecture(minimal_gated_dynamics, outputs=states_of),
+    DiagonalStateSpace: Architecture(diagonal_dynamics, outputs=states_of),
 }
 
 _BY_NAME: dict[str, Architecture] = {}

@@ -1,34 +1,36 @@
-"""From a module and what its forward takes to a dynamics and the inputs that drive it.
+"""From a model and what its forward takes to its recurrent layers, linearised.
 
-What reaches the recurrent layer is captured on a copy of the model in eval mode, so that nothing
-of the model, and no global random state, is touched.
+A layer that is called with whole sequences, and runs PyTorch's kernels or equations of ours, is
+rebuilt from its weights along the model's own states, and one rebuilt step from each of them is
+compared with what the model did (the *fast path*). A layer that is called for a few steps at a time
+is followed from call to call: where the model hands its states on unchanged, and nothing else
+depends on them, the fast path serves too; else the general path.
 """
 
-import copy
-import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from lyap_optuna.dynamics._registry import Calls, architecture_of, registered_names
-from lyap_optuna.dynamics.base import Dynamics, Trajectory, computing_dtype
+from lyap_optuna.dynamics._capture import Forward, ModuleCall, leaves
+from lyap_optuna.dynamics._errors import NonFiniteParametersError, NotMeasurableError
+from lyap_optuna.dynamics._find import (
+    LayerChoice,
+    check_parameters,
+    chosen_names,
+    find_layers,
+    is_within,
+    unwrapped,
+)
+from lyap_optuna.dynamics._general import GeneralPath, GeneralTrajectory, pieces_of
+from lyap_optuna.dynamics._isolate import exactly
+from lyap_optuna.dynamics._registry import architecture_of
+from lyap_optuna.dynamics.base import Batches, Dynamics, Trajectory, computing_dtype
+from lyap_optuna.dynamics.torch_kernels import KernelCall, linearise_along
 
 STATES = ("hidden", "full")
-
-
-class NotMeasurableError(ValueError):
-    """This model, on these inputs, has no exponents that could be measured; the message says why.
-
-    A wrong option is a plain :class:`ValueError`.
-    """
-
-
-class NonFiniteParametersError(NotMeasurableError):
-    """The network has NaN or infinite weights, or diverges: it has no exponents."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,7 @@ class DrivenLayer:
             where every sequence has all of the trajectory's steps.
         reset: Whether the state of a sequence is reset within it, ``(batch,)`` on the CPU: what
             came before is forgotten, and its exponents are minus infinity. None: nowhere.
+        path: How it was measured: ``"fast"``, or ``"general"`` through the model's forward.
     """
 
     name: str
@@ -50,6 +53,7 @@ class DrivenLayer:
     state: str
     lengths: Tensor | None = None
     reset: Tensor | None = None
+    path: str = "fast"
 
 
 @torch.no_grad()
@@ -59,7 +63,7 @@ def resolve(
     *,
     state: str = "full",
     initial_state: Any = None,
-    layer: str | Sequence[str] | nn.Module | None = None,
+    layer: LayerChoice = None,
     lengths: Any = None,
     seed: int = 0,
     split_resets: bool = False,
@@ -87,53 +91,369 @@ def resolve(
         NotMeasurableError: The model cannot be measured; the message says why and what to do.
         ValueError: An option is wrong.
     """
-    module = model
     if state not in STATES:
         raise ValueError(f"state must be one of {STATES}, but got {state!r}.")
-    if isinstance(module, Dynamics):
-        dynamics = module
-        if not isinstance(inputs, Tensor):
-            raise ValueError(f"inputs must be a tensor, but got {type(inputs).__name__}.")
-        reaching, captured_state = (inputs.unsqueeze(0) if inputs.dim() == 2 else inputs), None
-    elif isinstance(module, nn.Module):
-        dynamics, reaching, captured_state = _capture(module, inputs, state, layer, seed)
-    else:
-        raise ValueError(
-            f"module must be an nn.Module or a RecurrentDynamics, but got {type(module).__name__}."
+    steps = _checked_lengths(lengths)
+    with exactly():
+        if isinstance(model, Dynamics):
+            found = [_of_dynamics(model, inputs, initial_state, state)]
+        elif isinstance(model, nn.Module):
+            measured = _Measurement(model, inputs, initial_state, layer, seed, state, split_resets)
+            found = measured.layers()
+        else:
+            raise ValueError(
+                "model must be an nn.Module or a RecurrentDynamics, but got "
+                f"{type(model).__name__}."
+            )
+        return {driven.name: _shortened(_finite(driven), steps) for driven in found}
+
+
+class _Measurement:
+    """The layers of one model on one batch."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        inputs: Any,
+        initial_state: Any,
+        layer: LayerChoice,
+        seed: int,
+        state: str,
+        split: bool,
+    ) -> None:
+        model = unwrapped(model)
+        self._itself = architecture_of(model) is not None
+        if isinstance(model, nn.RNNCellBase) and isinstance(inputs, Tensor) and inputs.dim() == 3:
+            model = _Loop(model)
+        self._chosen = (
+            None if layer is None or isinstance(layer, nn.Module) else chosen_names(layer)
         )
-    checked = _checked_inputs(reaching, dynamics)
-    if not torch.isfinite(checked).all():
-        if isinstance(module, nn.Module):
-            _check_parameters(module, "model")
-        raise ValueError("inputs contain NaN or infinite values: clean them first.")
-    trajectory = dynamics.linearise(
-        checked, captured_state if initial_state is None else initial_state
+        modules = find_layers(model, layer)
+        if initial_state is not None and len(modules) > 1:
+            raise ValueError(
+                f"initial_state is for one layer, but {len(modules)} are measured: "
+                f"{sorted(modules)}. Name one by layer=."
+            )
+        for name, module in modules.items():
+            check_parameters(module, f"recurrent layer {name!r}" if name else "recurrent layer")
+        self._model, self._state, self._split = model, state, split
+        self._forward = Forward(model, inputs, modules, initial_state, seed)
+
+    def layers(self) -> list[DrivenLayer]:
+        """Measure them."""
+        copies, calls = self._forward.run()
+        found: list[DrivenLayer] = []
+        for names in _grouped(calls):
+            mine = [call for call in calls if call.layer in names]
+            if len(names) == 1 and not self._is_stepwise(copies[names[0]], mine):
+                found += self._of_whole_sequences(names[0], copies[names[0]], mine)
+            else:
+                found.append(self._followed(names, mine))
+        if self._chosen is not None:
+            chosen = [d for d in found if any(is_within(d.name, name) for name in self._chosen)]
+            if not chosen:
+                raise NotMeasurableError(
+                    f"layer={self._chosen} names none of the layers that were measured: "
+                    f"{sorted(d.name for d in found)}."
+                )
+            found = chosen
+        return found
+
+    # Whole sequences ------------------------------------------------------------------------------
+
+    def _is_stepwise(self, module: nn.Module, calls: list[ModuleCall]) -> bool:
+        architecture = architecture_of(module)
+        assert architecture is not None
+        if architecture.build is not None:
+            return False
+        kernels = [kernel for call in calls for kernel in call.kernels]
+        if len(kernels) != len(calls):
+            return True
+        return isinstance(module, nn.RNNCellBase) or _goes_on(kernels)
+
+    def _of_whole_sequences(
+        self, name: str, module: nn.Module, calls: list[ModuleCall]
+    ) -> list[DrivenLayer]:
+        architecture = architecture_of(module)
+        assert architecture is not None
+        if architecture.build is None:
+            kernels = [kernel for call in calls for kernel in call.kernels]
+            return [
+                _merged(parts)
+                for parts in zip(*(self._of_kernel(name, k) for k in kernels), strict=True)
+            ]
+        parts = []
+        for group in [calls] if architecture.stepwise else [[call] for call in calls]:
+            reaching, initial = architecture.read_calls(
+                module, [(call.args, call.kwargs) for call in group]
+            )
+            given = self._forward.initial_state
+            dynamics = architecture.build(module, self._state)
+            checked = checked_inputs(reaching, dynamics)
+            trajectory = dynamics.linearise(checked, initial if given is None else given)
+            if architecture.outputs is not None and given is None:
+                returned = next(leaves(group[-1].result), None)
+                rebuilt = architecture.outputs(module, checked, trajectory)
+                if returned is None or not _agree(rebuilt, returned):
+                    raise NotMeasurableError(_another(name, module))
+            parts.append(DrivenLayer(name, trajectory, self._state))
+        return [_merged(parts)]
+
+    def _of_kernel(self, name: str, call: KernelCall) -> list[DrivenLayer]:
+        """Linearise what a kernel ran, a stack as one system, or layer by layer and direction."""
+        _check_sequences(call.inputs)
+        dtype = computing_dtype(call.weights[0][0].dtype)
+        io = [(x.to(dtype), y.to(dtype)) for x, y in call.by_layer()]
+        initial = [tuple(p[i].to(dtype) for p in call.initial) for i in range(len(call.weights))]
+        final = [tuple(p[i].to(dtype) for p in call.final) for i in range(len(call.weights))]
+        exact = call.outputs.dtype
+        if call.directions == 1:
+            trajectory, rebuilt = linearise_along(
+                call.kernel, call.weights, io, initial, self._state
+            )
+            self._compare(name, rebuilt, [y for _, y in io], call.lengths, exact)
+            ends = _ends([y for _, y in io], call.lengths)
+            self._compare(name, ends, [f[0] for f in final], None, exact)
+            return [DrivenLayer(name, trajectory, self._state, call.lengths)]
+        found = []
+        for i, (x, y) in enumerate(io):
+            for reverse in (False, True):
+                j = 2 * i + reverse
+                z = y.chunk(2, dim=2)[reverse]
+                one = (
+                    [(_reversed(x, call.lengths), _reversed(z, call.lengths))]
+                    if reverse
+                    else [(x, z)]
+                )
+                trajectory, rebuilt = linearise_along(
+                    call.kernel, [call.weights[j]], one, [initial[j]], self._state
+                )
+                part = f"l{i}{'_reverse' if reverse else ''}"
+                label = f"{name}.{part}" if name else part
+                self._compare(label, rebuilt, [one[0][1]], call.lengths, exact)
+                found.append(DrivenLayer(label, trajectory, self._state, call.lengths))
+        return found
+
+    def _compare(
+        self,
+        name: str,
+        rebuilt: Sequence[Tensor],
+        real: Sequence[Tensor],
+        lengths: Tensor | None,
+        dtype: torch.dtype,
+    ) -> None:
+        for ours, theirs in zip(rebuilt, real, strict=True):
+            if lengths is not None:
+                live = torch.arange(ours.shape[1]) < lengths.unsqueeze(1)
+                ours, theirs = ours[live], theirs[live]
+            if not _agree(ours, theirs, dtype):
+                raise NotMeasurableError(_another(name, self._forward.layers.get(name)))
+
+    # Step by step ---------------------------------------------------------------------------------
+
+    def _followed(self, names: list[str], calls: list[ModuleCall]) -> DrivenLayer:
+        """Follow states from call to call."""
+        level = self._level(names, calls)
+        path = GeneralPath(self._forward, level, names)
+        generator = torch.Generator().manual_seed(self._forward.seed)
+
+        def scout(chain: int, offset: int, size: int) -> Tensor:
+            return torch.randn(size, generator=generator, dtype=torch.float64)
+
+        sequences, seen = path.tangents(scout)
+        if level == "kernel" and len(names) == 1:
+            fast = self._along_chain(names[0], sequences, seen)
+            if fast is not None:
+                return fast
+        name = _common_name(names)
+        if self._state == "hidden" and any(
+            isinstance(self._forward.layers[n], (nn.LSTM, nn.LSTMCell)) for n in names
+        ):
+            raise NotMeasurableError(
+                f"The state of {name!r} is changed between its calls. With the cell held fixed "
+                "(state='hidden') that is no dynamics: pass state='full'."
+            )
+        pieces, reset = pieces_of(sequences, self._split)
+        if not pieces:
+            raise NotMeasurableError(
+                f"The state of {name!r} is never handed on from one call to the next: there are "
+                "no steps to measure. Pass the layer itself and the inputs that reach it."
+            )
+        lengths = torch.tensor([piece.stop - piece.start for piece in pieces])
+        trajectory = GeneralTrajectory(path, pieces, sequences)
+        if level == "weight" and not trajectory.has_jacobians:
+            raise NotMeasurableError(
+                f"{type(self._forward.layers[names[0]]).__name__} keeps more of the past than what "
+                "meets its recurrent weights, and it cannot be seen. Pass a "
+                "lyap_optuna.RecurrentDynamics with its step function."
+            )
+        same = bool((lengths == lengths[0]).all())
+        return DrivenLayer(
+            name,
+            trajectory,
+            "full",
+            None if same else lengths,
+            reset if bool(reset.any()) else None,
+            "general",
+        )
+
+    def _level(self, names: list[str], calls: list[ModuleCall]) -> str:
+        """Return where the states of layers are to be seen."""
+        one_each = all(len(call.kernels) == 1 for call in calls)
+        if one_each:
+            return "kernel"
+        whole = [n for n in names if isinstance(self._forward.layers[n], nn.RNNBase)]
+        single = len(calls) == len(names)
+        if whole and single:
+            return "kernel" if any(call.kernels for call in calls) else "weight"
+        return "module"
+
+    def _along_chain(
+        self, name: str, sequences: list[Any], calls: list[ModuleCall]
+    ) -> DrivenLayer | None:
+        """Return the fast path through a layer's calls, where it is this network's."""
+        kernels = [k for call in calls if call.layer == name for k in call.kernels]
+        parts: list[DrivenLayer] = []
+        for sequence in sequences:
+            (chain, *others) = sequence
+            if others or chain.unmodified is None or len(chain.states) < 3 or chain.resets:
+                return None
+            mine, kernels = kernels[: len(chain.states) - 1], kernels[len(chain.states) - 1 :]
+            if any(call.directions == 2 or call.batch_sizes is not None for call in mine):
+                return None
+            full = self._joined(name, mine, "full")
+            if full is None or not _moves(full, mine, chain.carried):
+                return None
+            driven = full if self._state == "full" else self._joined(name, mine, self._state)
+            if driven is None:
+                return None
+            parts.append(driven)
+        return _merged(parts)
+
+    def _joined(self, name: str, calls: list[KernelCall], state: str) -> DrivenLayer | None:
+        first = calls[0]
+        by_call = [call.by_layer() for call in calls]
+        io = [
+            (
+                torch.cat([parts[i][0] for parts in by_call], 1),
+                torch.cat([p[i][1] for p in by_call], 1),
+            )
+            for i in range(first.layers)
+        ]
+        initial = [tuple(p[i] for p in first.initial) for i in range(first.layers)]
+        trajectory, rebuilt = linearise_along(first.kernel, first.weights, io, initial, state)
+        if not all(_agree(a, y) for a, (_, y) in zip(rebuilt, io, strict=True)):
+            return None
+        return DrivenLayer(name, trajectory, state)
+
+
+class _Loop(nn.Module):
+    """A loop over a cell that was given itself, with whole sequences."""
+
+    def __init__(self, cell: nn.Module) -> None:
+        super().__init__()
+        self.cell = cell
+
+    def forward(self, x: Tensor) -> Tensor:
+        state = None
+        for step in x.unbind(1):
+            state = self.cell(step) if state is None else self.cell(step, state)
+        return next(leaves(state))
+
+
+# Checks ------------------------------------------------------------------------------------------
+
+_TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
+"""Relative: rounding of one step, by another order of operations, at some thousand units."""
+
+
+def _agree(ours: Tensor, theirs: Tensor, dtype: torch.dtype | None = None) -> bool:
+    """Whether a rebuilt step is the model's own, but for rounding."""
+    if ours.shape != theirs.shape:
+        return False
+    dtype = dtype or theirs.dtype
+    tolerance = _TOLERANCE.get(dtype, 16 * torch.finfo(dtype).eps)
+    scale = theirs.abs().max().clamp(min=torch.finfo(dtype).tiny)
+    difference = (ours.to(theirs) - theirs).abs().max()
+    return not bool(torch.isfinite(scale)) or bool(difference <= tolerance * scale)
+
+
+def _another(name: str, module: nn.Module | None) -> str:
+    kind = "The layer" if module is None else type(module).__name__
+    return (
+        f"{kind} {name!r} computes something else than its weights say, where it cannot be "
+        "followed: what could be measured would be another network. Pass a "
+        "lyap_optuna.RecurrentDynamics with its step function."
     )
-    if not torch.isfinite(trajectory.states).all():
+
+
+def _moves(driven: DrivenLayer, calls: list[KernelCall], tangents: list[Tensor]) -> bool:
+    """Whether the rebuilt tangent map takes each tangent to the next one.
+
+    It does not where something else depends on the state: an output that is fed back, say.
+    """
+    size = calls[0].initial[0].shape[0]
+    t = 0
+    for call, before, after in zip(calls, tangents, tangents[1:], strict=False):
+        vector = _by_layer(before, size, call.initial).unsqueeze(1)
+        for _ in range(call.inputs.shape[1]):
+            vector = driven.trajectory.tangent(t, vector)
+            t += 1
+        wanted = _by_layer(after, size, call.initial)
+        scale = wanted.abs().amax().clamp(min=1e-290)
+        if not bool(((vector.squeeze(1) - wanted).abs() <= 1e-7 * scale).all()):
+            return False
+    return True
+
+
+def _by_layer(rows: Tensor, layers: int, parts: tuple[Tensor, ...]) -> Tensor:
+    # from h1 h2 c1 c2, as PyTorch hands states on, to h1 c1 h2 c2
+    sizes = [part.shape[-1] * layers for part in parts]
+    split = [p.unflatten(1, (layers, -1)) for p in rows.split(sizes, 1)]
+    return torch.cat(split, 2).flatten(1)
+
+
+def _finite(driven: DrivenLayer) -> DrivenLayer:
+    if not bool(torch.isfinite(driven.trajectory.states).all()):
         raise NonFiniteParametersError(
-            "The states of the recurrent layer become NaN or infinite on these inputs: it has "
-            "no Lyapunov exponents."
+            "The states of the recurrent layer become NaN or infinite on these inputs: it has no "
+            "Lyapunov exponents. Check that the inputs are finite."
         )
-    return {"": DrivenLayer("", trajectory, state)}
+    return driven
 
 
-def _checked_inputs(inputs: Tensor, dynamics: Dynamics) -> Tensor:
+def _check_sequences(inputs: Tensor) -> None:
     shape = tuple(inputs.shape)
     if inputs.dim() != 3:
-        raise ValueError(
+        raise NotMeasurableError(
             f"inputs must have three dimensions (batch, time, features), but have shape {shape}."
         )
     if shape[0] == 0:
-        raise ValueError(
+        raise NotMeasurableError(
             f"The batch of inputs is empty (shape {shape}): pass at least one sequence."
         )
     if shape[1] < 2:
-        raise ValueError(
+        raise NotMeasurableError(
             f"inputs have {shape[1]} time step(s): exponents need at least 2, better 100."
         )
-    if dynamics.input_size is not None and shape[2] != dynamics.input_size:
-        raise ValueError(
-            f"inputs have {shape[2]} features, but the recurrent layer takes "
+    if not bool(torch.isfinite(inputs).all()):
+        raise NotMeasurableError("inputs contain NaN or infinite values: clean them first.")
+
+
+def checked_inputs(inputs: Any, dynamics: Dynamics) -> Tensor:
+    """Return inputs as a dynamics takes them.
+
+    Raises:
+        NotMeasurableError: They have the wrong shape, or are not finite.
+    """
+    if not isinstance(inputs, Tensor):
+        raise NotMeasurableError(f"inputs must be a tensor, but got {type(inputs).__name__}.")
+    if inputs.dim() == 2:
+        inputs = inputs.unsqueeze(0)
+    _check_sequences(inputs)
+    if dynamics.input_size is not None and inputs.shape[2] != dynamics.input_size:
+        raise NotMeasurableError(
+            f"inputs have {inputs.shape[2]} features, but the recurrent layer takes "
             f"{dynamics.input_size}. Check batch_first: sequences are laid out as the module "
             "takes them."
         )
@@ -141,279 +461,123 @@ def _checked_inputs(inputs: Tensor, dynamics: Dynamics) -> Tensor:
     return inputs.detach().to(device=dynamics.device or inputs.device, dtype=dtype)
 
 
-def _check_parameters(module: nn.Module, name: str) -> None:
-    tensors = [*module.parameters(), *(b for b in module.buffers() if b.is_floating_point())]
-    if not all(bool(torch.isfinite(tensor).all()) for tensor in tensors):
-        raise NonFiniteParametersError(
-            f"The {name} has NaN or infinite weights: it has no Lyapunov exponents."
+def _of_dynamics(dynamics: Dynamics, inputs: Any, initial_state: Any, state: str) -> DrivenLayer:
+    return DrivenLayer(
+        "", dynamics.linearise(checked_inputs(inputs, dynamics), initial_state), state
+    )
+
+
+# Sequences ---------------------------------------------------------------------------------------
+
+
+def _grouped(calls: list[ModuleCall]) -> list[list[str]]:
+    """Return the layers in groups: those whose calls interleave belong together."""
+    first: dict[str, int] = {}
+    last: dict[str, int] = {}
+    for i, call in enumerate(calls):
+        first.setdefault(call.layer, i)
+        last[call.layer] = i
+    groups: list[list[str]] = []
+    end = -1
+    for name in sorted(first, key=lambda n: first[n]):
+        if groups and first[name] < end:
+            groups[-1].append(name)
+        else:
+            groups.append([name])
+            end = -1
+        end = max(end, last[name])
+    return groups
+
+
+def _goes_on(kernels: list[KernelCall]) -> bool:
+    """Whether a later call may begin with what an earlier one left."""
+    first = kernels[0].initial
+    for call in kernels[1:]:
+        zero = all(not bool(part.any()) for part in call.initial)
+        again = all(
+            a.shape == b.shape and torch.equal(a, b)
+            for a, b in zip(call.initial, first, strict=True)
         )
+        if not (zero or again):
+            return True
+    return kernels[0].inputs.shape[1] == 1 and len(kernels) > 1
 
 
-# The recurrent layer and what reaches it -----------------------------------------------------
+def _merged(parts: Sequence[DrivenLayer]) -> DrivenLayer:
+    """Return several batches of one layer as one."""
+    if len(parts) == 1:
+        return parts[0]
+    steps = [part.trajectory.steps for part in parts]
+    lengths = torch.cat(
+        [
+            torch.full((part.trajectory.batch,), n) if part.lengths is None else part.lengths
+            for part, n in zip(parts, steps, strict=True)
+        ]
+    )
+    same = bool((lengths == lengths[0]).all())
+    return DrivenLayer(
+        parts[0].name,
+        Batches([part.trajectory for part in parts]),
+        parts[0].state,
+        None if same else lengths,
+    )
 
 
-class _Captured(BaseException):
-    """Ends the forward pass at the recurrent layer; no ``except Exception`` swallows it."""
+def _common_name(names: list[str]) -> str:
+    if len(names) == 1:
+        return names[0]
+    parents = {name.rpartition(".")[0] for name in names}
+    only_digits = all(name.rpartition(".")[2].isdigit() for name in names)
+    if len(parents) == 1 and only_digits:
+        return parents.pop()
+    return "+".join(names)
 
 
-def _capture(
-    module: nn.Module, inputs: Any, state: str, layer: str | nn.Module | None, seed: int
-) -> tuple[Dynamics, Tensor, Any]:
-    module = unwrapped(module)
-    target = find_layer(module, layer)
-    args, kwargs = _arguments(module, _on_device(inputs, module))
-    clone, target_clone = _copy(module, target)
-    clone.eval()
-    architecture = architecture_of(target_clone)
-    if architecture is None:  # find_layer has checked it
-        raise AssertionError
+def _ends(outputs: Sequence[Tensor], lengths: Tensor | None) -> list[Tensor]:
+    if lengths is None:
+        return [y[:, -1] for y in outputs]
+    rows = torch.arange(len(lengths))
+    return [y[rows, lengths - 1] for y in outputs]
 
-    calls: Calls = []
-    whole = not architecture.stepwise or target is module
 
-    def capture(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        calls.append((args, kwargs))
-        if whole:
-            raise _Captured
+def _reversed(sequences: Tensor, lengths: Tensor | None) -> Tensor:
+    """Return ``(batch, time, ...)`` backwards in time, each row within its length."""
+    if lengths is None:
+        return sequences.flip(1)
+    steps = torch.arange(sequences.shape[1])
+    index = torch.where(steps < lengths.unsqueeze(1), lengths.unsqueeze(1) - 1 - steps, steps)
+    backwards: Tensor = sequences.gather(1, index.unsqueeze(2).expand_as(sequences).to(sequences.device))
+    return backwards
 
-    # Registered last, so that hooks that compute weights (weight normalisation) have run.
-    target_clone.register_forward_pre_hook(capture, with_kwargs=True)
+
+def _checked_lengths(lengths: Any) -> Tensor | None:
+    if lengths is None:
+        return None
     try:
-        with _OwnRandomNumbers(seed), _no_autocast(clone):
-            clone(*args, **kwargs)
-    except _Captured:
-        pass
-    except Exception as error:
-        shapes = [tuple(item.shape) for item in _leaves((args, kwargs)) if isinstance(item, Tensor)]
+        steps = torch.as_tensor(lengths).detach().cpu()
+        valid = steps.dim() == 1 and len(steps) > 0 and not steps.is_floating_point()
+        valid = valid and bool((steps >= 1).all())
+    except (RuntimeError, TypeError, ValueError):
+        valid = False
+    if not valid:
         raise ValueError(
-            f"The forward of {type(module).__name__} failed on inputs of shapes {shapes} "
-            f"({type(error).__name__}: {error}). Pass a batch as in training, without targets."
-        ) from error
-    if not calls:
-        raise ValueError(
-            f"The forward of {type(module).__name__} never called its {type(target).__name__} "
-            "layer: pass the layer itself and the inputs that reach it."
+            "lengths must be positive whole numbers, one for each sequence, but got "
+            f"{lengths!r:.100}."
         )
-    reaching, initial = architecture.read_calls(target_clone, calls)
-    _check_parameters(target_clone, "recurrent layer")
-    return architecture.build(target_clone, state), reaching, initial
+    return steps.long()
 
 
-def unwrapped(module: nn.Module) -> nn.Module:
-    """Return the model behind DistributedDataParallel, DataParallel and ``torch.compile``."""
-    while True:
-        inner = _wrapped_by(module)
-        if inner is None:
-            return module
-        module = inner
-
-
-def _wrapped_by(module: nn.Module) -> nn.Module | None:
-    if isinstance(module, (nn.parallel.DistributedDataParallel, nn.DataParallel)):
-        wrapped: nn.Module = module.module
-        return wrapped
-    # torch.compile's OptimizedModule; its class lives in a package that is slow to import
-    inner = module._modules.get("_orig_mod")
-    return inner if isinstance(inner, nn.Module) else None
-
-
-def find_layer(module: nn.Module, layer: str | nn.Module | None = None) -> nn.Module:
-    """Return the recurrent layer of a model.
-
-    Raises:
-        ValueError: There is none, there are several, or ``layer`` names none of them.
-    """
-    layers: dict[str, nn.Module] = {
-        _plain_name(name): sub for name, sub in module.named_modules() if architecture_of(sub)
-    }
-    if isinstance(layer, nn.Module):
-        layer = unwrapped(layer)
-        if not any(sub is layer for sub in layers.values()):
-            raise ValueError(
-                f"module is a {type(layer).__name__} that is not one of the model's recurrent "
-                f"layers: {sorted(layers) or 'none'}."
-            )
-        return layer
-    if isinstance(layer, str):
-        if _plain_name(layer) not in layers:
-            raise ValueError(
-                f"The model has no recurrent layer named {layer!r}; it has "
-                f"{sorted(layers) or 'none'}."
-            )
-        return layers[_plain_name(layer)]
-    if layer is not None:
+def _shortened(driven: DrivenLayer, lengths: Tensor | None) -> DrivenLayer:
+    if lengths is None:
+        return driven
+    batch, steps = driven.trajectory.batch, driven.trajectory.steps
+    if len(lengths) != batch or int(lengths.max()) > steps:
         raise ValueError(
-            f"The recurrent layer is given by its name or itself, not by {type(layer).__name__}."
+            f"lengths are {len(lengths)} numbers of at most {int(lengths.max())}, but "
+            f"{batch} sequences of {steps} steps reach the layer {driven.name!r}."
         )
-    if not layers:
-        raise ValueError(
-            f"{type(module).__name__} contains no recurrent layer ({registered_names()}). For "
-            "another architecture pass a lyap_optuna.RecurrentDynamics with its step function."
-        )
-    if len(layers) > 1:
-        raise ValueError(
-            f"{type(module).__name__} contains {len(layers)} recurrent layers: {sorted(layers)}. "
-            "Name one: layer=... (in LyapunovProbe: module=...), or pass that layer itself with "
-            "the inputs that reach it."
-        )
-    return next(iter(layers.values()))
-
-
-def _plain_name(name: str) -> str:
-    return ".".join(part for part in name.split(".") if part not in ("_orig_mod",))
-
-
-def _arguments(module: nn.Module, inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    if isinstance(inputs, Mapping):
-        args: tuple[Any, ...] = ()
-        kwargs: dict[str, Any] = dict(inputs)
-    elif isinstance(inputs, (tuple, list)) and not isinstance(inputs, nn.utils.rnn.PackedSequence):
-        args, kwargs = tuple(inputs), {}
-    else:
-        args, kwargs = (inputs,), {}
-    try:
-        inspect.signature(module.forward).bind(*args, **kwargs)
-    except TypeError as error:
-        raise ValueError(
-            f"inputs do not fit the forward of {type(module).__name__} ({error}): pass what it "
-            "takes, without targets; a tensor, a tuple of arguments or a dict of keyword "
-            "arguments."
-        ) from None
-    return args, kwargs
-
-
-def _on_device(inputs: Any, module: nn.Module) -> Any:
-    parameter = next(module.parameters(), None)
-    if parameter is None:
-        return inputs
-    if isinstance(inputs, Tensor):
-        return inputs.detach().to(parameter.device)
-    if isinstance(inputs, nn.utils.rnn.PackedSequence):
-        return inputs
-    if isinstance(inputs, (tuple, list)):
-        return tuple(_on_device(item, module) for item in inputs)
-    if isinstance(inputs, Mapping):
-        return {key: _on_device(item, module) for key, item in inputs.items()}
-    return inputs
-
-
-def _no_autocast(module: nn.Module) -> torch.autocast:
-    parameter = next(module.parameters(), None)
-    kind = "cpu" if parameter is None else parameter.device.type
-    return torch.autocast(kind, enabled=False)
-
-
-# A copy that shares nothing that could be changed --------------------------------------------
-
-
-def _copy(module: nn.Module, target: nn.Module) -> tuple[nn.Module, nn.Module]:
-    """Copy a model with the layer of interest; nothing is shared, and hooks of users are left out.
-
-    Parameters too: a forward pass may write to them (an embedding with ``max_norm`` does). Hooks
-    that compute weights, which are PyTorch's own, stay; others would see calls that are not
-    training.
-
-    Plain ``copy.deepcopy`` refuses tensors with a gradient history (weight normalisation and
-    parametrisations leave some) and copies wrappers, so every tensor and wrapper is put into its
-    memo first.
-    """
-    memo: dict[int, Any] = {}
-    keep: list[Any] = []  # ids in the memo stay valid as long as their objects live
-    for sub in module.modules():
-        for p in sub._parameters.values():
-            if p is not None and not isinstance(
-                p, (nn.UninitializedParameter, nn.UninitializedBuffer)
-            ):
-                memo[id(p)] = nn.Parameter(p.detach().clone(), requires_grad=False)
-        for b in sub._buffers.values():
-            if b is not None and not isinstance(
-                b, (nn.UninitializedParameter, nn.UninitializedBuffer)
-            ):
-                memo[id(b)] = b.detach().clone()
-    for sub in module.modules():
-        for name, value in vars(sub).items():
-            if name not in ("_parameters", "_buffers", "_modules"):
-                for item in _leaves(value):
-                    keep.append(item)
-                    if isinstance(item, Tensor):
-                        memo.setdefault(id(item), item.detach().clone())
-                    elif isinstance(item, torch.Generator):
-                        memo.setdefault(id(item), item.clone_state())
-    try:
-        for sub in reversed(list(module.modules())):
-            if _wrapped_by(sub) is not None:
-                memo[id(sub)] = copy.deepcopy(unwrapped(sub), memo)
-        clone: nn.Module = copy.deepcopy(module, memo)
-    except Exception as error:
-        raise ValueError(
-            f"{type(module).__name__} cannot be copied ({type(error).__name__}: {error}): pass "
-            "its recurrent layer itself and the inputs that reach it."
-        ) from error
-    for sub in clone.modules():
-        sub._compiled_call_impl = None  # set by Module.compile()
-        for hooks in (sub._forward_hooks, sub._forward_pre_hooks):
-            for key, hook in list(hooks.items()):
-                if not type(hook).__module__.startswith("torch."):
-                    del hooks[key]
-    return clone, memo[id(target)]
-
-
-def _leaves(value: Any, depth: int = 3) -> Iterator[Any]:
-    if isinstance(value, (Tensor, torch.Generator)):
-        yield value
-    elif depth and isinstance(value, Mapping):
-        for item in value.values():
-            yield from _leaves(item, depth - 1)
-    elif depth and isinstance(value, (list, tuple)):
-        for item in value:
-            yield from _leaves(item, depth - 1)
-
-
-class _OwnRandomNumbers(TorchDispatchMode):
-    """Gives operations that draw random numbers a generator of our own.
-
-    A model may draw in eval mode (dropout that is always on, a random initial state). Modes are
-    local to the thread, and the global generators are never touched, not even to restore them.
-    """
-
-    def __init__(self, seed: int) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self._seed = seed
-        self._generators: dict[torch.device, torch.Generator] = {}
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if torch.Tag.nondeterministic_seeded in func.tags and kwargs.get("generator") is None:
-            drawing = _with_generator(func)
-            if drawing is not None:
-                tensors = [item for item in _leaves(args) if isinstance(item, Tensor)]
-                device = tensors[0].device if tensors else torch.device(kwargs.get("device", "cpu"))
-                return drawing(*args, **{**kwargs, "generator": self._generator(device)})
-        return func(*args, **kwargs)
-
-    def _generator(self, device: torch.device) -> torch.Generator:
-        if device not in self._generators:
-            self._generators[device] = torch.Generator(device).manual_seed(self._seed)
-        return self._generators[device]
-
-
-def _with_generator(func: Any) -> Any:
-    def takes_one(overload: Any) -> bool:
-        return any(argument.name == "generator" for argument in overload._schema.arguments)
-
-    if takes_one(func):
-        return func
-    name = func._overloadname
-    candidate = "generator" if name == "default" else f"{name}_generator"
-    return getattr(func.overloadpacket, candidate, _DRAWS_LIKE.get(func.overloadpacket))
-
-
-# Older releases of PyTorch have no overloads of these that take a generator.
-_DRAWS_LIKE = {
-    torch.ops.aten.randn_like: lambda like, generator, **options: torch.empty_like(
-        like, **options
-    ).normal_(generator=generator),
-    torch.ops.aten.rand_like: lambda like, generator, **options: torch.empty_like(
-        like, **options
-    ).uniform_(generator=generator),
-}
+    if driven.lengths is not None:
+        lengths = torch.minimum(lengths, driven.lengths)
+    return DrivenLayer(
+        driven.name, driven.trajectory, driven.state, lengths, driven.reset, driven.path
+    )

@@ -57,19 +57,25 @@ class AntisymmetricCell(GatedCell):
         super().__init__(weights)
         self.epsilon = epsilon
 
-    def linearise(self, inputs: Tensor, initial: tuple[Tensor, ...]) -> Linearisation:
-        """Run the layer and linearise it."""
+    def run(self, inputs: Tensor, initial: tuple[Tensor, ...]) -> Tensor:
+        """Run the layer."""
         w = self.weights
         drive = torch.nn.functional.linear(inputs, w.ih, w.bias_ih)
         h, states = initial[0], []
         for t in range(drive.shape[1]):
             h = h + self.epsilon * torch.tanh(h @ w.hh.T + drive[:, t])
             states.append(h)
-        outputs = torch.stack(states, dim=1)
-        from_input, from_state = self.preactivations(inputs, previous_states(initial[0], outputs))
+        return torch.stack(states, dim=1)
+
+    def linearise(
+        self, inputs: Tensor, initial: tuple[Tensor, ...], outputs: Tensor
+    ) -> Linearisation:
+        """Linearise the layer along its states."""
+        previous = previous_states(initial[0], outputs)
+        from_input, from_state = self.preactivations(inputs, previous)
         a = from_input + from_state
         return Linearisation(
-            outputs=outputs,
+            outputs=previous + self.epsilon * torch.tanh(a.squeeze(2)),
             states=outputs,
             gain=self.epsilon * tanh_slope(a).unsqueeze(2),
             carry=torch.ones_like(outputs)[:, :, None, None],

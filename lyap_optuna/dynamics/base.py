@@ -24,6 +24,7 @@ Times count from 0 for the first input: J_t = ds_{t+1}/ds_t in code is J_{t+1} i
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -107,6 +108,11 @@ class Trajectory(ABC):
         return None
 
     @property
+    def single_threaded(self) -> bool:
+        """Whether it differentiates in a process-wide mode: it is never given to workers."""
+        return False
+
+    @property
     def has_jacobians(self) -> bool:
         """Whether ``jacobians`` and ``log_abs_det`` can be had; else there is no mean exponent."""
         return True
@@ -137,6 +143,106 @@ class Trajectory(ABC):
     def bytes_per_jacobian(self) -> int:
         """Memory of one Jacobian."""
         return self.state_size**2 * self.states.element_size()
+
+
+class Batches(Trajectory):
+    """Trajectories of one system on several batches, as one batch.
+
+    Shorter ones are padded by their last step.
+
+    Args:
+        parts: The trajectories.
+    """
+
+    def __init__(self, parts: Sequence[Trajectory]) -> None:
+        self.parts = list(parts)
+        longest = max(part.steps for part in parts)
+        self.states = torch.cat([_padded(part.states, longest) for part in parts])
+        sizes = torch.tensor([part.batch for part in parts])
+        self._starts = [0, *sizes.cumsum(0).tolist()]
+
+    @property
+    def single_threaded(self) -> bool:
+        """Whether one of them is."""
+        return any(part.single_threaded for part in self.parts)
+
+    @property
+    def has_jacobians(self) -> bool:
+        """Whether all have them."""
+        return all(part.has_jacobians for part in self.parts)
+
+    def select(self, inputs: slice) -> Trajectory:
+        """Return the trajectory of some of the inputs."""
+        start, stop, _ = inputs.indices(self.batch)
+        chosen = []
+        for part, first in zip(self.parts, self._starts, strict=False):
+            low, high = max(start - first, 0), min(stop - first, part.batch)
+            if low < high:
+                chosen.append(part.select(slice(low, high)))
+        return Batches(chosen)
+
+    def tangent(self, t: int, vectors: Tensor) -> Tensor:
+        """Apply each batch's own map."""
+        pieces = vectors.split([part.batch for part in self.parts])
+        return torch.cat(
+            [p.tangent(min(t, p.steps - 1), v) for p, v in zip(self.parts, pieces, strict=True)]
+        )
+
+    def jacobians(self, inputs: Tensor, times: Tensor) -> Tensor:
+        """Return the Jacobians of pairs of input and step."""
+        out = self.states.new_empty(len(inputs), self.state_size, self.state_size)
+        for part, mine, local, t in self._shares(inputs, times):
+            out[mine] = part.jacobians(local, t)
+        return out
+
+    def log_abs_det(self, inputs: Tensor, times: Tensor) -> Tensor:
+        """Return log|det J| of pairs."""
+        device = self.states.device
+        out = torch.empty(len(inputs), dtype=linalg.wide_dtype(device), device=device)
+        for part, mine, local, t in self._shares(inputs, times):
+            out[mine] = part.log_abs_det(local, t)
+        return out
+
+    def _shares(
+        self, inputs: Tensor, times: Tensor
+    ) -> Iterator[tuple[Trajectory, Tensor, Tensor, Tensor]]:
+        for part, first in zip(self.parts, self._starts, strict=False):
+            mine = (inputs >= first) & (inputs < first + part.batch)
+            if bool(mine.any()):
+                yield part, mine, inputs[mine] - first, times[mine].clamp(max=part.steps - 1)
+
+    @property
+    def closed_log_abs_det(self) -> Tensor | None:
+        """The closed forms of all, where each has one."""
+        return self._closed([part.closed_log_abs_det for part in self.parts])
+
+    @property
+    def closed_log_growth(self) -> Tensor | None:
+        """The closed forms of all, where each has one."""
+        return self._closed([part.closed_log_growth for part in self.parts])
+
+    @property
+    def rank(self) -> Tensor | None:
+        """The bounds of all, where each has one."""
+        return self._closed([part.rank for part in self.parts])
+
+    def _closed(self, parts: list[Tensor | None]) -> Tensor | None:
+        there = [part for part in parts if part is not None]
+        if len(there) < len(parts):
+            return None
+        return torch.cat([_padded(part, self.steps) for part in there])
+
+    def tangent_is_cheaper(self, k: int) -> bool:
+        """As for each of them."""
+        return self.parts[0].tangent_is_cheaper(k)
+
+
+def _padded(values: Tensor, steps: int) -> Tensor:
+    missing = steps - values.shape[1]
+    if not missing:
+        return values
+    last = values[:, -1:].expand(-1, missing, *values.shape[2:])
+    return torch.cat([values, last], dim=1)
 
 
 class Dynamics(ABC):

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear, softplus
 
+from lyap_optuna.dynamics._fused import run_kernel
 from lyap_optuna.dynamics.base import Dynamics, Trajectory
 from lyap_optuna.dynamics.linalg import wide, wide_dtype
 
@@ -47,7 +48,8 @@ class Linearisation:
     """What a cell computes for all steps of all inputs at once.
 
     Args:
-        outputs: h of every step, ``(batch, time, units)``.
+        outputs: h of every step as these equations give it from the state before,
+            ``(batch, time, units)``; to be compared with what really ran.
         states: All state blocks, ``(batch, time, R * units)``.
         gain: ``(batch, time, R, G, units)``.
         input_gain: The same for the input's pre-activations; None where it equals ``gain``.
@@ -96,12 +98,19 @@ class GatedCell(ABC):
         return self.blocks * self.units
 
     @abstractmethod
-    def linearise(self, inputs: Tensor, initial: tuple[Tensor, ...]) -> Linearisation:
-        """Run the layer over ``(batch, time, features)`` and linearise it.
+    def run(self, inputs: Tensor, initial: tuple[Tensor, ...]) -> Tensor:
+        """Run the layer by itself; return h of every step, ``(batch, time, units)``."""
+
+    @abstractmethod
+    def linearise(
+        self, inputs: Tensor, initial: tuple[Tensor, ...], outputs: Tensor
+    ) -> Linearisation:
+        """Linearise the layer along its states, all steps at once.
 
         Args:
             inputs: ``(batch, time, features)``.
             initial: ``n_initial`` tensors of ``(batch, units)``.
+            outputs: h of every step, ``(batch, time, units)``, of whatever ran it.
         """
 
     def preactivations(self, inputs: Tensor, previous: Tensor) -> tuple[Tensor, Tensor]:
@@ -111,6 +120,22 @@ class GatedCell(ABC):
         return (
             linear(inputs, w.ih, w.bias_ih).view(shape),
             linear(previous, w.hh, w.bias_hh).view(shape),
+        )
+
+
+class FusedCell(GatedCell):
+    """A cell that PyTorch has a fused kernel for."""
+
+    kernel: ClassVar[str]
+    """The kernel's name."""
+
+    def run(self, inputs: Tensor, initial: tuple[Tensor, ...]) -> Tensor:
+        """Run the layer by its kernel."""
+        return run_kernel(
+            self.kernel,
+            inputs,
+            [part.unsqueeze(0).contiguous() for part in initial],
+            self.weights.tensors(),
         )
 
 
@@ -128,7 +153,6 @@ class LayerTrajectory(_FormedCheaply):
 
     def __init__(self, weights: LayerWeights, linearisation: Linearisation) -> None:
         self.states = linearisation.states
-        self.outputs = linearisation.outputs
         self._weights = weights
         self._linearisation = linearisation
         self._gain = linearisation.gain
@@ -282,6 +306,11 @@ class StackTrajectory(_FormedCheaply):
         return None if first.rank is None else self.state_size - (first.state_size - first.rank)
 
 
+def stacked(layers: Sequence[LayerTrajectory]) -> Trajectory:
+    """Return the trajectory of layers on top of one another."""
+    return layers[0] if len(layers) == 1 else StackTrajectory(layers)
+
+
 class StackedDynamics(Dynamics):
     """One or more gated layers, as in ``nn.RNN``, ``nn.LSTM`` and ``nn.GRU``.
 
@@ -316,10 +345,11 @@ class StackedDynamics(Dynamics):
         initial = self._initial(initial_state, inputs)
         layers: list[LayerTrajectory] = []
         for i, cell in enumerate(self.cells):
-            linearisation = cell.linearise(inputs, tuple(part[i] for part in initial))
-            layers.append(LayerTrajectory(cell.weights, linearisation))
-            inputs = linearisation.outputs
-        return layers[0] if len(layers) == 1 else StackTrajectory(layers)
+            parts = tuple(part[i] for part in initial)
+            outputs = cell.run(inputs, parts)
+            layers.append(LayerTrajectory(cell.weights, cell.linearise(inputs, parts, outputs)))
+            inputs = outputs
+        return stacked(layers)
 
     def _initial(self, initial_state: Any, inputs: Tensor) -> tuple[Tensor, ...]:
         n_initial, units = self.cells[0].n_initial, self.cells[0].units

@@ -5,7 +5,7 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from lyap_optuna.dynamics.gated import (
-    GatedCell,
+    FusedCell,
     LayerWeights,
     Linearisation,
     log_sigmoid_slope,
@@ -16,7 +16,7 @@ from lyap_optuna.dynamics.gated import (
 from lyap_optuna.dynamics.linalg import log_abs_det, wide
 
 
-class LSTMCell(GatedCell):
+class LSTMCell(FusedCell):
     """c' = f c + i g, h' = o tanh c' (the paper's printed c_t is a misprint).
 
     M = dc'/dh = D[c f (1 - f)] U_f + D[g i (1 - i)] U_i + D[i (1 - g^2)] U_g.
@@ -33,30 +33,21 @@ class LSTMCell(GatedCell):
     """
 
     gates = 4
+    kernel = "lstm"
     n_initial = 2
 
     def __init__(self, weights: LayerWeights, state: str) -> None:
         super().__init__(weights)
         self.blocks = 2 if state == "full" else 1
 
-    def linearise(self, inputs: Tensor, initial: tuple[Tensor, ...]) -> Linearisation:
-        """Run the layer and linearise it; see the class for the equations."""
-        has_bias = self.weights.bias_ih is not None
-        outputs = torch.lstm(
-            inputs,
-            [part.unsqueeze(0).contiguous() for part in initial],
-            self.weights.tensors(),
-            has_bias,
-            1,
-            0.0,
-            False,
-            False,
-            True,
-        )[0]
+    def linearise(
+        self, inputs: Tensor, initial: tuple[Tensor, ...], outputs: Tensor
+    ) -> Linearisation:
+        """Linearise the layer along its states; see the class for the equations."""
         from_input, from_state = self.preactivations(inputs, previous_states(initial[0], outputs))
         a_i, a_f, a_g, a_o = (from_input + from_state).unbind(2)
         i, f, g, o = torch.sigmoid(a_i), torch.sigmoid(a_f), torch.tanh(a_g), torch.sigmoid(a_o)
-        cells = _scan(f, i * g, initial[1])
+        cells = scan(f, i * g, initial[1])
         previous = previous_states(initial[1], cells)
         # dc' over the gates (i, f, g, o), and what of it reaches h'
         to_cell = torch.stack(
@@ -68,17 +59,19 @@ class LSTMCell(GatedCell):
             ],
             dim=2,
         )
+        squashed = torch.tanh(cells)
+        rebuilt = o * squashed
         through = o * tanh_slope(cells)
         to_hidden = through.unsqueeze(2) * to_cell
-        to_hidden[:, :, 3] = sigmoid_slope(a_o) * torch.tanh(cells)
+        to_hidden[:, :, 3] = sigmoid_slope(a_o) * squashed
         if self.blocks == 1:
-            return Linearisation(outputs=outputs, states=outputs, gain=to_hidden.unsqueeze(2))
+            return Linearisation(outputs=rebuilt, states=outputs, gain=to_hidden.unsqueeze(2))
         zero = torch.zeros_like(f)
         carry = torch.stack([torch.stack([zero, through * f], 2), torch.stack([zero, f], 2)], 2)
         output_weight = wide(self.weights.hh[3 * self.units :]).unsqueeze(0)
         elementwise = log_sigmoid_slope(a_o) + wide(cells).tanh().abs().log() - softplus(-wide(a_f))
         return Linearisation(
-            outputs=outputs,
+            outputs=rebuilt,
             states=torch.cat([outputs, cells], dim=2),
             gain=torch.stack([to_hidden, to_cell], dim=2),
             carry=carry,
@@ -86,8 +79,11 @@ class LSTMCell(GatedCell):
         )
 
 
-def _scan(decay: Tensor, increment: Tensor, initial: Tensor) -> Tensor:
-    # c_t = decay_t c_{t-1} + increment_t: the fused kernel returns only the last cell state.
+def scan(decay: Tensor, increment: Tensor, initial: Tensor) -> Tensor:
+    """Return c_t = decay_t c_{t-1} + increment_t, ``(batch, time, units)``.
+
+    The fused kernel returns only the last cell state.
+    """
     cells = torch.empty_like(increment)
     c = initial
     for t in range(increment.shape[1]):

@@ -1,12 +1,17 @@
 """``nn.LSTM`` with ``proj_size``: h' = W_hr (o tanh c'), by automatic differentiation."""
 
-from typing import Any, cast
+from collections.abc import Sequence
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch.nn.functional import linear
 
+from lyap_optuna.dynamics._fused import run_kernel
 from lyap_optuna.dynamics.autodiff import AutodiffTrajectory
 from lyap_optuna.dynamics.base import Dynamics, Trajectory, computing_dtype
+from lyap_optuna.dynamics.gated import previous_states
+from lyap_optuna.dynamics.lstm import scan
 
 
 class ProjectedLSTMDynamics(Dynamics):
@@ -17,25 +22,18 @@ class ProjectedLSTMDynamics(Dynamics):
     it as part of the input.
 
     Args:
-        module: The layer.
+        weights: Of each layer, in PyTorch's order: W, U, the biases if there are any, W_hr.
         state: ``"hidden"`` or ``"full"``.
     """
 
-    def __init__(self, module: nn.LSTM, state: str) -> None:
-        self._dtype = computing_dtype(cast(Tensor, module.weight_hh_l0).dtype)
-        self.layers = [
-            [
-                cast(Tensor, getattr(module, f"{kind}_l{i}")).detach().to(self._dtype)
-                for kind in ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr")
-                if hasattr(module, f"{kind}_l{i}")
-            ]
-            for i in range(module.num_layers)
-        ]
+    def __init__(self, weights: Sequence[Sequence[Tensor]], state: str) -> None:
+        self._dtype = computing_dtype(weights[0][0].dtype)
+        self.layers = [[w.detach().to(self._dtype) for w in layer] for layer in weights]
         self.full = state == "full"
-        self.outputs, self.cells = module.proj_size, module.hidden_size
-        self.input_size = module.input_size
+        self.cells, self.outputs = len(weights[0][0]) // 4, len(weights[0][-1])
+        self.input_size = weights[0][0].shape[1]
         width = self.outputs + (self.cells if self.full else 0)
-        self.state_size = width * module.num_layers
+        self.state_size = width * len(self.layers)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -63,7 +61,7 @@ class ProjectedLSTMDynamics(Dynamics):
         return torch.cat(images)
 
     def linearise(self, inputs: Tensor, initial_state: Any = None) -> Trajectory:
-        """Run the layers step by step and linearise them.
+        """Run the layers and linearise them.
 
         Args:
             inputs: ``(batch, time, features)``.
@@ -71,27 +69,50 @@ class ProjectedLSTMDynamics(Dynamics):
                 ``(layers, batch, N)``.
         """
         n, batch = len(self.layers), inputs.shape[0]
-        whole = ProjectedLSTMDynamics.__new__(ProjectedLSTMDynamics)
-        whole.__dict__.update(self.__dict__, full=True)
-        width = self.outputs + self.cells
-        start = inputs.new_zeros(batch, n, width)
+        h = inputs.new_zeros(n, batch, self.outputs)
+        c = inputs.new_zeros(n, batch, self.cells)
         if initial_state is not None:
             try:
-                h, c = (part.detach().to(inputs).transpose(0, 1) for part in initial_state)
-                start = torch.cat([h, c], dim=2).expand(batch, n, width)
-            except (AttributeError, IndexError, RuntimeError, TypeError, ValueError):
+                given = (part.detach().to(inputs) for part in initial_state)
+                h, c = (part.expand_as(zero) for part, zero in zip(given, (h, c), strict=True))
+            except (AttributeError, RuntimeError, TypeError, ValueError):
                 raise ValueError(
                     f"initial_state must be (h, c) of shapes ({n}, {batch}, {self.outputs}) and "
                     f"({n}, {batch}, {self.cells}), as the module's forward takes it."
                 ) from None
-        step = torch.func.vmap(whole._step)
-        states = [start.reshape(batch, -1)]
-        for t in range(inputs.shape[1]):
-            states.append(step(states[-1], inputs[:, t]))
-        path = torch.stack(states, dim=1)
-        if self.full:
-            return AutodiffTrajectory(self._step, inputs, path)
-        by_layer = path.view(batch, -1, n, width)
-        held = by_layer[:, :-1, :, self.outputs :].flatten(2)
-        path = by_layer[..., : self.outputs].flatten(2)
-        return AutodiffTrajectory(self._step, torch.cat([inputs, held], dim=2), path)
+        io = []
+        for i, weights in enumerate(self.layers):
+            initial = (h[i : i + 1].contiguous(), c[i : i + 1].contiguous())
+            outputs = run_kernel("lstm", inputs, initial, weights)
+            io.append((inputs, outputs))
+            inputs = outputs
+        return self.along(io, [(h[i], c[i]) for i in range(n)])[0]
+
+    def along(
+        self, io: Sequence[tuple[Tensor, Tensor]], initial: Sequence[tuple[Tensor, ...]]
+    ) -> tuple[Trajectory, list[Tensor]]:
+        """Linearise the layers along their states.
+
+        Args:
+            io: Inputs and outputs of each layer, ``(batch, time, ...)``.
+            initial: h and c before the first step, of each layer, ``(batch, ...)``.
+
+        Returns:
+            The trajectory, and the outputs of each layer as the equations give them.
+        """
+        paths, held, rebuilt = [], [], []
+        for (ih, hh, *biases, hr), (inputs, outputs), (h, c) in zip(
+            self.layers, io, initial, strict=True
+        ):
+            a = linear(inputs, ih) + linear(previous_states(h, outputs), hh) + sum(biases)
+            a_i, a_f, a_g, a_o = a.chunk(4, dim=2)
+            cells = scan(torch.sigmoid(a_f), torch.sigmoid(a_i) * torch.tanh(a_g), c)
+            rebuilt.append(linear(torch.sigmoid(a_o) * torch.tanh(cells), hr))
+            path = torch.cat([h.unsqueeze(1), outputs], dim=1)
+            if self.full:
+                path = torch.cat([path, torch.cat([c.unsqueeze(1), cells], dim=1)], dim=2)
+            paths.append(path)
+            held.append(previous_states(c, cells))
+        driving = [io[0][0], *([] if self.full else held)]
+        path = torch.cat(paths, dim=2)
+        return AutodiffTrajectory(self._step, torch.cat(driving, dim=2), path), rebuilt

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from lyap_optuna.dynamics.gated import (
-    GatedCell,
+    FusedCell,
     LayerWeights,
     Linearisation,
     log_tanh_slope,
@@ -14,7 +14,7 @@ from lyap_optuna.dynamics.gated import (
 from lyap_optuna.dynamics.linalg import log_abs_det, wide
 
 
-class VanillaCell(GatedCell):
+class VanillaCell(FusedCell):
     """h' = phi(a), a = W x + U h + b; J = D[phi'(a)] U.
 
     log|det J| = sum log|phi'(a)| + log|det U|: elementwise, one determinant per model.
@@ -29,22 +29,12 @@ class VanillaCell(GatedCell):
     def __init__(self, weights: LayerWeights, nonlinearity: str) -> None:
         super().__init__(weights)
         self.nonlinearity = nonlinearity
+        self.kernel = f"rnn_{nonlinearity}"  # type: ignore[misc]
 
-    def linearise(self, inputs: Tensor, initial: tuple[Tensor, ...]) -> Linearisation:
-        """Run the layer and linearise it; see the class for the equations."""
-        fused = torch.rnn_tanh if self.nonlinearity == "tanh" else torch.rnn_relu
-        has_bias = self.weights.bias_ih is not None
-        outputs = fused(
-            inputs,
-            initial[0].unsqueeze(0).contiguous(),
-            self.weights.tensors(),
-            has_bias,
-            1,
-            0.0,
-            False,
-            False,
-            True,
-        )[0]
+    def linearise(
+        self, inputs: Tensor, initial: tuple[Tensor, ...], outputs: Tensor
+    ) -> Linearisation:
+        """Linearise the layer along its states; see the class for the equations."""
         from_input, from_state = self.preactivations(inputs, previous_states(initial[0], outputs))
         a = from_input + from_state  # (batch, time, 1, units)
         if self.nonlinearity == "tanh":
@@ -54,7 +44,7 @@ class VanillaCell(GatedCell):
             log_slope = wide(slope).log()
         determinant = log_abs_det(wide(self.weights.hh).unsqueeze(0))
         return Linearisation(
-            outputs=outputs,
+            outputs=getattr(torch, self.nonlinearity)(a.squeeze(2)),
             states=outputs,
             gain=slope.unsqueeze(2),
             closed_log_abs_det=log_slope.sum((-2, -1)) + determinant,

@@ -6,8 +6,7 @@ from typing import Any
 from optuna.trial import BaseTrial
 from torch import Tensor, nn
 
-from lyap_optuna.dynamics import find_layer
-from lyap_optuna.dynamics._resolve import unwrapped
+from lyap_optuna.dynamics import find_layers, unwrapped
 from lyap_optuna.probe import LyapunovProbe
 
 N_SEQUENCES = 10
@@ -106,7 +105,7 @@ def first_inputs(batch: Any, model: nn.Module, layer: str | nn.Module | None) ->
             "cannot be told apart: pass batch=, what the model's forward takes, or a function that "
             "picks it from a training batch."
         )
-    if not getattr(find_layer(unwrapped(model), layer), "batch_first", False):
+    if not all(getattr(sub, "batch_first", False) for sub in find_layers(model, layer).values()):
         return batch
     if isinstance(batch, Mapping):
         parts = list(batch.values())

@@ -1,0 +1,392 @@
+"""States followed through a model's own forward, from call to call.
+
+A *chain* is one state as it arrives at call after call: a loop over a cell has one, two stacked
+cells have two. Chains that are called in turns form one joint state. A chain goes on while the
+arriving state depends on what the chain began with; it is followed by what it carries: a tangent
+(forward mode) or a graph (reverse mode).
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+from torch.autograd.graph import GradientEdge, get_gradient_edge
+
+from lyap_optuna.dynamics._capture import Observer
+from lyap_optuna.dynamics._errors import NotMeasurableError
+
+
+@dataclass
+class Chain:
+    """One state, call after call.
+
+    Args:
+        layer: The layer that it arrives at.
+        states: ``(batch, size)`` at each call, and after the last where that is known.
+        carried: What is carried at each call, in the follower's form.
+        first: The state that it began with, part by part.
+        resets: Rows whose state was reset before a call, by call.
+        results: What the last call returned.
+        unmodified: For each part of the state, where among the results it stood at every call
+            so far; None once it did not.
+    """
+
+    layer: str
+    states: list[Tensor] = field(default_factory=list)
+    carried: list[Any] = field(default_factory=list)
+    first: list[Tensor] = field(default_factory=list)
+    resets: dict[int, Tensor] = field(default_factory=dict)
+    results: list[Tensor] = field(default_factory=list)
+    unmodified: list[int] | None = field(default_factory=list)
+
+
+Sequence = list[Chain]
+"""Chains that are called in turns: one joint state."""
+
+
+class Follower(Observer):
+    """Follows the states of some layers; subclasses say what is carried.
+
+    Args:
+        level: Where states are seen, see :class:`Observer`.
+        layers: The layers that are followed, jointly.
+    """
+
+    def __init__(self, level: str, layers: dict[str, nn.Module]) -> None:
+        self.level = level
+        self._layers = layers
+        self.sequences: list[Sequence] = []
+        self._turn = 0
+        self._last: dict[str, Chain] = {}
+        self._memory: set[int] = set()  # of first states that are followed already
+        self._keep: list[Any] = []
+
+    def arriving(self, layer: str, state: list[Tensor]) -> list[Tensor]:
+        """See a state; begin to follow it, or go on."""
+        if layer not in self._layers:
+            return state
+        if not state:
+            raise NotMeasurableError(
+                f"{layer!r} is called without a state, so that it cannot be followed from one call "
+                "to the next. Pass the layer itself, or a lyap_optuna.RecurrentDynamics."
+            )
+        carries = any(self.carries(part) for part in state) and not self._is_shared(state)
+        if not carries and not self._is_shared(state):
+            attached = self._attached(layer, state)
+            carries, state = attached is not None, attached or state
+        chain = self._going_on(layer) if carries else self._beginning(layer)
+        if not carries:
+            chain.first = [part.detach().clone() for part in state]
+            state = [self._followed(chain, i, part) for i, part in enumerate(state)]
+        else:
+            self._compare(chain, state)
+        self.note(chain, state)
+        self._last[layer] = chain
+        return state
+
+    def leaving(self, layer: str, results: list[Tensor]) -> None:
+        """Keep what a call returned."""
+        if layer in self._last:
+            self._last[layer].results = results
+
+    def finish(self) -> list[Sequence]:
+        """Add the state after the last call, where it is what the call returned."""
+        for sequence in self.sequences:
+            known = all(
+                chain.unmodified is not None and chain.results and len(chain.states) > 1
+                for chain in sequence
+            )
+            for chain in sequence if known else ():
+                assert chain.unmodified is not None
+                self.note(chain, [chain.results[i] for i in chain.unmodified])
+        return self.sequences
+
+    # To be said by subclasses ---------------------------------------------------------------------
+
+    def carries(self, part: Tensor) -> bool:
+        """Whether a tensor depends on what is followed."""
+        raise NotImplementedError
+
+    def attach(self, part: Tensor, result: Tensor) -> Tensor:
+        """Return ``part``, which equals ``result``, carrying what that carries."""
+        raise NotImplementedError
+
+    def follow(self, chain: Chain, index: int, part: Tensor, *, in_place: bool) -> Tensor:
+        """Begin to follow part ``index`` of a state."""
+        raise NotImplementedError
+
+    def note(self, chain: Chain, state: list[Tensor]) -> None:
+        """Keep a state and what it carries."""
+        raise NotImplementedError
+
+    # ----------------------------------------------------------------------------------------------
+
+    def _beginning(self, layer: str) -> Chain:
+        chain = Chain(layer)
+        in_first_round = bool(self.sequences) and self._turn == len(self.sequences[-1])
+        if in_first_round:
+            self.sequences[-1].append(chain)
+        else:
+            self.sequences.append([chain])
+            self._turn = 0
+            self._memory.clear()
+        self._turn += 1
+        return chain
+
+    def _is_shared(self, state: list[Tensor]) -> bool:
+        """Whether a state is the very tensor that another chain has just begun with."""
+        if not self.sequences or self._turn != len(self.sequences[-1]):
+            return False
+        rows = [part.detach() for part in state]
+        return all(p.untyped_storage().data_ptr() in self._memory for p in state) and any(
+            len(chain.first) == len(rows)
+            and all(_equal(a, b) for a, b in zip(chain.first, rows, strict=True))
+            for chain in self.sequences[-1]
+        )
+
+    def _going_on(self, layer: str) -> Chain:
+        sequence = self.sequences[-1]
+        chain = sequence[self._turn % len(sequence)]
+        self._turn += 1
+        if chain.layer != layer:
+            raise NotMeasurableError(
+                f"The recurrent layers {sorted(self._layers)} are called in no regular order, so "
+                "that no step can be told. Measure one of them: layer=..."
+            )
+        return chain
+
+    def _attached(self, layer: str, state: list[Tensor]) -> list[Tensor] | None:
+        """Return a state that equals what a call returned, carrying what that carried."""
+        for chain in reversed(self.sequences[-1] if self.sequences else []):
+            if chain.layer != layer or not any(self.carries(r) for r in chain.results):
+                continue
+            found = [next((r for r in chain.results if _equal(r, part)), None) for part in state]
+            if all(result is not None for result in found):
+                return [
+                    self.attach(part, result)
+                    for part, result in zip(state, found, strict=True)
+                    if result is not None
+                ]
+        return None
+
+    def _followed(self, chain: Chain, index: int, part: Tensor) -> Tensor:
+        # The caller's own tensor is followed, for what it does with it besides; but a tensor that
+        # is two states at once becomes two.
+        address = part.untyped_storage().data_ptr()
+        alone = address not in self._memory
+        self._memory.add(address)
+        self._keep.append(part)
+        return self.follow(chain, index, part, in_place=alone)
+
+    def _compare(self, chain: Chain, state: list[Tensor]) -> None:
+        if chain.unmodified is None:
+            return
+        found = []
+        for i, part in enumerate(state):
+            places = chain.unmodified[i : i + 1] or range(len(chain.results))
+            place = next(
+                (p for p in places if p < len(chain.results) and _equal(chain.results[p], part)),
+                None,
+            )
+            if place is None:
+                chain.unmodified = None
+                return
+            found.append(place)
+        chain.unmodified = found
+
+    def rows(self, chain: Chain, part: Tensor) -> Tensor:
+        """Return a part of a state as ``(batch, size)``."""
+        return as_rows(part, self.batch_dimension(chain.layer, part))
+
+    def batch_dimension(self, layer: str, part: Tensor) -> int | None:
+        """Return where the batch stands in a part of a state; None where there is none."""
+        if self.level == "module" and isinstance(self._layers[layer], nn.RNNBase):
+            return 1 if part.dim() == 3 else None
+        if self.level == "kernel" and part.dim() == 3:
+            return 1
+        return 0 if part.dim() > 1 else None
+
+
+def as_rows(part: Tensor, batch: int | None) -> Tensor:
+    """Return ``(batch, size)``."""
+    if batch is None:
+        return part.reshape(1, -1)
+    return part.movedim(batch, 0).flatten(1) if part.dim() > 1 else part.unsqueeze(1)
+
+
+def like_part(rows: Tensor, part: Tensor, batch: int | None) -> Tensor:
+    """Return ``(batch, size)`` laid out as ``part``; the inverse of :func:`as_rows`."""
+    if batch is None:
+        return rows.reshape(part.shape)
+    shape = part.movedim(batch, 0).shape
+    return rows.reshape(shape).movedim(0, batch)
+
+
+def _equal(a: Tensor, b: Tensor) -> bool:
+    return a is b or (a.shape == b.shape and torch.equal(a.detach(), b.detach()))
+
+
+class Tangents(Follower):
+    """One tangent vector for each sequence, in forward mode.
+
+    Args:
+        level: See :class:`Follower`.
+        layers: See there.
+        seed: ``seed(chain, offset, size)``: where the tangent of some of the first state of chain
+            number ``chain`` starts, its dimensions from ``offset`` on, ``(size,)``.
+    """
+
+    def __init__(
+        self,
+        level: str,
+        layers: dict[str, nn.Module],
+        seed: Callable[[int, int, int], Tensor],
+    ) -> None:
+        super().__init__(level, layers)
+        self._seed = seed
+
+    def carries(self, part: Tensor) -> bool:
+        """Whether a tensor has a tangent."""
+        return forward_ad.unpack_dual(part).tangent is not None
+
+    def attach(self, part: Tensor, result: Tensor) -> Tensor:
+        """Give a tensor the tangent of an equal one, in place."""
+        tangent = forward_ad.unpack_dual(result).tangent
+        return part if tangent is None else _made_dual(part, tangent)
+
+    def follow(self, chain: Chain, index: int, part: Tensor, *, in_place: bool) -> Tensor:
+        """Start a tangent."""
+        tangent = self._start(chain, index, part)
+        if in_place:
+            return _made_dual(part, tangent)
+        dual: Tensor = forward_ad.make_dual(forward_ad.unpack_dual(part).primal.clone(), tangent)
+        return dual
+
+    def _start(self, chain: Chain, index: int, part: Tensor) -> Tensor:
+        number = next(i for i, c in enumerate(self.sequences[-1]) if c is chain)
+        rows = self.rows(chain, part)
+        offset = sum(self.rows(chain, earlier).shape[1] for earlier in chain.first[:index])
+        seed = self._seed(number, offset, rows.shape[1]).to(rows)
+        layout = self.batch_dimension(chain.layer, part)
+        return like_part(seed.expand_as(rows).clone(), part, layout).contiguous()
+
+    def arriving(self, layer: str, state: list[Tensor]) -> list[Tensor]:
+        """See a state; rows that were reset since the last call start anew."""
+        state = super().arriving(layer, state)
+        chain = self._last.get(layer)
+        if chain is None or len(self.sequences[-1]) > 1 or len(chain.states) < 2:
+            return state
+        dead = (chain.carried[-1] == 0).all(1)
+        if not bool(dead.any()):
+            return state
+        # The tangent of a state that decays vanishes too, but then it is what the call returned.
+        before = [r for r in chain.results if any(r.shape == part.shape for part in state)]
+        moved = torch.zeros_like(dead)
+        for part, result in zip(state, before[-len(state) :], strict=False):
+            moved |= (self.rows(chain, part) != self.rows(chain, result)).any(1)
+        dead &= moved
+        if not bool(dead.any()):
+            return state
+        renewed = []
+        for i, part in enumerate(state):
+            old = forward_ad.unpack_dual(part)
+            layout = self.batch_dimension(layer, part)
+            tangent = self.rows(
+                chain, torch.zeros_like(part) if old.tangent is None else old.tangent
+            )
+            start = self.rows(chain, self._start(chain, i, part))
+            tangent = torch.where(dead.unsqueeze(1), start, tangent)
+            renewed.append(_made_dual(part, like_part(tangent, part, layout).contiguous()))
+        chain.resets[len(chain.states) - 1] = dead
+        chain.states.pop()
+        chain.carried.pop()
+        self.note(chain, renewed)
+        return renewed
+
+    def note(self, chain: Chain, state: list[Tensor]) -> None:
+        """Keep a state and its tangents, ``(batch, size)`` each."""
+        states, tangents = [], []
+        for part in state:
+            primal, tangent = forward_ad.unpack_dual(part)
+            states.append(self.rows(chain, primal))
+            tangents.append(
+                torch.zeros_like(states[-1]) if tangent is None else self.rows(chain, tangent)
+            )
+        chain.states.append(torch.cat(states, 1).detach().clone())
+        chain.carried.append(torch.cat(tangents, 1).detach().clone())
+
+
+def _made_dual(part: Tensor, tangent: Tensor) -> Tensor:
+    old = forward_ad.unpack_dual(part)
+    dual: Tensor = forward_ad.make_dual(old.primal.clone(), tangent)
+    try:
+        part.copy_(dual)
+    except RuntimeError:  # an expanded tensor has no memory of its own
+        return dual
+    return part
+
+
+class Graphs(Follower):
+    """The graph from each state to the next, in reverse mode."""
+
+    def carries(self, part: Tensor) -> bool:
+        """Whether a tensor has a graph."""
+        return part.requires_grad
+
+    def attach(self, part: Tensor, result: Tensor) -> Tensor:
+        """Return the equal tensor that has the graph."""
+        return result
+
+    def follow(self, chain: Chain, index: int, part: Tensor, *, in_place: bool) -> Tensor:
+        """Begin the graph."""
+        return (part if in_place else part.detach().clone()).requires_grad_()
+
+    def note(self, chain: Chain, state: list[Tensor]) -> None:
+        """Keep where in the graph the state stands, and the state as rows that depend on it."""
+        chain.states.append(torch.cat([self.rows(chain, part).clone() for part in state], 1))
+        edges: list[tuple[GradientEdge | None, Tensor]] = [
+            (get_gradient_edge(part) if part.requires_grad else None, part.detach())
+            for part in state
+        ]
+        chain.carried.append(edges)
+
+    @torch.enable_grad()
+    def jacobian(self, sequence: int, t: int) -> Tensor:
+        """Return the Jacobian of state t + 1 by state t, ``(batch, size, size)``.
+
+        Raises:
+            RuntimeError: There is no graph between the two.
+        """
+        chains = self.sequences[sequence]
+        outputs = torch.cat([chain.states[t + 1] for chain in chains], 1)
+        targets = [(chain, *edge) for chain in chains for edge in chain.carried[t]]
+        edges = [edge for _, edge, _ in targets if edge is not None]
+        batch, size = outputs.shape
+        units = torch.eye(size, dtype=outputs.dtype, device=outputs.device)
+        wanted = units.unsqueeze(1).expand(size, batch, size)
+        by_edge = iter(_gradients(outputs, edges, wanted))
+        columns = []
+        for chain, edge, part in targets:
+            gradient = None if edge is None else next(by_edge)
+            layout = self.batch_dimension(chain.layer, part)
+            if gradient is None:
+                width = as_rows(part, layout).shape[1]
+                columns.append(outputs.new_zeros(batch, size, width))
+            else:
+                rows = torch.stack([as_rows(g, layout) for g in gradient], 1)
+                columns.append(rows)
+        return torch.cat(columns, 2).detach()
+
+
+def _gradients(outputs: Tensor, edges: list[Any], wanted: Tensor) -> list[Tensor | None]:
+    if not edges or not outputs.requires_grad:
+        raise RuntimeError("The states are not connected by a graph.")
+    options: dict[str, Any] = {"retain_graph": True, "allow_unused": True}
+    try:
+        return list(torch.autograd.grad(outputs, edges, wanted, is_grads_batched=True, **options))
+    except RuntimeError:
+        rows = [torch.autograd.grad(outputs, edges, g, **options) for g in wanted]
+        return [None if c[0] is None else torch.stack(c) for c in zip(*rows, strict=True)]

@@ -1,0 +1,291 @@
+"""The general path: exponents through a model's own forward, whatever it does between two calls.
+
+Tangents go through the forward in forward mode, one pass for each vector, on a float64 copy, and
+nothing is rescaled on the way. So normalisation, leaks, residuals, an output that is fed back and
+attention over earlier states are in the exponents, without an equation for any of them. Jacobians
+between two arriving states come from reverse mode; they are believed where the arriving state is
+all that the past is known by, which is checked against the tangents.
+
+Its limits: what the model's eval mode does is measured (free running or teacher forcing); what
+PyTorch cannot differentiate (a token drawn by argmax) carries nothing, as in training; the state is
+the full one.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+
+from lyap_optuna.dynamics._capture import Forward, ModuleCall, mapped
+from lyap_optuna.dynamics._errors import NotMeasurableError
+from lyap_optuna.dynamics._follow import Graphs, Sequence, Tangents
+from lyap_optuna.dynamics.base import Trajectory
+from lyap_optuna.dynamics.forward_mode import forward_mode
+
+_SAME = 1e-6  # relative; both sides are computed in float64, by other orders of operations
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Steps of one row that belong together.
+
+    Args:
+        sequence: Index of the sequence.
+        row: Row of its batch.
+        start: State before the first step.
+        stop: State after the last.
+    """
+
+    sequence: int
+    row: int
+    start: int
+    stop: int
+
+
+class GeneralPath:
+    """Follows the states of some layers, jointly, through a model's own forward.
+
+    Args:
+        forward: The model and its inputs.
+        level: Where states are seen.
+        names: The layers.
+    """
+
+    def __init__(self, forward: Forward, level: str, names: list[str]) -> None:
+        self._forward = forward
+        self._level = level
+        self._names = names
+        self._graphs: Graphs | None = None
+
+    def tangents(
+        self, seed: Callable[[int, int, int], Tensor]
+    ) -> tuple[list[Sequence], list[ModuleCall]]:
+        """Push one tangent vector through; return the sequences and the calls.
+
+        Raises:
+            NotMeasurableError: The forward cannot be differentiated.
+        """
+        observer = Tangents(self._level, self._layers, seed)
+        with forward_mode(), forward_ad.dual_level():
+            try:
+                _, calls = self._forward.run(observer, double=True)
+            except NotMeasurableError as error:
+                raise _clearer(error) from error
+            sequences = observer.finish()
+            _check_range(sequences)
+            for call in calls:
+                call.kernels = mapped(call.kernels, lambda t: forward_ad.unpack_dual(t).primal)
+        return sequences, calls
+
+    @property
+    def graphs(self) -> Graphs:
+        """The graph of a forward pass."""
+        if self._graphs is None:
+            observer = Graphs(self._level, self._layers)
+            self._forward.run(observer, double=True, grad=True)
+            with torch.enable_grad():
+                observer.finish()
+            self._graphs = observer
+        return self._graphs
+
+    @property
+    def _layers(self) -> dict[str, nn.Module]:
+        return {name: self._forward.layers[name] for name in self._names}
+
+
+class GeneralTrajectory(Trajectory):
+    """States as they arrive at the layers, and the maps between them.
+
+    Args:
+        path: How to run the model.
+        pieces: Which states are whose.
+        sequences: States and one tangent of each, from a first pass.
+    """
+
+    def __init__(self, path: GeneralPath, pieces: list[Piece], sequences: list[Sequence]) -> None:
+        self._path = path
+        self.pieces = pieces
+        self._sequences = sequences
+        self._joint = [_joint(s, lambda chain: chain.states) for s in sequences]
+        self.states = self._gathered(self._joint)
+        self._checked: bool | None = None
+        self._structural_rank = self.state_size
+
+    def _gathered(self, joint: list[list[Tensor]]) -> Tensor:
+        """Return ``(pieces, time, size)`` of the states after each step."""
+        longest = max(piece.stop - piece.start for piece in self.pieces)
+        size = joint[self.pieces[0].sequence][0].shape[1]
+        out = joint[0][0].new_zeros(len(self.pieces), longest, size)
+        for i, piece in enumerate(self.pieces):
+            rows = [
+                joint[piece.sequence][t][piece.row] for t in range(piece.start + 1, piece.stop + 1)
+            ]
+            out[i, : len(rows)] = torch.stack(rows)
+        return out
+
+    @property
+    def single_threaded(self) -> bool:
+        """Forward mode, and the graph of one forward pass."""
+        return True
+
+    def select(self, inputs: slice) -> "GeneralTrajectory":
+        """Return the trajectory of some of the pieces."""
+        part = GeneralTrajectory(self._path, self.pieces[inputs], self._sequences)
+        part._checked, part._structural_rank = self._checked, self._structural_rank
+        return part
+
+    def images(self, rows: Tensor) -> Tensor:
+        """Push each vector through the model's forward; ``(time, pieces, k, size)``."""
+        sizes = [chain.states[0].shape[1] for chain in self._sequences[0]]
+        images = []
+        for row in rows:
+            parts = row.split(sizes)
+
+            def seed(
+                chain: int, offset: int, size: int, parts: tuple[Tensor, ...] = parts
+            ) -> Tensor:
+                return parts[chain][offset : offset + size]
+
+            sequences, _ = self._path.tangents(seed)
+            joint = [_joint(s, lambda chain: chain.carried) for s in sequences]
+            images.append(self._gathered(joint))
+        return torch.stack(images, dim=2).transpose(0, 1)
+
+    @property
+    def has_jacobians(self) -> bool:
+        """Whether the arriving state is all that the past is known by."""
+        if self._checked is None:
+            try:
+                self._checked = self._check()
+            except (RuntimeError, NotMeasurableError):
+                self._checked = False
+        return self._checked
+
+    def _check(self) -> bool:
+        ranks = []
+        for index, joint in enumerate(self._joint):
+            tangents = _joint(self._sequences[index], lambda chain: chain.carried)
+            for t in sorted({0, (len(joint) - 1) // 2, len(joint) - 2}):
+                if t < 0 or t + 1 >= len(joint):
+                    continue
+                jacobian = self._path.graphs.jacobian(index, t)
+                expected = (jacobian @ tangents[t].unsqueeze(2)).squeeze(2)
+                fresh = _reset_rows(self._sequences[index], t + 1)
+                error = (
+                    (expected - tangents[t + 1])[~fresh]
+                    if fresh is not None
+                    else (expected - tangents[t + 1])
+                )
+                scale = (
+                    tangents[t + 1].abs().amax() + jacobian.abs().amax() * tangents[t].abs().amax()
+                )
+                if not bool((error.abs() <= _SAME * scale).all()):
+                    return False
+                live = jacobian if fresh is None else jacobian[~fresh]
+                if len(live):
+                    ranks.append(int(torch.linalg.matrix_rank(live).max()))
+        self._structural_rank = max(ranks, default=self.state_size)
+        return True
+
+    def jacobians(self, inputs: Tensor, times: Tensor) -> Tensor:
+        """Return Jacobians of pairs of piece and step, from reverse mode.
+
+        Raises:
+            NotMeasurableError: There are none.
+        """
+        if not self.has_jacobians:
+            raise NotMeasurableError(
+                "The states that arrive at the recurrent layers are not all that the model knows "
+                "of the past (it looks back further, or forbids gradients): there is a maximum "
+                "exponent, by lyapunov_readout, but no whole spectrum."
+            )
+        out = self.states.new_empty(len(inputs), self.state_size, self.state_size)
+        wanted: dict[tuple[int, int], list[int]] = {}
+        for i, (piece, t) in enumerate(zip(inputs.tolist(), times.tolist(), strict=True)):
+            p = self.pieces[piece]
+            wanted.setdefault((p.sequence, min(p.start + t, p.stop - 1)), []).append(i)
+        for (sequence, t), places in wanted.items():
+            jacobian = self._path.graphs.jacobian(sequence, t)
+            rows = [self.pieces[int(inputs[i])].row for i in places]
+            out[places] = jacobian[rows]
+        return out
+
+    def tangent(self, t: int, vectors: Tensor) -> Tensor:
+        """Multiply by the Jacobians."""
+        return vectors @ self.jacobian(t).mT
+
+    def tangent_is_cheaper(self, k: int) -> bool:
+        """Forming the Jacobian is what costs."""
+        return False
+
+    @property
+    def rank(self) -> Tensor | None:
+        """The rank that the Jacobians have by construction (a normalised state lacks some)."""
+        if not self.has_jacobians or self._structural_rank == self.state_size:
+            return None
+        return torch.full(self.states.shape[:2], self._structural_rank)
+
+    def log_abs_det(self, inputs: Tensor, times: Tensor) -> Tensor:
+        """Return log|det J| of pairs; minus infinity where J is singular by construction."""
+        if self.rank is not None:
+            return self.states.new_full((len(inputs),), -torch.inf)
+        return super().log_abs_det(inputs, times)
+
+
+def pieces_of(sequences: list[Sequence], split: bool) -> tuple[list[Piece], Tensor]:
+    """Cut sequences into pieces.
+
+    Args:
+        sequences: As followed.
+        split: Whether rows are cut at their resets.
+
+    Returns:
+        The pieces, and whether each contains a reset.
+    """
+    pieces, reset = [], []
+    for index, sequence in enumerate(sequences):
+        steps = min(len(chain.states) for chain in sequence) - 1
+        batch = sequence[0].states[0].shape[0]
+        resets = sequence[0].resets if len(sequence) == 1 else {}
+        for row in range(batch):
+            cuts = [t for t, rows in sorted(resets.items()) if bool(rows[row]) and t <= steps]
+            edges = [0, *cuts, steps] if split else [0, steps]
+            for start, stop in pairwise(edges):
+                # The step that resets belongs to no piece: what follows does not depend on it.
+                end = stop if stop == steps or not split else stop - 1
+                if end > start:
+                    pieces.append(Piece(index, row, start, end))
+                    reset.append(bool(cuts) and not split)
+    return pieces, torch.tensor(reset, dtype=torch.bool)
+
+
+def _joint(sequence: Sequence, of: Callable[..., list[Tensor]]) -> list[Tensor]:
+    columns = [of(chain) for chain in sequence]
+    return [torch.cat(parts, 1) for parts in zip(*columns, strict=False)]
+
+
+def _reset_rows(sequence: Sequence, t: int) -> Tensor | None:
+    return sequence[0].resets.get(t) if len(sequence) == 1 else None
+
+
+def _check_range(sequences: list[Sequence]) -> None:
+    for sequence in sequences:
+        for chain in sequence:
+            last = chain.carried[-1]
+            if not bool(torch.isfinite(last).all()):
+                raise NotMeasurableError(
+                    "Tangents overflow float64 on the way through the model: pass shorter inputs."
+                )
+
+
+def _clearer(error: NotMeasurableError) -> NotMeasurableError:
+    text = str(error)
+    if "forward AD" in text or "forward-mode" in text or "jvp" in text:
+        return NotMeasurableError(
+            "The state of the recurrent layer is changed between its calls, and PyTorch cannot "
+            f"follow it through the model's forward: {text}"
+        )
+    return error
