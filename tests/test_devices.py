@@ -13,6 +13,7 @@ from lyap_optuna.dynamics import (
     linalg,
     resolve,
 )
+from lyap_optuna.dynamics._registry import architecture_of
 from lyap_optuna.dynamics.diagonal import DiagonalTrajectory
 from lyap_optuna.dynamics.gated import LayerTrajectory, StackTrajectory
 from lyap_optuna.spectrum import _growth
@@ -26,12 +27,12 @@ def fake(tensor):
 
 @pytest.mark.parametrize("in_one_call", [True, False], ids=["as on a GPU", "as on a CPU"])
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("method", ["textbook", "by_tangent", "by_qr", "by_lu"])
+@pytest.mark.parametrize("method", list(_growth.METHODS))
 @pytest.mark.parametrize("layers", [1, 2])
 def test_no_host_synchronisation_in_the_time_loop(kind, method, layers, in_one_call, monkeypatch):
     monkeypatch.setattr(linalg, "_in_one_call", lambda device: in_one_call)
     layer = make_layer(kind, units=8, layers=layers, dtype=torch.float32)
-    trajectory = resolve(layer, torch.zeros(2, 12, 3), state=state_of(kind)).trajectory()
+    trajectory = resolve(layer, torch.zeros(2, 12, 3), state=state_of(kind))[""].trajectory
     real = trajectory.layers if layers > 1 else [trajectory]
     with FakeTensorMode():
         fakes = [
@@ -42,16 +43,19 @@ def test_no_host_synchronisation_in_the_time_loop(kind, method, layers, in_one_c
             for part in real
         ]
         path = StackTrajectory(fakes) if layers > 1 else fakes[0]
-        growth = getattr(_growth, method)(path, path.state_size, make_schedule(12, 3, 2))
-        assert growth.total.shape == (2, path.state_size)
+        rows = torch.empty(2, path.state_size, path.state_size)
+        schedule = make_schedule(12, 3, 2, batch=2)
+        growth = _growth.measure(method, path, rows, schedule, history=True)
+        assert growth.rates.shape == (2, path.state_size)
+        assert growth.history.shape == (9, path.state_size)
         with pytest.raises(DataDependentOutputException):
-            growth.total.sum().item()
+            growth.rates.sum().item()
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_states_and_gains_of_all_steps_need_no_synchronisation(kind):
     layer = make_layer(kind, units=8, dtype=torch.float32)
-    cell = resolve(layer, torch.zeros(2, 12, 3), state=state_of(kind)).dynamics.cells[0]
+    cell = architecture_of(layer).build(layer, state_of(kind)).cells[0]
     with FakeTensorMode():
         cell.weights = LayerWeights(*map(fake, vars(cell.weights).values()))
         path = StackedDynamics([cell]).linearise(torch.zeros(2, 12, 3))
@@ -62,8 +66,8 @@ def test_diagonal_recurrences_need_no_synchronisation():
     with FakeTensorMode():
         a = torch.empty(2, 12, 4)
         closed = DiagonalTrajectory(a, a).closed_log_growth
-        growth = _growth.from_closed_form(closed, 3, make_schedule(12, 3, 1))
-        assert growth.total.shape == (2, 3)
+        growth = _growth.from_closed_form(closed, 3, make_schedule(12, 3, 1, batch=2))
+        assert growth.rates.shape == (2, 3)
 
 
 def test_logarithms_are_summed_in_float32_where_there_is_no_float64():

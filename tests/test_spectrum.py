@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import lyap_optuna as lyap
+from lyap_optuna.spectrum._start import random_start
 from lyap_optuna.spectrum._workers import map_in_workers
 
 
@@ -28,7 +29,9 @@ def autonomous(steps, batch=1):
 @pytest.mark.parametrize("method", ["textbook", "tangent", "qr", "lu"])
 def test_upper_triangular_matrix_gives_log_of_its_diagonal_at_every_time(steps, method):
     matrix = torch.tensor([[2.0, 5.0, -1.0], [0.0, -0.5, 3.0], [0.0, 0.0, 0.1]]).double()
-    s = lyap.lyapunov_spectrum(linear(matrix), autonomous(steps), warmup=0, method=method)
+    s = lyap.lyapunov_spectrum(
+        linear(matrix), autonomous(steps), warmup=0, method=method, start="identity"
+    )
     expected = matrix.diagonal().abs().log().sort(descending=True).values
     assert torch.allclose(s.exponents, expected, rtol=0, atol=1e-12)
 
@@ -106,8 +109,13 @@ paths = st.fixed_dictionaries(
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)
-@given(case=paths, method=st.sampled_from(["tangent", "qr", "lu"]), part=st.floats(0.1, 1.0))
-def test_every_path_equals_the_algorithm_as_printed(case, method, part):
+@given(
+    case=paths,
+    method=st.sampled_from(["tangent", "qr", "lu"]),
+    part=st.floats(0.1, 1.0),
+    dense=st.booleans(),
+)
+def test_every_path_equals_the_algorithm_as_printed(case, method, part, dense):
     kind = case["kind"]
     layer = make_layer(
         kind,
@@ -121,19 +129,27 @@ def test_every_path_equals_the_algorithm_as_printed(case, method, part):
     options = dict(state=state_of(kind), warmup=case["warmup"], qr_every=case["qr_every"])
     size = case["units"] * case["layers"] * (2 if kind == "lstm_full" else 1)
     k = max(1, int(part * size))
+    options["start"] = start = random_start(size, k) if dense else "identity"
     reference = lyap.lyapunov_spectrum(layer, x, method="textbook", k=k, **options)
     actual = lyap.lyapunov_spectrum(layer, x, method=method, k=k, **options)
     assert actual.method == method
     # Of a direction that shrank to nothing (relu, saturation) only rounding is left, and of all
     # those that were orthogonalised against it.
-    firm = [never_lost(layer, sequence[None], k, state_of(kind)) for sequence in x]
+    firm = [never_lost(layer, sequence[None], k, state_of(kind), start) for sequence in x]
     rows = [s.per_input[firm].sort(dim=1).values for s in (actual, reference)]
     assert torch.allclose(*rows, rtol=0, atol=1e-6)
 
 
-def never_lost(layer, sequence, k, state):
+def never_lost(layer, sequence, k, state, start):
     s = lyap.lyapunov_spectrum(
-        layer, sequence, k=k, state=state, keep_history=True, warmup=0, method="textbook"
+        layer,
+        sequence,
+        k=k,
+        state=state,
+        keep_history=True,
+        warmup=0,
+        method="textbook",
+        start=start,
     )
     sums = s.history * torch.arange(1, s.steps + 1)[:, None]
     return bool((sums.diff(dim=0, prepend=torch.zeros_like(sums[:1])) > -5).all())
@@ -164,11 +180,13 @@ def test_readout_has_the_leading_exponents_of_the_spectrum(kind, layers):
                 if name.startswith("bias_ih"):
                     p.fill_(20.0)
     x = make_inputs(4, 30, 3)
-    s = lyap.lyapunov_spectrum(layer, x, state=state_of(kind), k=4, method="textbook")
+    size = 12 * layers * (2 if kind == "lstm_full" else 1)
+    options = dict(state=state_of(kind), method="textbook")
+    s = lyap.lyapunov_spectrum(layer, x, k=4, start=random_start(size, 4), **options)
     r = lyap.lyapunov_readout(layer, x, state=state_of(kind), k=4)
     assert torch.allclose(r.exponents, s.exponents, rtol=0, atol=1e-6)
     # Each is one of the whole spectrum's (whose sorted order may put a fifth between them).
-    whole = lyap.lyapunov_spectrum(layer, x, state=state_of(kind), method="textbook")
+    whole = lyap.lyapunov_spectrum(layer, x, start=random_start(size, size), **options)
     distance = (r.exponents[:, None] - whole.exponents).abs().min(1).values
     assert float(distance.max()) < 1e-6
     single = copy.deepcopy(layer).float()
@@ -182,10 +200,11 @@ def test_readout_has_the_leading_exponents_of_the_spectrum(kind, layers):
 def test_sampled_mean_stays_within_its_tolerance(kind, layers, tolerance):
     layer = make_layer(kind, units=10, layers=layers)
     x = make_inputs(6, 150, 3)
-    exact = lyap.lyapunov_spectrum(layer, x).mean
+    options = dict(state=state_of(kind))
+    exact = lyap.lyapunov_spectrum(layer, x, **options).mean
     errors = []
     for seed in range(20):
-        r = lyap.lyapunov_readout(layer, x, mean_tolerance=tolerance, seed=seed)
+        r = lyap.lyapunov_readout(layer, x, mean_tolerance=tolerance, seed=seed, **options)
         errors.append((r.mean - exact) / (tolerance * max(1, abs(exact))))
         assert 0 <= r.mean_sampling_error <= tolerance * max(1, abs(exact)) / 2
     assert max(abs(e) for e in errors) <= 1
@@ -228,7 +247,9 @@ def test_permuting_the_batch_permutes_the_inputs():
 
 def test_arrays_are_consistent():
     layer = make_layer("lstm_hidden", units=7)
-    s = lyap.lyapunov_spectrum(layer, make_inputs(4, 33, 3), keep_history=True, qr_every=5)
+    s = lyap.lyapunov_spectrum(
+        layer, make_inputs(4, 33, 3), state="hidden", keep_history=True, qr_every=5
+    )
     assert s.exponents.dtype == torch.float64
     assert bool((s.exponents.diff() <= 0).all())
     assert torch.equal(s.exponents, s.per_input.mean(0))

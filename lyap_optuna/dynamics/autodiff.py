@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.func import jacfwd, jvp, vmap
 
 from lyap_optuna.dynamics.base import Dynamics, Trajectory
+from lyap_optuna.dynamics.forward_mode import forward_mode
 
 
 class RecurrentDynamics(Dynamics):
@@ -102,7 +103,7 @@ class RecurrentDynamics(Dynamics):
 
 
 class AutodiffTrajectory(Trajectory):
-    """A step function along its states, differentiated forwards.
+    """A step function along its states, differentiated forwards, by one thread at a time.
 
     Args:
         step: One sample's step.
@@ -130,12 +131,19 @@ class AutodiffTrajectory(Trajectory):
         """Return the trajectory of some of the inputs."""
         return AutodiffTrajectory(self._step, self._inputs[inputs], self._path[inputs])
 
+    @property
+    def single_threaded(self) -> bool:
+        """Forward mode is process-wide."""
+        return True
+
     def tangent(self, t: int, vectors: Tensor) -> Tensor:
         """Return one Jacobian-vector product per vector, batched."""
-        image: Tensor = self._push(self._before[:, t], self._inputs[:, t], vectors)
+        with forward_mode():
+            image: Tensor = self._push(self._before[:, t], self._inputs[:, t], vectors)
         return image.detach()
 
     def jacobians(self, inputs: Tensor, times: Tensor) -> Tensor:
         """Return Jacobians by Jacobian-vector products with the unit vectors."""
-        rows: Tensor = self._jacobian(self._before[inputs, times], self._inputs[inputs, times])
+        with forward_mode():
+            rows: Tensor = self._jacobian(self._before[inputs, times], self._inputs[inputs, times])
         return rows.detach()

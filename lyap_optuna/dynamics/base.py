@@ -13,6 +13,7 @@ trajectory answers a few questions, and whoever measures exponents asks nothing 
 ``closed_log_growth``     log expansion of every dimension where J is diagonal, else None
 ``images(v)``             J_t ... J_1 v for all t, where all steps are taken at once, else None
 ``has_jacobians``         whether ``jacobians`` and ``log_abs_det`` can be had
+``single_threaded``       whether it must not be given to several threads at once
 ``select(inputs)``        the trajectory of some of the inputs
 ========================  ===================================================================
 
@@ -116,6 +117,11 @@ class Trajectory(ABC):
     def has_jacobians(self) -> bool:
         """Whether ``jacobians`` and ``log_abs_det`` can be had; else there is no mean exponent."""
         return True
+
+    @property
+    def single_threaded(self) -> bool:
+        """Whether one thread has to ask: forward-mode differentiation is process-wide."""
+        return False
 
     def images(self, rows: Tensor) -> Tensor | None:
         """Return the images of tangent vectors after every step, or None.

@@ -1,185 +1,272 @@
-"""Growth of nested volumes along a trajectory: one function per way of orthonormalising.
+"""Growth of nested volumes along a trajectory: one time loop over a basis of tangent vectors.
 
-Each returns the summed logarithms of the expansion of k tangent vectors, which start as the first
-k columns of the identity, over the averaged steps. Exponents depend only on the nested spans of
-the leading columns, so all of them give the same numbers in exact arithmetic.
+Exponents depend only on the nested spans of the leading vectors, so every basis gives the same
+numbers in exact arithmetic: vectors pushed by the tangent map or by a Jacobian (QR), Householder
+reflectors, triangular factors (LU).
 
 Vectors are rows, ``(batch, k, state)``: Z^T = Q^T J^T.
 """
 
-import math
-from collections.abc import Callable
+from bisect import bisect_right
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from lyap_optuna.dynamics import NotMeasurableError
 from lyap_optuna.dynamics.base import Trajectory
-from lyap_optuna.dynamics.linalg import lu_factor, wide, wide_dtype
+from lyap_optuna.dynamics.linalg import lu_factor, wide
 from lyap_optuna.spectrum._schedule import Schedule
+from lyap_optuna.spectrum._start import as_rows
+
+_CHECKED = 8  # intervals over which LU is compared with QR
+
+
+class Basis(Protocol):
+    """Nested spans of tangent vectors of every input."""
+
+    def advance(self, t: int) -> None:
+        """Map the vectors by J_t."""
+
+    def orthonormalise(self, exact: bool) -> Tensor:
+        """Begin a new interval; return its triangular factor ``(batch, k, k)``.
+
+        The factor may be overwritten by the next call; what lies below its diagonal is anything.
+        Unless ``exact``, the factor of a basis that is not orthonormal will do.
+        """
+
+
+class Vectors:
+    """Vectors pushed by the tangent map, no Jacobian formed; QR. For few of them."""
+
+    def __init__(self, trajectory: Trajectory, rows: Tensor) -> None:
+        self._trajectory, self._rows = trajectory, rows
+
+    def advance(self, t: int) -> None:
+        """Push the vectors."""
+        self._rows = self._trajectory.tangent(t, self._rows)
+
+    def orthonormalise(self, exact: bool) -> Tensor:
+        """QR."""
+        factor: Tensor
+        q, factor = torch.linalg.qr(self._rows.mT)
+        self._rows = q.mT
+        return factor
+
+
+class Textbook(Vectors):
+    """Algorithms 1 and 2 of the paper as printed: form J, multiply, QR. The reference."""
+
+    def advance(self, t: int) -> None:
+        """Multiply by J_t."""
+        self._rows = (self._trajectory.jacobian(t) @ self._rows.mT).mT
+
+
+class Reflectors:
+    """Householder QR; Q is not formed where its reflectors can go into the next Jacobian."""
+
+    def __init__(self, trajectory: Trajectory, rows: Tensor) -> None:
+        self._trajectory, self._k = trajectory, rows.shape[1]
+        self._rows: Tensor | None = rows
+        self._reflectors = self._tau = rows
+        self._thin = 2 * self._k <= trajectory.state_size  # forming Q costs less than applying it
+
+    def advance(self, t: int) -> None:
+        """Multiply by J_t, from the right by the reflectors where Q was not formed."""
+        jacobian = self._trajectory.jacobian(t)
+        if self._rows is None and self._thin:
+            self._rows = torch.linalg.householder_product(self._reflectors, self._tau).mT
+        if self._rows is None:
+            product = torch.ormqr(self._reflectors, self._tau, jacobian, left=False)
+            self._rows = product[..., : self._k].mT
+        else:
+            self._rows = self._rows @ jacobian.mT
+
+    def orthonormalise(self, exact: bool) -> Tensor:
+        """QR, as reflectors."""
+        assert self._rows is not None
+        self._reflectors, self._tau = torch.geqrf(self._rows.mT)
+        self._rows = None
+        return self._reflectors[:, : self._k]
+
+
+class Triangular(Reflectors):
+    """LU with partial pivoting in place of QR, closed by a QR.
+
+    With Z = P L U the next basis is P L; P goes into the rows of the next transposed Jacobian,
+    and L, lower-triangular, is multiplied in blocks of columns.
+    """
+
+    _factors: tuple[Tensor, Tensor] | None = None
+
+    def advance(self, t: int) -> None:
+        """Multiply by J_t, permuted, and by the triangular factor."""
+        if self._factors is None:
+            super().advance(t)
+            return
+        factors, pivots = self._factors
+        self._factors = None
+        _unit_lower(factors)
+        transposed = _permuted(self._trajectory.jacobian(t).mT, _permutation(factors, pivots))
+        self._rows = _times_lower(factors.mT, transposed)
+
+    def orthonormalise(self, exact: bool) -> Tensor:
+        """LU, or QR."""
+        if exact:
+            return super().orthonormalise(exact)
+        assert self._rows is not None
+        self._factors = lu_factor(self._rows.mT)
+        self._rows = None
+        return self._factors[0][:, : self._k]
+
+
+METHODS: Mapping[str, Callable[[Trajectory, Tensor], Basis]] = {
+    "textbook": Textbook,
+    "tangent": Vectors,
+    "qr": Reflectors,
+    "lu": Triangular,
+}
 
 
 @dataclass
 class Growth:
-    """Summed log expansions.
+    """Finite-time exponents, nats/step, in float64 (float32 on MPS, which has no other).
 
     Args:
-        total: ``(batch, k)`` in float64 (float32 on MPS, which has no other).
-        history: Running sums averaged over the inputs, ``(averaged steps, k)``, or None.
-        error: How far one step was off from QR, nats/step on the upper 95 % of exponents, where
-            it was checked.
+        rates: Mean log expansion of each kept input's vectors, ``(kept, k)``.
+        history: Running estimates, summed over the kept inputs, ``(averaged steps, k)``, or None.
     """
 
-    total: Tensor
+    rates: Tensor
     history: Tensor | None = None
-    error: Tensor | None = None
-
-    @classmethod
-    def zero(cls, trajectory: Trajectory, k: int, schedule: Schedule, history: bool) -> "Growth":
-        """Return the start of a sum."""
-        device = trajectory.states.device
-        return cls(
-            torch.zeros(trajectory.batch, k, dtype=wide_dtype(device), device=device),
-            torch.full((schedule.averaged, k), torch.nan, dtype=wide_dtype(device), device=device)
-            if history
-            else None,
-        )
-
-    def add(self, expansion: Tensor, t: int, schedule: Schedule) -> None:
-        """Add log|expansion| ``(batch, k)`` of the interval that closes after step t."""
-        if not schedule.counts(t):
-            return
-        self.total += wide(expansion).abs().log()
-        if self.history is not None:
-            self.history[t - schedule.warmup :] = self.total.mean(0)
 
 
-GrowthMethod = Callable[[Trajectory, int, Schedule, bool], Growth]
+def measure(
+    method: str, trajectory: Trajectory, rows: Tensor, schedule: Schedule, history: bool = False
+) -> Growth:
+    """Follow tangent vectors along a trajectory: the time loop.
+
+    Args:
+        method: One of ``METHODS``.
+        trajectory: The linearised system.
+        rows: The vectors before the first step, ``(batch, k, state)``.
+        schedule: Where they are orthonormalised, and what is averaged.
+        history: Whether to keep running estimates.
+    """
+    basis = METHODS[method](trajectory, rows)
+    expansions, done = [], []
+    for t in range(schedule.steps):
+        basis.advance(t)
+        if schedule.closes(t):
+            factor = basis.orthonormalise(schedule.ends(t))
+            expansion = factor.diagonal(dim1=1, dim2=2).abs()
+            if trajectory.rank is not None:
+                expansion = _without_noise(expansion, factor, trajectory.state_size)
+            expansions.append(expansion)
+            done.append(t + 1)
+    return average(wide(torch.stack(expansions)).log(), done, schedule, history)
 
 
-def identity_rows(trajectory: Trajectory, k: int) -> Tensor:
-    """Return the first k columns of the identity as rows, ``(batch, k, state)``."""
-    eye = torch.eye(
-        k, trajectory.state_size, dtype=trajectory.states.dtype, device=trajectory.states.device
-    )
-    return eye.expand(trajectory.batch, -1, -1)
+def lu_error(trajectory: Trajectory, vectors: Tensor, schedule: Schedule) -> float:
+    """Return how far LU is off from QR, nats/step on the upper 95 % of exponents.
+
+    Of one input, over the first intervals after the warm-up.
+    """
+    i = max(schedule.kept, key=lambda i: schedule.lengths[i])
+    steps = min(schedule.lengths[i], schedule.warmup + _CHECKED * schedule.qr_every)
+    first = Schedule(schedule.warmup, schedule.qr_every, (steps,))
+    path = trajectory.select(slice(i, i + 1))
+    rows = as_rows(vectors, path.states)
+    by_qr, by_lu = (measure(m, path, rows, first).rates[0] for m in ("qr", "lu"))
+    upper = max(1, int(0.95 * len(by_qr)))
+    return float((by_qr - by_lu)[:upper].abs().max())
+
+
+def joined(parts: list[Growth]) -> Growth:
+    """Put parts of a batch together."""
+    histories = [part.history for part in parts if part.history is not None]
+    longest = max((len(h) for h in histories), default=0)
+    # A part that ended early keeps its last estimate.
+    padded = [torch.cat([h, h[-1:].expand(longest - len(h), -1)]) for h in histories]
+    rates = torch.cat([part.rates for part in parts])
+    return Growth(rates, torch.stack(padded).sum(0) if padded else None)
+
+
+def _without_noise(expansion: Tensor, factor: Tensor, size: int) -> Tensor:
+    # A vector that depends on those before it has no expansion, but rounding leaves it some.
+    noise = size * torch.finfo(factor.dtype).eps * factor.triu().norm(dim=1)
+    return expansion.masked_fill(expansion <= noise, 0)
+
+
+def average(logs: Tensor, done: list[int], schedule: Schedule, history: bool) -> Growth:
+    """Average log expansions over each sequence's own steps.
+
+    Args:
+        logs: Log expansion of each interval, ``(intervals, batch, k)``.
+        done: Steps taken when each interval closes.
+        schedule: What is averaged.
+        history: Whether to keep running estimates.
+    """
+    kept = torch.tensor(schedule.kept, device=logs.device)
+    ends = torch.tensor(schedule.counts, device=logs.device)
+    taken = torch.tensor(done, device=logs.device) - schedule.warmup
+    counted = (taken > 0).unsqueeze(1) & (taken.unsqueeze(1) <= ends)
+    logs = torch.where(counted.unsqueeze(2), logs[:, kept], 0)
+    rates = logs.sum(0) / ends.unsqueeze(1)
+    if not history:
+        return Growth(rates)
+    # A row holds the estimate at the last orthonormalisation.
+    first = bisect_right(done, schedule.warmup)
+    closed = [bisect_right(done, t + 1) for t in range(schedule.warmup, schedule.steps)]
+    last = [n - 1 if n > first else -1 for n in closed]
+    running = logs.cumsum(0) / taken.unsqueeze(1).minimum(ends).clamp(min=1).unsqueeze(2)
+    none = torch.full_like(running[:1, 0], torch.nan)
+    return Growth(rates, torch.cat([running.sum(1), none])[last])
 
 
 def from_closed_form(
     log_growth: Tensor, k: int, schedule: Schedule, history: bool = False
 ) -> Growth:
     """Diagonal Jacobians: every dimension is its own direction; the k that grow most."""
-    averaged = log_growth[:, schedule.warmup :]
-    total = averaged.sum(1)
-    order = total.mean(0).argsort(descending=True, stable=True)[:k]
-    running = averaged[..., order].mean(0).cumsum(0) if history else None
-    return Growth(total[:, order], running)
+    steps = list(range(1, schedule.steps + 1))
+    growth = average(log_growth[:, : schedule.steps].transpose(0, 1), steps, schedule, history)
+    order = growth.rates.mean(0).argsort(descending=True, stable=True)[:k]
+    running = growth.history
+    return Growth(growth.rates[:, order], None if running is None else running[:, order])
 
 
-def textbook(trajectory: Trajectory, k: int, schedule: Schedule, history: bool = False) -> Growth:
-    """Algorithms 1 and 2 of the paper as printed: form J, multiply, QR. The reference."""
-    growth = Growth.zero(trajectory, k, schedule, history)
-    q = identity_rows(trajectory, k).mT
-    for t in range(schedule.steps):
-        q = trajectory.jacobian(t) @ q
-        if schedule.closes(t):
-            q, r = torch.linalg.qr(q)
-            growth.add(r.diagonal(dim1=1, dim2=2), t, schedule)
-    return growth
+def from_images(images: Tensor, schedule: Schedule, history: bool = False) -> Growth:
+    """Growth of log|diag R| of the images of orthonormal vectors, which nobody rescales.
 
+    A vector that has come to depend on those before it is dropped, with those after it.
 
-def by_tangent(trajectory: Trajectory, k: int, schedule: Schedule, history: bool = False) -> Growth:
-    """Push vectors through the tangent map, no Jacobian formed; QR. For few vectors."""
-    growth = Growth.zero(trajectory, k, schedule, history)
-    rows = identity_rows(trajectory, k)
-    for t in range(schedule.steps):
-        rows = trajectory.tangent(t, rows)
-        if schedule.closes(t):
-            q, r = torch.linalg.qr(rows.mT)
-            rows = q.mT
-            growth.add(r.diagonal(dim1=1, dim2=2), t, schedule)
-    return growth
-
-
-def by_qr(trajectory: Trajectory, k: int, schedule: Schedule, history: bool = False) -> Growth:
-    """Householder QR; Q is not formed where its reflectors can go into the next Jacobian."""
-    growth = Growth.zero(trajectory, k, schedule, history)
-    rows: Tensor | None = identity_rows(trajectory, k)
-    reflectors = tau = identity_rows(trajectory, k)
-    thin = 2 * k <= trajectory.state_size  # then forming Q costs less than applying all of it
-    for t in range(schedule.steps):
-        jacobian = trajectory.jacobian(t)
-        if rows is None:
-            rows = torch.ormqr(reflectors, tau, jacobian, left=False)[..., :k].mT
-        else:
-            rows = rows @ jacobian.mT
-        if schedule.closes(t):
-            reflectors, tau = torch.geqrf(rows.mT)
-            growth.add(reflectors.diagonal(dim1=1, dim2=2), t, schedule)
-            rows = torch.linalg.householder_product(reflectors, tau).mT if thin else None
-    return growth
-
-
-def lu_error(trajectory: Trajectory, k: int, schedule: Schedule) -> float:
-    """Return how far LU is off from QR, nats/step on the upper 95 % of exponents.
-
-    Of one input, at the first interval after the warm-up.
-    """
-    steps = min(schedule.steps, schedule.warmup + schedule.qr_every + 1)
-    first = Schedule(steps, schedule.warmup, schedule.qr_every)
-    error = by_lu(trajectory.select(slice(0, 1)), k, first, check=True).error
-    return 0.0 if error is None else float(error)
-
-
-def by_lu(
-    trajectory: Trajectory,
-    k: int,
-    schedule: Schedule,
-    history: bool = False,
-    *,
-    check: bool = False,
-) -> Growth:
-    """LU with partial pivoting in place of QR, closed by a QR.
-
-    With Z = P L U the next basis is P L; P goes into the rows of the next transposed Jacobian,
-    and L, lower-triangular, is multiplied in blocks of columns. With ``check`` one step of the
-    first input is compared with QR, and the difference returned as ``error``.
+    Args:
+        images: After every step, ``(time, batch, k, state)`` in float64.
+        schedule: What is averaged.
+        history: Whether to keep running estimates.
 
     Raises:
-        ValueError: ``history`` is asked for.
+        NotMeasurableError: The images over- or underflow.
     """
-    if history:
-        raise ValueError("method='lu' has no running estimates: keep_history needs 'qr'.")
-    growth = Growth.zero(trajectory, k, schedule, history)
-    rows: Tensor | None = identity_rows(trajectory, k)
-    factors = permutation = None
-    for t in range(schedule.steps):
-        transposed = trajectory.jacobian(t).mT
-        if factors is not None and permutation is not None:
-            rows = _times_lower(factors.mT, _permuted(transposed, permutation))
-            factors = permutation = None
-        else:
-            assert rows is not None
-            rows = rows @ transposed
-        if not schedule.closes(t):
-            continue
-        if schedule.ends(t):
-            q, r = torch.linalg.qr(rows.mT, mode="r" if t + 1 == schedule.steps else "reduced")
-            growth.add(r.diagonal(dim1=1, dim2=2), t, schedule)
-            rows = None if t + 1 == schedule.steps else q.mT
-            continue
-        factors, pivots = lu_factor(rows.mT)
-        expansion = factors.diagonal(dim1=1, dim2=2).clone()
-        growth.add(expansion, t, schedule)
-        _unit_lower(factors)
-        if check and growth.error is None and schedule.counts(t):
-            growth.error = (
-                _one_step_error(rows[:1].mT, expansion[:1], factors[:1]) / schedule.qr_every
-            )
-        permutation = _permutation(factors, pivots)
-        rows = None
-    return growth
+    every = range(max(1, schedule.warmup), schedule.steps + 1)
+    done = [t for t in every if history or schedule.ends(t - 1)]
+    factors = torch.linalg.qr(images[[t - 1 for t in done]].mT, mode="r")[1]
+    expansion = factors.diagonal(dim1=2, dim2=3).abs()  # (times, batch, k)
+    own = torch.tensor(done).unsqueeze(1) <= torch.tensor(schedule.lengths)
+    leading = expansion[own.to(expansion.device)]
+    float64 = torch.finfo(torch.float64)
+    if not bool(torch.isfinite(leading).all()) or bool((leading[:, 0] < float64.tiny).any()):
+        raise NotMeasurableError(
+            f"Tangent vectors over- or underflow within {schedule.steps} steps of this model, "
+            "which cannot be rescaled on the way: pass shorter sequences."
+        )
+    lost = (leading <= images.shape[3] * float64.eps * leading[:, :1]).any(0)
+    k = int((~lost).long().cumprod(0).sum())
+    logs = expansion[..., :k].log()
+    return average(logs.diff(dim=0, prepend=torch.zeros_like(logs[:1])), done, schedule, history)
 
 
 def _unit_lower(factors: Tensor) -> None:
@@ -227,20 +314,3 @@ def _permuted(transposed: Tensor, permutation: Tensor) -> Tensor:
     flat = (permutation + offsets).view(-1)
     moved: Tensor = transposed.reshape(batch * size, size).index_select(0, flat)
     return moved.view(batch, size, size)
-
-
-def _one_step_error(z: Tensor, expansion: Tensor, lower: Tensor) -> Tensor:
-    k = z.shape[2]
-
-    def log_r(matrix: Tensor) -> Tensor:
-        r = torch.linalg.qr(matrix, mode="r")[1]
-        return wide(r.diagonal(dim1=1, dim2=2)).abs().log()
-
-    full = torch.cat([lower[:, :k].tril(), lower[:, k:]], dim=1)
-    by_qr, by_lu = log_r(z), wide(expansion).abs().log() + log_r(full)
-    # Below rounding neither knows anything: there they agree.
-    noise = by_qr.amax(1, keepdim=True) + math.log(torch.finfo(z.dtype).eps)
-    difference = by_qr.maximum(noise) - by_lu.maximum(noise)
-    upper = max(1, int(0.95 * k))
-    error: Tensor = difference[:, :upper].abs().max()
-    return error

@@ -1,7 +1,8 @@
 """What a measurement of exponents returns."""
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -23,7 +24,10 @@ class LyapunovSpectrum:
         state_size: Dimension of the state, S; k of its exponents were measured.
         steps: Averaged time steps, after the warm-up.
         warmup: Steps of the warm-up.
-        method: How they were computed: ``"textbook"``, ``"tangent"``, ``"qr"`` or ``"lu"``.
+        method: How they were computed: ``"textbook"``, ``"tangent"``, ``"qr"``, ``"lu"``,
+            ``"images"`` or ``"closed form"``.
+        layer: The layer's name within the model; ``""`` where it was given itself.
+        state: What was followed, ``"hidden"`` or ``"full"``.
     """
 
     exponents: Tensor
@@ -34,6 +38,8 @@ class LyapunovSpectrum:
     steps: int
     warmup: int
     method: str
+    layer: str = ""
+    state: str = "full"
 
     @property
     def max(self) -> float:
@@ -97,52 +103,86 @@ class LyapunovSpectrum:
 class LyapunovReadout:
     """The cheap pair: maximum and mean Lyapunov exponent, in nats/step.
 
+    Of a model with several recurrent layers: the largest maximum and the mean of all dimensions;
+    ``layers`` has each layer's own, and what is not a mean is that of the layer with the maximum.
+
     Attributes:
-        max: Maximum exponent: the largest of the leading exponents averaged over inputs.
-        mean: Mean exponent: (1/S) times the rate of log-volume.
+        max: Maximum exponent, the mean over inputs.
+        mean: Mean exponent: (1/S) times the rate of log-volume; None where it cannot be had.
         max_stderr: Standard error of ``max`` over the inputs; None for a single input. It does
             not hold the effect of the starting vectors, which decays as 1 / steps.
         mean_stderr: Standard error of ``mean`` over the inputs (it contains the sampling
-            error); None for a single input.
+            error); None for a single input. Of several layers the weighted sum of theirs, an
+            upper bound, for they are driven by the same inputs.
         mean_sampling_error: Estimated standard error of ``mean`` against this batch's exact
             mean, where log-determinants were sampled in time; 0 where it is exact.
         exponents: The k leading exponents averaged over inputs, descending, ``(k,)`` float64.
-        inputs: Number of input sequences.
-        steps: Averaged time steps, after the warm-up.
+        sequences: Number of input sequences that were averaged.
+        steps: Averaged time steps of the longest, after the warm-up.
         warmup: Steps of the warm-up.
-        state_size: Dimension of the state.
+        state_size: Dimension of the state, of all layers together.
+        state: What was followed, ``"hidden"`` or ``"full"``.
+        layer: Name of the layer that the maximum belongs to; ``""`` where it was given itself.
+        layers: Each layer's readout, by name; empty in these.
         spectrum: The whole spectrum, where the probe measured it.
     """
 
     max: float
-    mean: float
+    mean: float | None
     max_stderr: float | None
     mean_stderr: float | None
-    mean_sampling_error: float
+    mean_sampling_error: float | None
     exponents: Tensor
-    inputs: int
+    sequences: int
     steps: int
     warmup: int
     state_size: int
+    state: str = "full"
+    layer: str = ""
+    layers: dict[str, "LyapunovReadout"] = field(default_factory=dict)
     spectrum: LyapunovSpectrum | None = None
+
+    @classmethod
+    def from_layers(cls, layers: Sequence["LyapunovReadout"]) -> "LyapunovReadout":
+        """Return the readout of a model from those of its layers."""
+        leader = max(layers, key=lambda r: r.max)
+        size = sum(r.state_size for r in layers)
+
+        def weighted(values: list[float | None]) -> float | None:
+            known = [v * r.state_size for v, r in zip(values, layers, strict=True) if v is not None]
+            return sum(known) / size if len(known) == len(layers) else None
+
+        exponents = torch.cat([r.exponents for r in layers]).sort(descending=True).values
+        return replace(
+            leader,
+            mean=weighted([r.mean for r in layers]),
+            mean_stderr=weighted([r.mean_stderr for r in layers]),
+            mean_sampling_error=weighted([r.mean_sampling_error for r in layers]),
+            exponents=exponents[: max(len(r.exponents) for r in layers)],
+            state_size=size,
+            layers={r.layer: r for r in layers},
+        )
 
     @classmethod
     def from_spectrum(cls, spectrum: LyapunovSpectrum) -> "LyapunovReadout":
         """Return the readout that a whole spectrum contains."""
-        inputs = len(spectrum.per_input)
-        return cls(
+        whole = len(spectrum.exponents) == spectrum.state_size
+        own = cls(
             max=spectrum.max,
-            mean=spectrum.mean,
+            mean=spectrum.mean if whole else None,
             max_stderr=standard_error(spectrum.per_input[:, 0]),
-            mean_stderr=standard_error(spectrum.per_input.mean(1)),
-            mean_sampling_error=0.0,
+            mean_stderr=standard_error(spectrum.per_input.mean(1)) if whole else None,
+            mean_sampling_error=0.0 if whole else None,
             exponents=spectrum.exponents,
-            inputs=inputs,
+            sequences=len(spectrum.per_input),
             steps=spectrum.steps,
             warmup=spectrum.warmup,
             state_size=spectrum.state_size,
+            state=spectrum.state,
+            layer=spectrum.layer,
             spectrum=spectrum,
         )
+        return cls.from_layers([own])
 
 
 def kaplan_yorke_dimension(exponents: Tensor, state_size: int) -> float:
