@@ -55,6 +55,12 @@ class Observer:
     def leaving(self, layer: str, results: list[Tensor]) -> None:
         """See what the call returned."""
 
+    def made(self, number: int, tensor: Tensor) -> None:
+        """See a tensor that the forward made from nothing, by the operation of this number.
+
+        What the forward was given has numbers below 0.
+        """
+
 
 @dataclass(frozen=True)
 class Forward:
@@ -99,7 +105,10 @@ class Forward:
         clone, copies = private_copy(self.model, dtype)
         layers = {name: copies[id(layer)] for name, layer in self.layers.items()}
         args, kwargs = arguments(self.model, _moved(self.inputs, self.model, dtype))
-        recorder = _Recorder(layers, observer or Observer(), self.initial_state, double)
+        observer = observer or Observer()
+        for i, given in enumerate(leaves((args, kwargs)) if observer.level else ()):
+            observer.made(-1 - i, given)
+        recorder = _Recorder(layers, observer, self.initial_state, double)
         try:
             with (
                 undisturbed_generators(self.seed),
@@ -152,6 +161,7 @@ class _Recorder(TorchFunctionMode):
         self._double = double
         self._open: list[ModuleCall] = []
         self._begun: set[str] = set()
+        self._operations = 0
         self._recurrent_weights = {
             name: [p for n, p in layer.named_parameters(recurse=False) if "weight_hh" in n]
             for name, layer in layers.items()
@@ -202,6 +212,11 @@ class _Recorder(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "")
+        self._operations += 1
+        if name in _FACTORIES and self._observer.level:
+            made = self._converted(func(*args, **kwargs))
+            self._observer.made(self._operations, made)
+            return made
         if self._double:
             if func is nn.functional.scaled_dot_product_attention:
                 # the fused kernels have no forward-mode rule
@@ -247,6 +262,11 @@ class _Recorder(TorchFunctionMode):
 
 _SHORTER = (torch.float32, torch.float16, torch.bfloat16)
 _CASTS = {"float", "half", "bfloat16", "to", "type", "type_as"}
+_FACTORIES = {
+    *("zeros", "ones", "full", "empty", "rand", "randn"),
+    *("zeros_like", "ones_like", "full_like", "empty_like", "rand_like", "randn_like"),
+    *("new_zeros", "new_ones", "new_full", "new_empty"),
+}
 _PRODUCTS = {"linear", "matmul", "mm", "addmm", "__matmul__", "__rmatmul__"}
 _KERNEL_NAMES = {
     name + suffix for name in ("rnn_tanh", "rnn_relu", "gru", "lstm") for suffix in ("", "_cell")

@@ -29,6 +29,7 @@ class Chain:
         carried: What is carried at each call, in the follower's form.
         first: The state that it began with, part by part.
         resets: Rows whose state was reset before a call, by call.
+        ends_known: Whether the state after the last call is among ``states``.
         results: What the last call returned.
         unmodified: For each part of the state, where among the results it stood at every call
             so far; None once it did not.
@@ -41,10 +42,28 @@ class Chain:
     resets: dict[int, Tensor] = field(default_factory=dict)
     results: list[Tensor] = field(default_factory=list)
     unmodified: list[int] | None = field(default_factory=list)
+    ends_known: bool = False
 
 
 Sequence = list[Chain]
 """Chains that are called in turns: one joint state."""
+
+
+@dataclass(frozen=True)
+class Beginnings:
+    """Where states are made and first arrive; the same in each pass.
+
+    A state that a model makes at zero may be used before it arrives at the layer (a leak that is
+    computed first), so it is followed from where it is made.
+
+    Args:
+        arrivals: Numbers of the arrivals at which a chain begins.
+        made: Layer, number of the chain and offset in its state of the tensors that are made, by
+            the number of the operation that makes them.
+    """
+
+    arrivals: frozenset[int]
+    made: dict[int, tuple[str, int, int]]
 
 
 class Follower(Observer):
@@ -53,10 +72,18 @@ class Follower(Observer):
     Args:
         level: Where states are seen, see :class:`Observer`.
         layers: The layers that are followed, jointly.
+        beginnings: Where states begin, as an earlier pass found; None to find out.
     """
 
-    def __init__(self, level: str, layers: dict[str, nn.Module]) -> None:
+    def __init__(
+        self, level: str, layers: dict[str, nn.Module], beginnings: Beginnings | None = None
+    ) -> None:
         self.level = level
+        self._known = beginnings
+        self._arrivals = 0
+        self._first_arrivals: set[int] = set()
+        self._made: dict[int, int] = {}  # numbers of operations by the ids of what they made
+        self._origins: dict[int, tuple[str, int, int]] = {}
         self._layers = layers
         self.sequences: list[Sequence] = []
         self._turn = 0
@@ -73,12 +100,17 @@ class Follower(Observer):
                 f"{layer!r} is called without a state, so that it cannot be followed from one call "
                 "to the next. Pass the layer itself, or a lyap_optuna.RecurrentDynamics."
             )
-        carries = any(self.carries(part) for part in state) and not self._is_shared(state)
-        if not carries and not self._is_shared(state):
-            attached = self._attached(layer, state)
-            carries, state = attached is not None, attached or state
+        number, self._arrivals = self._arrivals, self._arrivals + 1
+        shared = self._is_shared(state)
+        carries = any(self.carries(part) for part in state) and not shared
+        if self._known is not None:
+            carries = number not in self._known.arrivals
+        if not shared:
+            state, attached = self._attached(layer, state)
+            carries = carries or attached
         chain = self._going_on(layer) if carries else self._beginning(layer)
         if not carries:
+            self._first_arrivals.add(number)
             chain.first = [part.detach().clone() for part in state]
             state = [self._followed(chain, i, part) for i, part in enumerate(state)]
         else:
@@ -86,6 +118,20 @@ class Follower(Observer):
         self.note(chain, state)
         self._last[layer] = chain
         return state
+
+    def made(self, number: int, tensor: Tensor) -> None:
+        """See a tensor that was made; follow it where it is known to be a state."""
+        self._keep.append(tensor)
+        if self._known is None:
+            self._made[id(tensor)] = number
+        elif number in self._known.made:
+            layer, chain, offset = self._known.made[number]
+            self.begin(layer, chain, offset, tensor)
+
+    @property
+    def beginnings(self) -> Beginnings:
+        """Where states begin."""
+        return Beginnings(frozenset(self._first_arrivals), self._origins)
 
     def leaving(self, layer: str, results: list[Tensor]) -> None:
         """Keep what a call returned."""
@@ -102,6 +148,7 @@ class Follower(Observer):
             for chain in sequence if known else ():
                 assert chain.unmodified is not None
                 self.note(chain, [chain.results[i] for i in chain.unmodified])
+                chain.ends_known = True
         return self.sequences
 
     # To be said by subclasses ---------------------------------------------------------------------
@@ -116,6 +163,10 @@ class Follower(Observer):
 
     def follow(self, chain: Chain, index: int, part: Tensor, *, in_place: bool) -> Tensor:
         """Begin to follow part ``index`` of a state."""
+        raise NotImplementedError
+
+    def begin(self, layer: str, chain: int, offset: int, made: Tensor) -> None:
+        """Begin to follow a state where it is made, in place."""
         raise NotImplementedError
 
     def note(self, chain: Chain, state: list[Tensor]) -> None:
@@ -158,19 +209,23 @@ class Follower(Observer):
             )
         return chain
 
-    def _attached(self, layer: str, state: list[Tensor]) -> list[Tensor] | None:
-        """Return a state that equals what a call returned, carrying what that carried."""
+    def _attached(self, layer: str, state: list[Tensor]) -> tuple[list[Tensor], bool]:
+        """Let parts that equal what a call returned carry what that carried.
+
+        Returns:
+            The state, and whether all of it was returned by one call.
+        """
         for chain in reversed(self.sequences[-1] if self.sequences else []):
             if chain.layer != layer or not any(self.carries(r) for r in chain.results):
                 continue
             found = [next((r for r in chain.results if _equal(r, part)), None) for part in state]
-            if all(result is not None for result in found):
-                return [
-                    self.attach(part, result)
+            if any(result is not None for result in found):
+                attached = [
+                    part if result is None or self.carries(part) else self.attach(part, result)
                     for part, result in zip(state, found, strict=True)
-                    if result is not None
                 ]
-        return None
+                return attached, all(result is not None for result in found)
+        return state, False
 
     def _followed(self, chain: Chain, index: int, part: Tensor) -> Tensor:
         # The caller's own tensor is followed, for what it does with it besides; but a tensor that
@@ -179,6 +234,9 @@ class Follower(Observer):
         alone = address not in self._memory
         self._memory.add(address)
         self._keep.append(part)
+        if alone and id(part) in self._made:
+            place = next(i for i, c in enumerate(self.sequences[-1]) if c is chain)
+            self._origins[self._made[id(part)]] = (chain.layer, place, self.offset(chain, index))
         return self.follow(chain, index, part, in_place=alone)
 
     def _compare(self, chain: Chain, state: list[Tensor]) -> None:
@@ -196,6 +254,10 @@ class Follower(Observer):
                 return
             found.append(place)
         chain.unmodified = found
+
+    def offset(self, chain: Chain, index: int) -> int:
+        """Return where part ``index`` of a chain's state begins in its rows."""
+        return sum(self.rows(chain, earlier).shape[1] for earlier in chain.first[:index])
 
     def rows(self, chain: Chain, part: Tensor) -> Tensor:
         """Return a part of a state as ``(batch, size)``."""
@@ -237,6 +299,7 @@ class Tangents(Follower):
         layers: See there.
         seed: ``seed(chain, offset, size)``: where the tangent of some of the first state of chain
             number ``chain`` starts, its dimensions from ``offset`` on, ``(size,)``.
+        beginnings: See :class:`Follower`.
     """
 
     def __init__(
@@ -244,8 +307,9 @@ class Tangents(Follower):
         level: str,
         layers: dict[str, nn.Module],
         seed: Callable[[int, int, int], Tensor],
+        beginnings: Beginnings | None = None,
     ) -> None:
-        super().__init__(level, layers)
+        super().__init__(level, layers, beginnings)
         self._seed = seed
 
     def carries(self, part: Tensor) -> bool:
@@ -267,11 +331,17 @@ class Tangents(Follower):
 
     def _start(self, chain: Chain, index: int, part: Tensor) -> Tensor:
         number = next(i for i, c in enumerate(self.sequences[-1]) if c is chain)
-        rows = self.rows(chain, part)
-        offset = sum(self.rows(chain, earlier).shape[1] for earlier in chain.first[:index])
-        seed = self._seed(number, offset, rows.shape[1]).to(rows)
-        layout = self.batch_dimension(chain.layer, part)
+        return self._seeded(chain.layer, number, self.offset(chain, index), part)
+
+    def _seeded(self, layer: str, chain: int, offset: int, part: Tensor) -> Tensor:
+        layout = self.batch_dimension(layer, part)
+        rows = as_rows(part, layout)
+        seed = self._seed(chain, offset, rows.shape[1]).to(rows)
         return like_part(seed.expand_as(rows).clone(), part, layout).contiguous()
+
+    def begin(self, layer: str, chain: int, offset: int, made: Tensor) -> None:
+        """Start a tangent where a state is made."""
+        _made_dual(made, self._seeded(layer, chain, offset, made))
 
     def arriving(self, layer: str, state: list[Tensor]) -> list[Tensor]:
         """See a state; rows that were reset since the last call start anew."""
@@ -344,6 +414,10 @@ class Graphs(Follower):
         """Begin the graph."""
         return (part if in_place else part.detach().clone()).requires_grad_()
 
+    def begin(self, layer: str, chain: int, offset: int, made: Tensor) -> None:
+        """Begin the graph where a state is made."""
+        made.requires_grad_()
+
     def note(self, chain: Chain, state: list[Tensor]) -> None:
         """Keep where in the graph the state stands, and the state as rows that depend on it."""
         chain.states.append(torch.cat([self.rows(chain, part).clone() for part in state], 1))
@@ -357,12 +431,24 @@ class Graphs(Follower):
     def jacobian(self, sequence: int, t: int) -> Tensor:
         """Return the Jacobian of state t + 1 by state t, ``(batch, size, size)``.
 
+        Reverse mode gives total derivatives: where one part of a state depends on another (an
+        LSTM's h on its c), what flows through the one counts for the other too. With T the total
+        derivative of state t + 1 and D that of state t itself, both by the parts of state t, the
+        Jacobian is T D^-1.
+
         Raises:
             RuntimeError: There is no graph between the two.
         """
+        total = self._total(sequence, t + 1, t)
+        if sum(len(chain.carried[t]) for chain in self.sequences[sequence]) == 1:
+            return total
+        itself = self._total(sequence, t, t)
+        return torch.linalg.solve(itself, total, left=False)
+
+    def _total(self, sequence: int, of: int, by: int) -> Tensor:
         chains = self.sequences[sequence]
-        outputs = torch.cat([chain.states[t + 1] for chain in chains], 1)
-        targets = [(chain, *edge) for chain in chains for edge in chain.carried[t]]
+        outputs = torch.cat([chain.states[of] for chain in chains], 1)
+        targets = [(chain, *edge) for chain in chains for edge in chain.carried[by]]
         edges = [edge for _, edge, _ in targets if edge is not None]
         batch, size = outputs.shape
         units = torch.eye(size, dtype=outputs.dtype, device=outputs.device)
@@ -372,13 +458,21 @@ class Graphs(Follower):
         for chain, edge, part in targets:
             gradient = None if edge is None else next(by_edge)
             layout = self.batch_dimension(chain.layer, part)
-            if gradient is None:
-                width = as_rows(part, layout).shape[1]
-                columns.append(outputs.new_zeros(batch, size, width))
+            width = as_rows(part, layout).shape[1]
+            if gradient is not None:
+                columns.append(torch.stack([as_rows(g, layout) for g in gradient], 1))
+            elif of == by:  # nothing flows into it: it depends on itself alone
+                columns.append(_unit_columns(outputs, sum(c.shape[2] for c in columns), width))
             else:
-                rows = torch.stack([as_rows(g, layout) for g in gradient], 1)
-                columns.append(rows)
+                columns.append(outputs.new_zeros(batch, size, width))
         return torch.cat(columns, 2).detach()
+
+
+def _unit_columns(outputs: Tensor, first: int, width: int) -> Tensor:
+    batch, size = outputs.shape
+    columns = outputs.new_zeros(batch, size, width)
+    columns[:, range(first, first + width), range(width)] = 1
+    return columns.detach()
 
 
 def _gradients(outputs: Tensor, edges: list[Any], wanted: Tensor) -> list[Tensor | None]:

@@ -12,7 +12,7 @@ the full one.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import torch
@@ -21,7 +21,7 @@ from torch.autograd import forward_ad
 
 from lyap_optuna.dynamics._capture import Forward, ModuleCall, mapped
 from lyap_optuna.dynamics._errors import NotMeasurableError
-from lyap_optuna.dynamics._follow import Graphs, Sequence, Tangents
+from lyap_optuna.dynamics._follow import Beginnings, Graphs, Sequence, Tangents
 from lyap_optuna.dynamics.base import Trajectory
 from lyap_optuna.dynamics.forward_mode import forward_mode
 
@@ -59,6 +59,7 @@ class GeneralPath:
         self._level = level
         self._names = names
         self._graphs: Graphs | None = None
+        self._beginnings: Beginnings | None = None
 
     def tangents(
         self, seed: Callable[[int, int, int], Tensor]
@@ -68,7 +69,7 @@ class GeneralPath:
         Raises:
             NotMeasurableError: The forward cannot be differentiated.
         """
-        observer = Tangents(self._level, self._layers, seed)
+        observer = Tangents(self._level, self._layers, seed, self._beginnings)
         with forward_mode(), forward_ad.dual_level():
             try:
                 _, calls = self._forward.run(observer, double=True)
@@ -78,14 +79,22 @@ class GeneralPath:
             _check_range(sequences)
             for call in calls:
                 call.kernels = mapped(call.kernels, lambda t: forward_ad.unpack_dual(t).primal)
+        if self._beginnings is None:
+            self._beginnings = observer.beginnings
         return sequences, calls
 
     @property
     def graphs(self) -> Graphs:
         """The graph of a forward pass."""
         if self._graphs is None:
-            observer = Graphs(self._level, self._layers)
-            self._forward.run(observer, double=True, grad=True)
+            observer = Graphs(self._level, self._layers, self._beginnings)
+            try:
+                self._forward.run(observer, double=True, grad=True)
+            except NotMeasurableError:
+                # a state that is written to after it was made cannot be a leaf from there on
+                known = self._beginnings and replace(self._beginnings, made={})
+                observer = Graphs(self._level, self._layers, known)
+                self._forward.run(observer, double=True, grad=True)
             with torch.enable_grad():
                 observer.finish()
             self._graphs = observer
@@ -125,6 +134,11 @@ class GeneralTrajectory(Trajectory):
             ]
             out[i, : len(rows)] = torch.stack(rows)
         return out
+
+    @property
+    def ends_known(self) -> bool:
+        """Whether the state after the last call is what the call returned, and so is known."""
+        return all(chain.ends_known for sequence in self._sequences for chain in sequence)
 
     @property
     def single_threaded(self) -> bool:
@@ -256,7 +270,7 @@ def pieces_of(sequences: list[Sequence], split: bool) -> tuple[list[Piece], Tens
             for start, stop in pairwise(edges):
                 # The step that resets belongs to no piece: what follows does not depend on it.
                 end = stop if stop == steps or not split else stop - 1
-                if end > start:
+                if end > start + 1:
                     pieces.append(Piece(index, row, start, end))
                     reset.append(bool(cuts) and not split)
     return pieces, torch.tensor(reset, dtype=torch.bool)

@@ -8,7 +8,7 @@ depends on them, the fast path serves too; else the general path.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -45,6 +45,8 @@ class DrivenLayer:
             where every sequence has all of the trajectory's steps.
         reset: Whether the state of a sequence is reset within it, ``(batch,)`` on the CPU: what
             came before is forgotten, and its exponents are minus infinity. None: nowhere.
+        longest: Steps of the longest sequence, which the default warm-up follows from; None for
+            the trajectory's. It has one more where what the last one leads to is not seen.
         path: How it was measured: ``"fast"``, or ``"general"`` through the model's forward.
     """
 
@@ -53,6 +55,7 @@ class DrivenLayer:
     state: str
     lengths: Tensor | None = None
     reset: Tensor | None = None
+    longest: int | None = None
     path: str = "fast"
 
 
@@ -255,9 +258,10 @@ class _Measurement:
         """Follow states from call to call."""
         level = self._level(names, calls)
         path = GeneralPath(self._forward, level, names)
-        generator = torch.Generator().manual_seed(self._forward.seed)
 
         def scout(chain: int, offset: int, size: int) -> Tensor:
+            # the same whenever it is asked for
+            generator = torch.Generator().manual_seed(1_000_003 * chain + offset)
             return torch.randn(size, generator=generator, dtype=torch.float64)
 
         sequences, seen = path.tangents(scout)
@@ -265,6 +269,12 @@ class _Measurement:
             fast = self._along_chain(names[0], sequences, seen)
             if fast is not None:
                 return fast
+        if level == "kernel" and len(calls) > len(names):
+            # the modules' own states: what a cell does to its kernel's result is part of its step
+            level = "module"
+            path = GeneralPath(self._forward, level, names)
+            path.tangents(scout)
+        sequences, _ = path.tangents(scout)  # from where the states are made, now that it is known
         name = _common_name(names)
         if self._state == "hidden" and any(
             isinstance(self._forward.layers[n], (nn.LSTM, nn.LSTMCell)) for n in names
@@ -276,8 +286,8 @@ class _Measurement:
         pieces, reset = pieces_of(sequences, self._split)
         if not pieces:
             raise NotMeasurableError(
-                f"The state of {name!r} is never handed on from one call to the next: there are "
-                "no steps to measure. Pass the layer itself and the inputs that reach it."
+                f"The state of {name!r} is never handed on for two steps: there is nothing to "
+                "measure. Pass the layer itself and the inputs that reach it, or longer inputs."
             )
         lengths = torch.tensor([piece.stop - piece.start for piece in pieces])
         trajectory = GeneralTrajectory(path, pieces, sequences)
@@ -294,6 +304,7 @@ class _Measurement:
             "full",
             None if same else lengths,
             reset if bool(reset.any()) else None,
+            int(lengths.max()) + (not trajectory.ends_known),
             "general",
         )
 
@@ -546,7 +557,9 @@ def _reversed(sequences: Tensor, lengths: Tensor | None) -> Tensor:
         return sequences.flip(1)
     steps = torch.arange(sequences.shape[1])
     index = torch.where(steps < lengths.unsqueeze(1), lengths.unsqueeze(1) - 1 - steps, steps)
-    backwards: Tensor = sequences.gather(1, index.unsqueeze(2).expand_as(sequences).to(sequences.device))
+    backwards: Tensor = sequences.gather(
+        1, index.unsqueeze(2).expand_as(sequences).to(sequences.device)
+    )
     return backwards
 
 
@@ -578,6 +591,4 @@ def _shortened(driven: DrivenLayer, lengths: Tensor | None) -> DrivenLayer:
         )
     if driven.lengths is not None:
         lengths = torch.minimum(lengths, driven.lengths)
-    return DrivenLayer(
-        driven.name, driven.trajectory, driven.state, lengths, driven.reset, driven.path
-    )
+    return replace(driven, lengths=lengths, longest=int(lengths.max()))

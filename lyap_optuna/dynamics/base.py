@@ -109,11 +109,6 @@ class Trajectory(ABC):
         return None
 
     @property
-    def single_threaded(self) -> bool:
-        """Whether it differentiates in a process-wide mode: it is never given to workers."""
-        return False
-
-    @property
     def has_jacobians(self) -> bool:
         """Whether ``jacobians`` and ``log_abs_det`` can be had; else there is no mean exponent."""
         return True

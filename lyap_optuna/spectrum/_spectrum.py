@@ -143,6 +143,8 @@ def lyapunov_spectrum(
 def schedule_of(driven: DrivenLayer, warmup: int | None, qr_every: int = 1) -> Schedule:
     """Return the time line of a layer's sequences."""
     path = driven.trajectory
+    if warmup is None and driven.longest is not None:
+        warmup = min(20, driven.longest // 5, path.steps - 1)
     return make_schedule(path.steps, warmup, qr_every, batch=path.batch, lengths=driven.lengths)
 
 
