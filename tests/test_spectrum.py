@@ -356,8 +356,9 @@ def test_pieces_of_a_batch_give_the_same_numbers(kind):
 @pytest.mark.parametrize("method", ["lu", "qr", "tangent"])
 @pytest.mark.parametrize("kind", ["gru", "lstm_full"])
 def test_workers_give_the_same_numbers_and_touch_no_global_setting(kind, method):
-    layer = make_layer(kind, units=70, scale=0.5)
-    x = make_inputs(5, 12, 3)
+    units = 100 if kind == "lstm_full" else 200  # enough for workers to pay
+    layer = make_layer(kind, units=units, scale=0.5)
+    x = make_inputs(3, 8, 3)
     options = dict(state=state_of(kind), method=method, keep_history=method != "lu")
     before = torch.get_num_threads()
     try:
@@ -395,6 +396,18 @@ def test_lu_falls_back_where_it_is_not_accurate_enough():
     x = make_inputs(2, 12, 3, dtype=torch.float32)
     assert lyap.lyapunov_spectrum(layer, x).method == "lu"
     assert lyap.lyapunov_spectrum(layer, x, rtol=1e-12).method == "qr"
+    assert lyap.lyapunov_spectrum(make_layer("gru", units=40), x.double()).method == "textbook"
+
+
+@pytest.mark.parametrize("units", [128, pytest.param(256, marks=pytest.mark.slow)])
+def test_full_state_of_an_lstm_in_single_precision(units):
+    torch.manual_seed(0)
+    layer = nn.LSTM(20, units, bias=False, batch_first=True)
+    x = make_inputs(2, 20, 20, dtype=torch.float32)
+    s = lyap.lyapunov_spectrum(layer, x, warmup=0)
+    exact = lyap.lyapunov_spectrum(layer.double(), x.double(), warmup=0, method="qr")
+    upper = int(0.95 * 2 * units)
+    assert float((s.exponents - exact.exponents)[:upper].abs().max()) <= 1e-3
 
 
 def test_forget_gate_open_hidden_and_full_state_differ():

@@ -100,15 +100,6 @@ class Trajectory(ABC):
         return None
 
     @property
-    def rank(self) -> Tensor | None:
-        """An upper bound of the rank of J, ``(batch, time)``; None where J is regular in general.
-
-        What lies beyond the least rank of a window has exponent minus infinity, exactly; of it
-        floating-point QR keeps rounding noise.
-        """
-        return None
-
-    @property
     def has_jacobians(self) -> bool:
         """Whether ``jacobians`` and ``log_abs_det`` can be had; else there is no mean exponent."""
         return True

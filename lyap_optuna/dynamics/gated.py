@@ -55,7 +55,6 @@ class Linearisation:
         input_gain: The same for the input's pre-activations; None where it equals ``gain``.
         carry: Diagonal blocks ``(batch, time, R, R, units)``; None where there are none.
         closed_log_abs_det: ``(batch, time)`` in float64, where there is a closed form.
-        rank: An upper bound of the rank of J, ``(batch, time)``, where it may be singular.
     """
 
     outputs: Tensor
@@ -64,7 +63,6 @@ class Linearisation:
     input_gain: Tensor | None = None
     carry: Tensor | None = None
     closed_log_abs_det: Tensor | None = None
-    rank: Tensor | None = None
 
     def select(self, inputs: slice) -> "Linearisation":
         """Return some of the inputs."""
@@ -225,11 +223,6 @@ class LayerTrajectory(_FormedCheaply):
         """log|det| of the layer's own block by the cell's closed form, if it has one."""
         return self._closed
 
-    @property
-    def rank(self) -> Tensor | None:
-        """The cell's bound."""
-        return self._linearisation.rank
-
 
 class StackTrajectory(_FormedCheaply):
     """Layers on top of one another; the Jacobian is block lower-triangular (appendix B).
@@ -298,12 +291,6 @@ class StackTrajectory(_FormedCheaply):
                 return None
             total = closed if total is None else total + closed
         return total
-
-    @property
-    def rank(self) -> Tensor | None:
-        """The sum over the layers is not a bound; the state less what the first layer lacks is."""
-        first = self.layers[0]
-        return None if first.rank is None else self.state_size - (first.state_size - first.rank)
 
 
 def stacked(layers: Sequence[LayerTrajectory]) -> Trajectory:

@@ -48,5 +48,4 @@ class VanillaCell(FusedCell):
             states=outputs,
             gain=slope.unsqueeze(2),
             closed_log_abs_det=log_slope.sum((-2, -1)) + determinant,
-            rank=(slope > 0).sum((-2, -1)) if self.nonlinearity == "relu" else None,
         )

@@ -22,7 +22,8 @@ from lyap_optuna.dynamics.linalg import lu_factor, wide
 from lyap_optuna.spectrum._schedule import Schedule
 from lyap_optuna.spectrum._start import as_rows
 
-_CHECKED = 8  # intervals over which LU is compared with QR
+_CHECKED = 5  # steps over which LU is compared with QR
+_BEFORE_CHECK = 8  # steps before those
 
 
 class Basis(Protocol):
@@ -74,16 +75,21 @@ class Reflectors:
         self._reflectors = self._tau = rows
         self._thin = 2 * self._k <= trajectory.state_size  # forming Q costs less than applying it
 
+    def rows(self) -> Tensor:
+        """Return the vectors after a QR, ``(batch, k, state)``."""
+        if self._rows is not None:
+            return self._rows
+        rows: Tensor = torch.linalg.householder_product(self._reflectors, self._tau).mT
+        return rows
+
     def advance(self, t: int) -> None:
-        """Multiply by J_t, from the right by the reflectors where Q was not formed."""
+        """Multiply by J_t, from the right by the reflectors where Q is not formed."""
         jacobian = self._trajectory.jacobian(t)
-        if self._rows is None and self._thin:
-            self._rows = torch.linalg.householder_product(self._reflectors, self._tau).mT
-        if self._rows is None:
+        if self._rows is None and not self._thin:
             product = torch.ormqr(self._reflectors, self._tau, jacobian, left=False)
             self._rows = product[..., : self._k].mT
         else:
-            self._rows = self._rows @ jacobian.mT
+            self._rows = self.rows() @ jacobian.mT
 
     def orthonormalise(self, exact: bool) -> Tensor:
         """QR, as reflectors."""
@@ -138,14 +144,26 @@ class Growth:
     Args:
         rates: Mean log expansion of each kept input's vectors, ``(kept, k)``.
         history: Running estimates, summed over the kept inputs, ``(averaged steps, k)``, or None.
+        block: Growth of the norm of each kept input's vectors taken together, ``(kept,)``: of the
+            vector that the starting vectors' span holds and that has grown most. None unless
+            asked for.
     """
 
     rates: Tensor
     history: Tensor | None = None
+    block: Tensor | None = None
 
 
 def measure(
-    method: str, trajectory: Trajectory, rows: Tensor, schedule: Schedule, history: bool = False
+    method: str,
+    trajectory: Trajectory,
+    rows: Tensor,
+    schedule: Schedule,
+    *,
+    history: bool = False,
+    block: bool = False,
+    singular: bool = False,
+    since: int = 0,
 ) -> Growth:
     """Follow tangent vectors along a trajectory: the time loop.
 
@@ -155,32 +173,87 @@ def measure(
         rows: The vectors before the first step, ``(batch, k, state)``.
         schedule: Where they are orthonormalised, and what is averaged.
         history: Whether to keep running estimates.
+        block: Whether to keep the triangular factors for ``Growth.block``; for few vectors.
+        singular: Whether Jacobians are known to be singular: then a vector that has come to depend
+            on those before it has expansion zero; rounding would leave it some.
+        since: The first step.
     """
     basis = METHODS[method](trajectory, rows)
-    expansions, done = [], []
-    for t in range(schedule.steps):
+    expansions, factors, done = [], [], []
+    for t in range(since, schedule.steps):
         basis.advance(t)
         if schedule.closes(t):
             factor = basis.orthonormalise(schedule.ends(t))
             expansion = factor.diagonal(dim1=1, dim2=2).abs()
-            if trajectory.rank is not None:
-                expansion = _without_noise(expansion, factor, trajectory.state_size)
+            if singular:
+                noise = trajectory.state_size * torch.finfo(factor.dtype).eps
+                lost = expansion <= noise * factor.triu().norm(dim=1)
+                expansion = expansion.masked_fill(lost, 0)
             expansions.append(expansion)
             done.append(t + 1)
-    return average(wide(torch.stack(expansions)).log(), done, schedule, history)
+            if block:
+                factors.append(factor)
+    growth = average(wide(torch.stack(expansions)).log(), done, schedule, history)
+    if block:
+        growth.block = _growth_of_norm(wide(torch.stack(factors)), done, schedule)
+    return growth
+
+
+def _growth_of_norm(factors: Tensor, done: list[int], schedule: Schedule) -> Tensor:
+    """Return log(||R_T ... R_1|| / ||R_w ... R_1||) / (T - w) of each kept input, ``(kept,)``."""
+    kept = torch.tensor(schedule.kept, device=factors.device)
+    counts = torch.tensor(schedule.counts, device=factors.device)
+    factors = factors[:, kept]
+    until = torch.tensor(done, device=factors.device).unsqueeze(1) <= counts + schedule.warmup
+    eye = torch.eye(factors.shape[3], dtype=factors.dtype, device=factors.device)
+    factors = torch.where(until[..., None, None], factors, eye)
+    before = _log_norm_of_product(factors[: bisect_right(done, schedule.warmup)])
+    rate = (_log_norm_of_product(factors) - before) / counts
+    return rate.nan_to_num(nan=-torch.inf, neginf=-torch.inf)  # nothing was left to grow
+
+
+def _log_norm_of_product(factors: Tensor) -> Tensor:
+    """Return log ||R_n ... R_1|| of ``(n, batch, k, k)``, ``(batch,)``; 0 where n is 0.
+
+    Neighbours are multiplied, all pairs at once, and rescaled, until one matrix is left.
+    """
+    scale = factors.new_zeros(factors.shape[1])
+    if len(factors) == 0:
+        return scale
+    while len(factors) > 1:
+        pairs = factors[1::2] @ factors[: len(factors) // 2 * 2 : 2]
+        size = pairs.abs().amax((2, 3), keepdim=True)
+        scale = scale + size.log().sum((0, 2, 3))
+        pairs = pairs / torch.where(size > 0, size, 1)
+        factors = torch.cat([pairs, factors[len(factors) // 2 * 2 :]])
+    return scale + _norm(factors[0]).log()
+
+
+def _norm(matrices: Tensor) -> Tensor:
+    # What has overflowed is noticed elsewhere; here it must not keep the SVD from converging.
+    norm: Tensor = torch.linalg.matrix_norm(matrices.nan_to_num(0, 0, 0), 2)
+    return norm
 
 
 def lu_error(trajectory: Trajectory, vectors: Tensor, schedule: Schedule) -> float:
     """Return how far LU is off from QR, nats/step on the upper 95 % of exponents.
 
-    Of one input, over the first intervals after the warm-up.
+    Over a few steps of one input, and not the first ones: what is lost, is lost once vectors have
+    turned into the directions that grow.
     """
     i = max(schedule.kept, key=lambda i: schedule.lengths[i])
-    steps = min(schedule.lengths[i], schedule.warmup + _CHECKED * schedule.qr_every)
-    first = Schedule(schedule.warmup, schedule.qr_every, (steps,))
     path = trajectory.select(slice(i, i + 1))
-    rows = as_rows(vectors, path.states)
-    by_qr, by_lu = (measure(m, path, rows, first).rates[0] for m in ("qr", "lu"))
+    every = schedule.qr_every
+    compared = min(path.steps, max(1, _CHECKED // every) * every)
+    before = min(_BEFORE_CHECK, path.steps - compared)
+    first = Schedule(before, every, (before + compared,))
+    basis = Triangular(path, as_rows(vectors, path.states))
+    for t in range(before):
+        basis.advance(t)
+        if first.closes(t):
+            basis.orthonormalise(first.ends(t))
+    rows = basis.rows()
+    by_qr, by_lu = (measure(m, path, rows, first, since=before).rates[0] for m in ("qr", "lu"))
     upper = max(1, int(0.95 * len(by_qr)))
     return float((by_qr - by_lu)[:upper].abs().max())
 
@@ -191,14 +264,12 @@ def joined(parts: list[Growth]) -> Growth:
     longest = max((len(h) for h in histories), default=0)
     # A part that ended early keeps its last estimate.
     padded = [torch.cat([h, h[-1:].expand(longest - len(h), -1)]) for h in histories]
-    rates = torch.cat([part.rates for part in parts])
-    return Growth(rates, torch.stack(padded).sum(0) if padded else None)
-
-
-def _without_noise(expansion: Tensor, factor: Tensor, size: int) -> Tensor:
-    # A vector that depends on those before it has no expansion, but rounding leaves it some.
-    noise = size * torch.finfo(factor.dtype).eps * factor.triu().norm(dim=1)
-    return expansion.masked_fill(expansion <= noise, 0)
+    blocks = [part.block for part in parts if part.block is not None]
+    return Growth(
+        torch.cat([part.rates for part in parts]),
+        torch.stack(padded).sum(0) if padded else None,
+        torch.cat(blocks) if blocks else None,
+    )
 
 
 def average(logs: Tensor, done: list[int], schedule: Schedule, history: bool) -> Growth:
@@ -228,7 +299,7 @@ def average(logs: Tensor, done: list[int], schedule: Schedule, history: bool) ->
 
 
 def from_closed_form(
-    log_growth: Tensor, k: int, schedule: Schedule, history: bool = False
+    log_growth: Tensor, k: int, schedule: Schedule, *, history: bool = False
 ) -> Growth:
     """Diagonal Jacobians: every dimension is its own direction; the k that grow most."""
     steps = list(range(1, schedule.steps + 1))
@@ -238,7 +309,7 @@ def from_closed_form(
     return Growth(growth.rates[:, order], None if running is None else running[:, order])
 
 
-def from_images(images: Tensor, schedule: Schedule, history: bool = False) -> Growth:
+def from_images(images: Tensor, schedule: Schedule, *, history: bool = False) -> Growth:
     """Growth of log|diag R| of the images of orthonormal vectors, which nobody rescales.
 
     A vector that has come to depend on those before it is dropped, with those after it.
@@ -267,7 +338,13 @@ def from_images(images: Tensor, schedule: Schedule, history: bool = False) -> Gr
     lost = (leading <= 1e6 * float64.eps * leading[:, :1]).any(0)
     k = int((~lost).long().cumprod(0).sum())
     logs = expansion[..., :k].log()
-    return average(logs.diff(dim=0, prepend=torch.zeros_like(logs[:1])), done, schedule, history)
+    growth = average(logs.diff(dim=0, prepend=torch.zeros_like(logs[:1])), done, schedule, history)
+    norms = _norm(factors).log()
+    ends = torch.tensor([done.index(schedule.lengths[i]) for i in schedule.kept])
+    counts = torch.tensor(schedule.counts, device=norms.device)
+    before = norms[0, schedule.kept] if schedule.warmup else 0
+    growth.block = (norms[ends.to(norms.device), schedule.kept] - before) / counts
+    return growth
 
 
 def _unit_lower(factors: Tensor) -> None:

@@ -108,10 +108,15 @@ def _read(
     elif images is not None:
         growth = _growth.from_images(images, schedule)
     else:
-        growth = grow(trajectory, vectors, schedule, False, "tangent", trajectory.batch)
+        growth = grow(
+            trajectory, vectors, schedule, "tangent", affordable=trajectory.batch, block=True
+        )
     rates = growth.rates.cpu().double()  # (sequences, k)
     exponents, order = rates.mean(0).sort(descending=True, stable=True)
-    maximum, max_stderr = float(exponents[0]), standard_error(rates[:, order[0]])
+    leading = rates[:, order[0]]
+    if growth.block is not None:
+        leading = max(leading, growth.block.cpu().double(), key=lambda own: float(own.mean()))
+    maximum, max_stderr = float(leading.mean()), standard_error(leading)
     mean = mean_stderr = sampling_error = None
     measured = _mean_exponents(trajectory, schedule, tolerance, seed)
     if measured is not None:

@@ -15,8 +15,10 @@ from lyap_optuna.spectrum.base import LyapunovSpectrum
 _MATRICES_PER_INPUT = 7
 """Matrices of the state's size that a step holds at once, for each input (see ``max_memory``)."""
 
-_SMALLEST_LU = 64  # exponents; below, calls cost more than what LU saves
-_WORTH_A_WORKER = 64 * 64  # numbers in the tangent vectors of an input
+_SMALLEST_LU = 64  # exponents; below, the algorithm as printed is as fast as any
+_SAFETY = 4
+_WORTH_A_WORKER = {"lu": 192**2, "qr": 192**2, "tangent": 64**2, "textbook": 2**62}
+"""Numbers in the tangent vectors of an input; with fewer, threads wait for one another."""
 
 
 @torch.no_grad()
@@ -123,19 +125,19 @@ def lyapunov_spectrum(
     if method == "auto" and not trajectory.has_jacobians:
         images = trajectory.images(vectors.mT.to(trajectory.states.device))
     if images is not None:
-        method, growth = "images", _growth.from_images(images, schedule, keep_history)
+        method = "images"
+        growth = _growth.from_images(images, schedule, history=keep_history)
     elif method == "auto" and start is None and closed is not None:
-        method, growth = (
-            "closed form",
-            _growth.from_closed_form(closed, k, schedule, keep_history),
-        )
+        method = "closed form"
+        growth = _growth.from_closed_form(closed, k, schedule, history=keep_history)
     else:
         per_input = _MATRICES_PER_INPUT * trajectory.bytes_per_jacobian
         affordable = max(1, int(max_memory // per_input))
         if method == "auto":
             method = _chosen(trajectory, vectors, schedule, keep_history, rtol)
-        growth = grow(trajectory, vectors, schedule, keep_history, method, affordable)
-        _check_expansion(growth.rates, trajectory, schedule)
+        growth = grow(
+            trajectory, vectors, schedule, method, affordable=affordable, history=keep_history
+        )
     _forget_at_resets(growth, driven, schedule)
     return _assemble(growth, schedule, driven, method)
 
@@ -146,16 +148,6 @@ def schedule_of(driven: DrivenLayer, warmup: int | None, qr_every: int = 1) -> S
     if warmup is None and driven.longest is not None:
         warmup = min(20, driven.longest // 5, path.steps - 1)
     return make_schedule(path.steps, warmup, qr_every, batch=path.batch, lengths=driven.lengths)
-
-
-def _check_expansion(rates: Tensor, trajectory: Trajectory, schedule: Schedule) -> None:
-    overflow = bool((torch.isnan(rates) | (rates == torch.inf)).any())
-    underflow = trajectory.rank is None and bool((rates == -torch.inf).any())
-    if overflow or (underflow and schedule.qr_every > 1):
-        raise ValueError(
-            f"Tangent vectors over- or underflow {trajectory.states.dtype} within qr_every="
-            f"{schedule.qr_every} steps: pass a smaller qr_every, or float64."
-        )
 
 
 def _forget_at_resets(growth: _growth.Growth, driven: DrivenLayer, schedule: Schedule) -> None:
@@ -173,36 +165,63 @@ def _chosen(
     k = vectors.shape[1]
     if trajectory.tangent_is_cheaper(k):
         return "tangent"
-    if history or k < _SMALLEST_LU:
+    if k < _SMALLEST_LU:
+        return "textbook"
+    if history:
         return "qr"
-    return "lu" if _growth.lu_error(trajectory, vectors, schedule) <= rtol else "qr"
+    # A few steps of one input show about a third of the largest error of all.
+    error = _growth.lu_error(trajectory, vectors, schedule)
+    return "lu" if _SAFETY * error <= rtol else "qr"
 
 
 def grow(
     trajectory: Trajectory,
     vectors: Tensor,
     schedule: Schedule,
-    history: bool,
     method: str,
+    *,
     affordable: int,
+    history: bool = False,
+    block: bool = False,
 ) -> _growth.Growth:
-    """Run a method over the batch: whole, in affordable pieces, or one input to a worker."""
-    batch = trajectory.batch
+    """Run a method over the batch: whole, in affordable pieces, or one input to a worker.
+
+    Raises:
+        ValueError: The vectors over- or underflow.
+    """
+    batch, dtype = trajectory.batch, trajectory.states.dtype
     workers = min(number_of_workers(trajectory.states.device), affordable, batch)
     piece = affordable
-    if method == "textbook" or vectors.numel() < _WORTH_A_WORKER or trajectory.single_threaded:
+    if trajectory.single_threaded or vectors.numel() < _WORTH_A_WORKER[method]:
         workers = 1
     elif workers > 1:
         piece = 1 if method in ("lu", "qr") else -(-batch // workers)
+    volumes = trajectory.closed_log_abs_det
+    singular = volumes is not None and bool((volumes[:, schedule.warmup :] == -torch.inf).any())
 
     def run(part: slice) -> _growth.Growth:
         path = trajectory if piece >= batch else trajectory.select(part)
-        rows = as_rows(vectors, path.states)
-        return _growth.measure(method, path, rows, schedule.select(part), history)
+        return _growth.measure(
+            method,
+            path,
+            as_rows(vectors, path.states),
+            schedule.select(part),
+            history=history,
+            block=block,
+            singular=singular,
+        )
 
     pieces = [slice(i, i + piece) for i in range(0, batch, piece)]
     growths = map_in_workers(run, [p for p in pieces if any(schedule.lengths[p])], workers)
-    return _growth.joined(growths)
+    growth = _growth.joined(growths)
+    lost = growth.rates == -torch.inf
+    beyond = torch.isnan(growth.rates) | (growth.rates == torch.inf)
+    if bool(beyond.any()) or (schedule.qr_every > 1 and not singular and bool(lost.any())):
+        raise ValueError(
+            f"Tangent vectors over- or underflow {dtype} within qr_every={schedule.qr_every} "
+            "steps: pass a smaller qr_every, or float64."
+        )
+    return growth
 
 
 def _assemble(
