@@ -139,12 +139,12 @@ def measure(url: str, *, trials: int, units: int) -> dict[str, Cost]:
                 write_spectrum(
                     trial,
                     step,
-                    module="",
+                    layer="",
                     state="hidden",
                     exponents=whole.spectrum.exponents.tolist(),
                     std=whole.spectrum.std.tolist(),
                     state_size=units,
-                    inputs=4,
+                    sequences=4,
                 )
         study.tell(trial, 0.5)
     assert len(lyap.load_spectra(study, trial_number=1)) == STEPS

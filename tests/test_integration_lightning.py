@@ -93,7 +93,7 @@ def test_the_baseline_is_of_the_untrained_network_on_the_batch_that_is_given():
     module = Module()
     fresh = copy.deepcopy(module)
     trial = ask()
-    fit(LyapunovPruningCallback(trial, batch=X[:4]), module=module)
+    fit(LyapunovPruningCallback(trial, inputs=X[:4]), module=module)
     stored = trial.user_attrs["lyapunov:readouts"]
     for network, step in ((fresh, "-1"), (module, "2")):
         readout = lyap.lyapunov_readout(network, X[:4])
@@ -144,14 +144,14 @@ def test_a_batch_that_does_not_fit_says_where_it_came_from():
         return batch[0].mT
 
     with pytest.raises(ValueError, match="features"):
-        fit(LyapunovPruningCallback(ask(), batch=flipped))
+        fit(LyapunovPruningCallback(ask(), inputs=flipped))
 
     class Pairs(Module):
         def training_step(self, batch, batch_idx):
             return super().training_step(batch[::-1], batch_idx)
 
     data = DataLoader(TensorDataset(Y, X), BATCH_SIZE)
-    with pytest.raises(ValueError, match="come from the first training batch; batch= names others"):
+    with pytest.raises(ValueError, match="come from the first training batch; inputs= names others"):
         trainer_with(LyapunovPruningCallback(ask())).fit(Pairs(), data)
 
 
@@ -185,7 +185,7 @@ def test_two_processes_with_ddp_spawn(tmp_path, prune_at):
     modules = []
 
     def objective(trial):
-        callback = LyapunovPruningCallback(trial, batch=X[:10])
+        callback = LyapunovPruningCallback(trial, inputs=X[:10])
         torch.manual_seed(1)
         modules.append(Module())
         modules.append(copy.deepcopy(modules[0]))

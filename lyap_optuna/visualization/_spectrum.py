@@ -144,7 +144,7 @@ def _from_database(study: Study, trial: FrozenTrial, step: int | None) -> list[_
 
 
 def _layer(record: SpectrumRecord) -> str:
-    return f"{record.module or 'model'}, {record.state} state"
+    return f"{record.layer or 'model'}, {record.state} state"
 
 
 def _of(
