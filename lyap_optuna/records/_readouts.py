@@ -3,7 +3,8 @@
 import contextlib
 import math
 import warnings
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -215,6 +216,12 @@ def baseline_step(trial: FrozenTrial, readouts: Mapping[int, ReadoutRecord]) -> 
     """
     first_reported = min(trial.intermediate_values, default=0)
     return max((step for step in readouts if step < first_reported), default=None)
+
+
+def prevailing_state(states: Iterable[str]) -> str | None:
+    """Return the state that most readouts are of, ``"full"`` where it is a tie; None for none."""
+    counts = Counter(states)
+    return max(sorted(counts), key=lambda state: (counts[state], state == "full"), default=None)
 
 
 def write_readouts(
