@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 from types import FunctionType, ModuleType
 from typing import TYPE_CHECKING, Any
 
-import torch
 from optuna.trial import BaseTrial
 from torch import Tensor, nn
 
@@ -39,12 +38,10 @@ from lyap_optuna.records import (
 )
 from lyap_optuna.spectrum import (
     LyapunovReadout,
-    LyapunovSpectrum,
     lyapunov_readout,
     lyapunov_spectrum,
 )
 from lyap_optuna.spectrum._schedule import integer
-from lyap_optuna.spectrum.base import standard_error
 
 if TYPE_CHECKING:
     from optuna.artifacts._protocol import ArtifactStore
@@ -170,6 +167,7 @@ class LyapunovProbe:
         self._model = model
         self._full_spectrum = full_spectrum
         self._untrained = baseline
+        self._strict = strict
         self._warned: set[str] = set()
         self._trial: int | None = None  # number of the trial that this probe belongs to
         self._settled = False  # whether it is known where the baseline belongs
@@ -211,25 +209,27 @@ class LyapunovProbe:
         )
         if not self._full_spectrum:
             return readout
-        names = list(readout.layers)
-        layers = dict(readout.layers)
-        for name in names:
+        parts = []
+        for name, part in readout.layers.items():
             try:
                 spectrum = lyapunov_spectrum(
                     self._model,
                     self._inputs,
-                    layer=name if len(names) > 1 else self._layer,
+                    layer=name if len(readout.layers) > 1 else self._layer,
                     **self._known(_SPECTRUM_OPTIONS),
                 )
-            except NotMeasurableError as error:
+            except ValueError as error:
+                if self._strict:
+                    raise
                 self._warn_once(
                     f"spectrum of {name}",
                     f"No whole spectrum of layer {name!r}: {_reason(error)} Its maximum and mean "
                     "exponents are stored.",
                 )
-                continue
-            layers[name] = LyapunovReadout.from_spectrum(spectrum)
-        return layers[names[0]] if len(names) == 1 else _together(readout, layers)
+                parts.append(part)
+            else:
+                parts.append(LyapunovReadout.from_spectrum(spectrum).layers[spectrum.layer])
+        return LyapunovReadout.from_layers(parts)
 
     def report(self, trial: BaseTrial, value: float, step: int) -> None:
         """Report a value to the trial, as ``trial.report(value, step)``, and store a readout.
@@ -398,7 +398,8 @@ class LyapunovProbe:
 
     def _store_spectra(self, trial: BaseTrial, step: int, readout: LyapunovReadout) -> None:
         """Store the whole spectra of a readout: rows in a database, and a file."""
-        spectra = _spectra_of(readout)
+        parts = readout.layers.items()
+        spectra = {name: part.spectrum for name, part in parts if part.spectrum is not None}
         if not spectra:
             return
         try:
@@ -544,43 +545,11 @@ def _is_number(value: Any) -> bool:
 # What was measured --------------------------------------------------------------------------------
 
 
-def _together(readout: LyapunovReadout, layers: dict[str, LyapunovReadout]) -> LyapunovReadout:
-    """Return the readout of a model from those of its layers.
-
-    Its maximum is the largest of theirs, its mean theirs weighted by the dimension of their state.
-    """
-    parts = list(layers.values())
-    largest = max(parts, key=lambda part: part.max)
-    size = sum(part.state_size for part in parts)
-    means = [part.mean * part.state_size for part in parts if part.mean is not None]
-    mean_stderr = readout.mean_stderr
-    spectra = [part.spectrum for part in parts if part.spectrum is not None]
-    if len(spectra) == len(parts) and len({len(s.per_input) for s in spectra}) == 1:
-        rates = torch.stack([s.per_input.mean(1) * s.state_size for s in spectra])
-        mean_stderr = standard_error(rates.sum(0) / size)
-    return replace(
-        readout,
-        max=largest.max,
-        max_stderr=largest.max_stderr,
-        mean=sum(means) / size if len(means) == len(parts) else None,
-        mean_stderr=mean_stderr,
-        layers=layers,
-    )
-
-
-def _spectra_of(readout: LyapunovReadout) -> dict[str, LyapunovSpectrum]:
-    if readout.spectrum is not None:
-        return {readout.layer: readout.spectrum}
-    parts = readout.layers.items()
-    return {name: part.spectrum for name, part in parts if part.spectrum is not None}
-
-
 def _record(readout: LyapunovReadout) -> ReadoutRecord:
-    record = _numbers(readout)
-    if len(readout.layers) > 1:
-        layers = {name: _numbers(part) for name, part in readout.layers.items()}
-        record = replace(record, layers=layers)
-    return record
+    layers = {name: _numbers(part) for name, part in readout.layers.items()}
+    if len(layers) == 1:
+        return next(iter(layers.values()))
+    return replace(_numbers(replace(readout, spectrum=None)), layers=layers)
 
 
 def _numbers(readout: LyapunovReadout) -> ReadoutRecord:

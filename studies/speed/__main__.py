@@ -199,9 +199,7 @@ def headline(units: int, repeats: int) -> list[Figure]:
             hidden_seconds = seconds
 
     def textbook(**options: Any) -> lyap.LyapunovSpectrum:
-        return lyap.lyapunov_spectrum(
-            layer, x, state="hidden", warmup=0, method="textbook", **options
-        )
+        return lyap.lyapunov_spectrum(layer, x, warmup=0, method="textbook", **options)
 
     plain, _ = median_time(textbook, 1)
     ratio = plain / hidden_seconds
@@ -215,12 +213,9 @@ def headline(units: int, repeats: int) -> list[Figure]:
         step()
     short = x[:, :20]
     whole, _ = median_time(
-        lambda: lyap.lyapunov_spectrum(layer, short, state="hidden", warmup=0, method="textbook"),
-        repeats,
+        lambda: lyap.lyapunov_spectrum(layer, short, warmup=0, method="textbook"), repeats
     )
-    fast, _ = median_time(
-        lambda: lyap.lyapunov_spectrum(layer, short, state="hidden", warmup=0), repeats
-    )
+    fast, _ = median_time(lambda: lyap.lyapunov_spectrum(layer, short, warmup=0), repeats)
     figures.append(
         Figure(
             "full spectrum, every step, against plain Algorithm 1",
@@ -248,9 +243,7 @@ def headline(units: int, repeats: int) -> list[Figure]:
             interval, half_error = every, worst
     if interval:
         leading, _ = median_time(
-            lambda: lyap.lyapunov_spectrum(
-                layer, short, state="hidden", warmup=0, k=half, qr_every=interval
-            ),
+            lambda: lyap.lyapunov_spectrum(layer, short, warmup=0, k=half, qr_every=interval),
             repeats,
         )
         figures.append(
@@ -262,11 +255,9 @@ def headline(units: int, repeats: int) -> list[Figure]:
             )
         )
 
-    single = lyap.lyapunov_readout(layer, x, state="hidden")
-    double = lyap.lyapunov_readout(_double(layer), x.double(), state="hidden")
-    first = lyap.lyapunov_spectrum(
-        _double(layer), x.double(), state="hidden", k=4, method="textbook"
-    )
+    single = lyap.lyapunov_readout(layer, x)
+    double = lyap.lyapunov_readout(_double(layer), x.double())
+    first = lyap.lyapunov_spectrum(_double(layer), x.double(), k=4, method="textbook")
     gap64 = float((double.exponents - first.exponents).abs().max())
     gap32 = float((single.exponents - first.exponents).abs().max())
     figures.append(
@@ -283,7 +274,7 @@ def headline(units: int, repeats: int) -> list[Figure]:
     figures.append(Figure("effect of other starting vectors on max", "printed", spread, True))
 
     exact = float(_exact_mean(layer, x))
-    worst = max(abs(_mean(layer, x, seed=seed) - exact) for seed in range(10))
+    worst = max(abs(lyap.lyapunov_readout(layer, x, seed=seed).mean - exact) for seed in range(10))
     bound = 0.01 * max(1, abs(exact))
     figures.append(
         Figure(
@@ -315,19 +306,13 @@ def start_vector_spread(layer: nn.RNNBase, x: Tensor, warmup: int) -> float:
                 "weight_hh_l0": weights["weight_hh_l0"][rows][:, order],
             }
         )
-        maxima.append(lyap.lyapunov_readout(twin, x, state="hidden", warmup=warmup).max)
+        maxima.append(lyap.lyapunov_readout(twin, x, warmup=warmup).max)
     return statistics.stdev(maxima)
 
 
 def _exact_mean(layer: nn.RNNBase, x: Tensor) -> float:
     # A tolerance that sampling cannot meet makes the readout compute every log-determinant.
-    return _mean(layer, x, mean_tolerance=1e-9)
-
-
-def _mean(layer: nn.RNNBase, x: Tensor, **options: Any) -> float:
-    mean = lyap.lyapunov_readout(layer, x, state="hidden", **options).mean
-    assert mean is not None  # a layer of PyTorch's own has one
-    return mean
+    return lyap.lyapunov_readout(layer, x, mean_tolerance=1e-9).mean
 
 
 def memory(units: int) -> Figure:

@@ -15,10 +15,10 @@ def peak_memory(units: int) -> float:
     torch.manual_seed(0)
     small, layer = (nn.LSTM(82, n, bias=False, batch_first=True) for n in (64, units))
     x = torch.randn(10, 100, 82)
-    lyap.lyapunov_spectrum(small, x[:2, :10], state="hidden")  # libraries and thread pools come in
+    lyap.lyapunov_spectrum(small, x[:2, :10])  # libraries and thread pools come in
     Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
     before = _status("VmRSS")
-    lyap.lyapunov_spectrum(layer, x, state="hidden")
+    lyap.lyapunov_spectrum(layer, x)
     return (_status("VmHWM") - before) / 1024
 
 
