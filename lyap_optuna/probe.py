@@ -211,11 +211,12 @@ class LyapunovProbe:
             return readout
         parts = []
         for name, part in readout.layers.items():
+            alone = len(readout.layers) == 1 and not isinstance(self._layer, list)
             try:
                 spectrum = lyapunov_spectrum(
                     self._model,
                     self._inputs,
-                    layer=name if len(readout.layers) > 1 else self._layer,
+                    layer=self._layer if alone else name,
                     **self._known(_SPECTRUM_OPTIONS),
                 )
             except ValueError as error:
