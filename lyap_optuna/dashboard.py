@@ -187,7 +187,8 @@ def with_note(text: str, note: str) -> str:
 def note_text(study: Study, info: StudyInfo) -> str:
     """Return in words, as Markdown, what the exponents of a study show.
 
-    No text from the study is in it, only numbers and this package's own words.
+    No text from the study is in it, only numbers, this package's own words and such names of layers
+    as cannot be markup.
     """
     trials = study.get_trials(deepcopy=False)
     measured = _measured(trials)
@@ -218,7 +219,15 @@ def _best_words(study: Study, info: StudyInfo) -> list[str]:
     if info.best.baseline is not None and info.best.baseline != step:
         before = info.best.readouts[info.best.baseline].max
         words += f" Before training it was {before:.3g}."
+    if readout.layers:
+        each = ", ".join(f"{_layer(name)} {r.max:.3g}" for name, r in readout.layers.items())
+        words += f" It is the largest of its layers: {each}."
     return [words]
+
+
+def _layer(name: str) -> str:
+    # A name comes from a shared database: only what cannot be markup is shown.
+    return f"`{name}`" if re.fullmatch(r"[A-Za-z0-9_.]{1,60}", name) else "(a layer)"
 
 
 def _after(exponent: float, steps: int) -> str:

@@ -1,10 +1,14 @@
 """The probe: measures exponents while a trial trains, and leaves no trace in the training."""
 
 import copy
+import numbers
+import sys
 import traceback
 import warnings
 import weakref
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from types import FunctionType, ModuleType
 from typing import TYPE_CHECKING, Any
 
 from optuna.trial import BaseTrial
@@ -12,7 +16,12 @@ from torch import Tensor, nn
 
 from lyap_optuna._logging import get_logger, without_passwords
 from lyap_optuna._warnings import LyapunovWarning
-from lyap_optuna.dynamics import Dynamics, NonFiniteParametersError, find_layers, unwrapped
+from lyap_optuna.dynamics import (
+    STATES,
+    Dynamics,
+    NonFiniteParametersError,
+    NotMeasurableError,
+)
 from lyap_optuna.records import (
     FLOOR,
     NoDatabaseError,
@@ -21,12 +30,17 @@ from lyap_optuna.records import (
     begins_training,
     checked_url,
     has_readout,
+    is_untouched,
     upload_spectrum,
     write_failure,
     write_readouts,
     write_spectrum,
 )
-from lyap_optuna.spectrum import LyapunovReadout, lyapunov_readout, lyapunov_spectrum
+from lyap_optuna.spectrum import (
+    LyapunovReadout,
+    lyapunov_readout,
+    lyapunov_spectrum,
+)
 from lyap_optuna.spectrum._schedule import integer
 
 if TYPE_CHECKING:
@@ -36,9 +50,14 @@ _logger = get_logger(__name__)
 
 N_QUANTILES = 32
 
-_SPECTRUM_OPTIONS = frozenset({"state", "warmup", "initial_state", "layer", "qr_every", "rtol"})
+UNTRAINED_STEP = -1
+"""Where a baseline stands before the first report: Optuna's steps begin at 0."""
+
 _READOUT_OPTIONS = frozenset(
-    {"state", "warmup", "initial_state", "layer", "k", "mean_tolerance", "seed"}
+    {"state", "k", "warmup", "lengths", "mean_tolerance", "seed", "initial_state"}
+)
+_SPECTRUM_OPTIONS = frozenset(
+    {"state", "warmup", "lengths", "initial_state", "qr_every", "start", "rtol"}
 )
 
 
@@ -46,36 +65,53 @@ class LyapunovProbe:
     """Measures a network's Lyapunov exponents in the first steps of a trial and stores them.
 
     Training with a probe is bit-identical to training without it: what reaches the recurrent
-    layer is captured on a copy of the model in eval mode, random numbers come from a generator of
-    the probe's own, and no global setting is touched. A readout that fails for any reason costs a
-    :class:`~lyap_optuna.LyapunovWarning`, never the trial.
+    layers is captured on a copy of the model in eval mode, random numbers come from a generator of
+    the probe's own, and no global setting is touched.
 
     The *baseline*, the readout before training, is measured by the constructor: make the probe
     after the model and before its first update. The displacement of the exponents since then is
     often a better early predictor than the exponents themselves.
 
+    No configuration ends a study. A model that cannot be measured (it has no recurrent layer, say,
+    or its forward fails on the inputs) costs one :class:`~lyap_optuna.LyapunovWarning` that says
+    what to do; the fact is recorded with the trial, and the probe then only reports.
+    ``strict=True`` raises instead. :meth:`report` and :meth:`record` only ever warn.
+
+    The readouts of a trial are those of one network, so that a displacement is always that of the
+    network which the baseline measured. In cross-validation within a trial the first fold's
+    network is measured; a probe made in the same trial for another one warns once, reports values
+    and stores nothing. (For the same network, loaded anew from a checkpoint, pass
+    ``baseline=False``.)
+
     Args:
         model: The model, also behind DistributedDataParallel or ``torch.compile``; or a
             :class:`~lyap_optuna.RecurrentDynamics`.
-        batch: What the model's ``forward`` takes, as for :func:`~lyap_optuna.lyapunov_spectrum`:
-            a fixed batch of inputs without targets; ten sequences serve well. Copied.
-        module: The recurrent layer to measure, by name or itself, where the model has several.
+        inputs: What the model's ``forward`` takes, as for :func:`~lyap_optuna.lyapunov_readout`:
+            a fixed batch without targets; ten sequences serve well. Copied.
+        layer: The recurrent layer to measure, by name or itself, or a list of names; None for all.
+        trial: The running trial. The baseline is stored with it at once, at step -1, and moved to
+            the step before the first reported one when that is known. (Its whole spectrum is
+            stored then; so is the baseline of a trial that is retried, which may go on from a
+            checkpoint.) Without it the first report stores the baseline.
         last_step: Readouts are taken by :meth:`report` up to this step.
-        full_spectrum: Measure the whole spectrum and store 32 of its quantiles too, and all of it
-            in the study's relational database (:func:`~lyap_optuna.load_spectra` reads it back).
-            A study that is kept elsewhere says so once, in the log.
+        full_spectrum: Measure the whole spectrum of each layer and store 32 of its quantiles too,
+            and all of it in the study's relational database (:func:`~lyap_optuna.load_spectra`
+            reads it back). A study that is kept elsewhere says so once, in the log.
         baseline: Measure before training.
+        strict: Raise where the model cannot be measured.
         spectra_url: The URL of a database for whole spectra, where the study's storage is none (a
             journal file, a gRPC proxy, memory) or another is preferred.
-        artifact_store: An artifact store (:mod:`optuna.artifacts`), into which each whole spectrum
-            goes as a file of the trial too, while it runs; optuna-dashboard opens it there.
-        **readout_options: Passed on to :func:`~lyap_optuna.lyapunov_readout` (with
-            ``full_spectrum`` to :func:`~lyap_optuna.lyapunov_spectrum`): ``state``, ``k``,
-            ``warmup``, ``mean_tolerance``, ``seed``, ``initial_state``.
+        artifact_store: An artifact store (:mod:`optuna.artifacts`), into which the whole spectra
+            of each step go as a file of the trial too, while it runs; optuna-dashboard opens it
+            there.
+        **readout_options: Passed on to :func:`~lyap_optuna.lyapunov_readout`: ``state``, ``k``,
+            ``warmup``, ``lengths``, ``mean_tolerance``, ``seed``, ``initial_state``; with
+            ``full_spectrum`` to :func:`~lyap_optuna.lyapunov_spectrum` too: ``qr_every``,
+            ``start``, ``rtol``.
 
     Raises:
-        ValueError: An argument is bad, or the batch does not fit the model. NaN or infinite
-            weights are a warning: there is no readout, and the trial goes on.
+        ValueError: An argument is wrong whatever the model; with ``strict`` also where the model
+            cannot be measured, or whatever else was raised in measuring it.
 
     Example:
         >>> import optuna
@@ -83,7 +119,7 @@ class LyapunovProbe:
         >>> import lyap_optuna as lyap
         >>> def objective(trial):
         ...     model = torch.nn.GRU(input_size=3, hidden_size=8, batch_first=True)
-        ...     probe = lyap.LyapunovProbe(model, torch.randn(10, 50, 3))
+        ...     probe = lyap.LyapunovProbe(model, torch.randn(10, 50, 3), trial=trial)
         ...     for epoch in range(1, 4):
         ...         loss = 1 / epoch  # train the model here
         ...         probe.report(trial, loss, epoch)
@@ -96,77 +132,113 @@ class LyapunovProbe:
         ['0', '1', '2', '3']
     """
 
+    _about_inputs = ""  # what a callback adds where it chose the inputs
+
     def __init__(
         self,
         model: nn.Module | Dynamics,
-        batch: Any,
+        inputs: Any,
         *,
-        module: str | nn.Module | None = None,
+        layer: str | Sequence[str] | nn.Module | None = None,
+        trial: BaseTrial | None = None,
         last_step: int = 5,
         full_spectrum: bool = False,
         baseline: bool = True,
+        strict: bool = False,
         spectra_url: str | None = None,
         artifact_store: "ArtifactStore | None" = None,
         **readout_options: Any,
     ) -> None:
-        last_step = integer("last_step", last_step)
-        known = _READOUT_OPTIONS | (_SPECTRUM_OPTIONS if full_spectrum else frozenset())
-        unknown = sorted(set(readout_options) - known)
-        if unknown:
+        if not isinstance(model, (nn.Module, Dynamics)):
             raise ValueError(
-                f"Unknown option(s) {unknown}: a probe takes {sorted(known)} besides its own."
+                f"model must be an nn.Module or a RecurrentDynamics, but got {_kind(model)}."
             )
-        if module is not None and "layer" in readout_options:
-            raise ValueError("Name the recurrent layer once: by module=, not by layer= too.")
+        if trial is not None and not isinstance(trial, BaseTrial):
+            raise ValueError(f"trial must be a trial of Optuna, but got {_kind(trial)}.")
+        self._last_step = integer("last_step", last_step)
+        self._options = _checked_options(readout_options, full_spectrum)
+        self._layer = _checked_layer(layer)
         if spectra_url is not None and not full_spectrum:
             raise ValueError("spectra_url is for whole spectra: pass full_spectrum=True too.")
         if artifact_store is not None and not full_spectrum:
             raise ValueError("artifact_store is for whole spectra: pass full_spectrum=True too.")
-        self._artifact_store = artifact_store
         self._spectra_url = None if spectra_url is None else checked_url(spectra_url)
+        self._artifact_store = artifact_store
         self._model = model
-        self._batch = _detached(batch)
-        self._last_step = last_step
         self._full_spectrum = full_spectrum
-        self._options = dict(readout_options)
-        if module is not None:
-            self._options["layer"] = module
+        self._untrained = baseline
+        self._strict = strict
         self._warned: set[str] = set()
-        self._trial: int | None = None  # number of the trial that this probe reported to
-        self._pending: tuple[int, LyapunovReadout] | None = None  # a baseline not stored yet
-        self._baseline: LyapunovReadout | None = None
-        self._baseline_failure: str | None = None
+        self._trial: int | None = None  # number of the trial that this probe belongs to
+        self._settled = False  # whether it is known where the baseline belongs
+        self._baseline: _Measured | None = None
+        self._pending: tuple[int, _Measured] | None = None  # a baseline not stored yet
+        self._moved: tuple[int, int] | None = None  # whence and where a stored one is to be moved
+        self._spectra: tuple[int, LyapunovReadout] | None = None  # whole ones of it, not stored yet
+        self._failure: str | None = None  # why this model is not measured
+        self._failure_stored = False
         try:
-            if full_spectrum or not baseline:
-                # Bad arguments are found now, not in the middle of training.
-                lyapunov_readout(self._model, self._batch, **self._known(_READOUT_OPTIONS))
-            if baseline:
-                self._baseline = self.measure()
-        except NonFiniteParametersError as error:
-            self._baseline_failure = str(error)
-            self._warn_once("weights", f"No baseline: {error} The trial goes on.")
+            self._inputs = _detached(inputs)
+            if baseline or strict:
+                measured = self._measured()
+                self._baseline = measured if baseline else None
+        except Exception as error:
+            if strict:
+                raise
+            self._failure = _reason(error)
+            self._warn_once(
+                "model",
+                f"No readouts: {self._failure}{self._about_inputs} The trial goes on without them; "
+                "strict=True raises instead.",
+            )
+        if trial is not None:
+            self._trial = trial.number
+            self._store_at_once(trial)
 
     def measure(self) -> LyapunovReadout:
         """Measure now and store nothing.
 
         Returns:
-            The readout; with ``full_spectrum`` it holds the spectrum too.
+            The readout; with ``full_spectrum`` each of its ``layers`` holds its spectrum too.
 
         Raises:
-            ValueError: The network has NaN or infinite weights, or the batch does not fit it.
+            ValueError: The model cannot be measured, for example since it has NaN weights.
         """
-        if not self._full_spectrum:
-            return lyapunov_readout(self._model, self._batch, **self._known(_READOUT_OPTIONS))
-        return LyapunovReadout.from_spectrum(
-            lyapunov_spectrum(self._model, self._batch, **self._known(_SPECTRUM_OPTIONS))
+        readout = lyapunov_readout(
+            self._model, self._inputs, layer=self._layer, **self._known(_READOUT_OPTIONS)
         )
+        if not self._full_spectrum:
+            return readout
+        parts = []
+        for name, part in readout.layers.items():
+            alone = len(readout.layers) == 1 and not isinstance(self._layer, list)
+            try:
+                spectrum = lyapunov_spectrum(
+                    self._model,
+                    self._inputs,
+                    layer=self._layer if alone else name,
+                    **self._known(_SPECTRUM_OPTIONS),
+                )
+            except ValueError as error:
+                if self._strict:
+                    raise
+                self._warn_once(
+                    f"spectrum of {name}",
+                    f"No whole spectrum of layer {name!r}: {_reason(error)} Its maximum and mean "
+                    "exponents are stored.",
+                )
+                parts.append(part)
+            else:
+                parts.append(LyapunovReadout.from_spectrum(spectrum).layers[spectrum.layer])
+        return LyapunovReadout.from_layers(parts)
 
     def report(self, trial: BaseTrial, value: float, step: int) -> None:
         """Report a value to the trial, as ``trial.report(value, step)``, and store a readout.
 
         The value is reported first, whatever becomes of the readout. While ``step`` is at most
-        ``last_step`` a readout is measured and stored with the trial; the first call stores the
-        baseline too, at the step before. A step that was reported before keeps its first readout.
+        ``last_step`` a readout is measured and stored with the trial; the first call also sees to
+        it that the baseline stands at the step before. A step that was reported before keeps its
+        first readout.
 
         Args:
             trial: The running trial.
@@ -178,34 +250,82 @@ class LyapunovProbe:
         """
         trial.report(value, step)
         step = int(step)  # as Optuna does
-        if self._trial is None:
-            self._trial = trial.number
-            self._begin(trial, step)
-        elif self._trial != trial.number:
-            self._warn_once(
-                f"trial {trial.number}",
-                f"This probe was made for trial {self._trial} and reports to trial {trial.number}, "
-                "which gets no baseline. Make a probe in each trial, before training.",
-            )
-        if step <= self._last_step:
-            self._measure_and_store(trial, step)
-        elif self._pending is not None:
-            self._store(trial, step, None)
+        try:
+            if not self._is_of(trial):
+                return
+            first = not self._settled
+            if first:
+                self._settle(trial, step)
+            if self._failure is None and step <= self._last_step:
+                self._measure_and_store(trial, step)
+            elif first or self._pending is not None or self._moved is not None:
+                self._store(trial, step, None)
+        except Exception as error:  # whatever it is, it is not worth the trial
+            self._warn_storage(step, error)
 
     def record(self, trial: BaseTrial, step: int) -> None:
         """Store a readout with the trial, at a step of one's own choosing, without a value.
 
-        Works in multi-objective studies too. No baseline is stored: record one before training.
+        Works in multi-objective studies too. It stores no baseline: pass ``trial=`` to the
+        constructor, or record one before training.
 
         Args:
             trial: The running trial.
             step: The step.
         """
-        self._measure_and_store(trial, int(step))
+        step = int(step)
+        try:
+            if not self._is_of(trial):
+                return
+            if self._spectra is not None and not self._settled and self._pending is None:
+                self._settled = True  # a baseline stored at once stays where it is
+            if self._failure is None:
+                self._measure_and_store(trial, step)
+            else:
+                write_failure(trial, step, self._failure)
+        except Exception as error:
+            self._warn_storage(step, error)
 
-    def _begin(self, trial: BaseTrial, step: int) -> None:
-        """Note, at the first report, what is to be stored with it."""
-        if step > self._last_step:
+    # The trial ----------------------------------------------------------------------------------
+
+    def _is_of(self, trial: BaseTrial) -> bool:
+        """Whether the network of this probe is the one whose readouts ``trial`` holds."""
+        if self._failure is None and not _claim(trial, self._model, anew=not self._untrained):
+            self._warn_once(
+                f"network {trial.number}",
+                f"Trial {trial.number} holds the readouts of another network, as in "
+                "cross-validation: those of this one are not stored. (If it is the same network, "
+                "loaded from a checkpoint, make its probe with baseline=False.)",
+            )
+            return False
+        if self._trial is not None and self._trial != trial.number:
+            self._warn_once(
+                f"trial {trial.number}",
+                f"This probe was made for trial {self._trial} and reports to trial {trial.number}, "
+                "which gets no baseline. Make a probe in each trial, before training.",
+            )
+        return True
+
+    def _store_at_once(self, trial: BaseTrial) -> None:
+        """Store the baseline before the first report, where it is this network's for certain."""
+        try:
+            if self._failure is not None:
+                write_failure(trial, UNTRAINED_STEP, self._failure)
+                self._failure_stored = True
+            elif self._is_of(trial) and self._baseline is not None and is_untouched(trial):
+                write_readouts(trial, {UNTRAINED_STEP: self._baseline.record})
+                self._spectra = (UNTRAINED_STEP, self._baseline.readout)
+        except Exception as error:
+            self._warn_storage(UNTRAINED_STEP, error)
+
+    def _settle(self, trial: BaseTrial, step: int) -> None:
+        """See, at the first report, where the baseline belongs."""
+        self._settled = True
+        if self._trial is None:
+            self._trial = trial.number
+        elif self._trial != trial.number:
+            return
+        if step > self._last_step and self._failure is None:
             self._warn_once(
                 "last_step",
                 f"last_step={self._last_step} lies before the first reported step, {step}: no "
@@ -213,74 +333,89 @@ class LyapunovProbe:
             )
         try:
             begins = begins_training(trial, step)
-            if begins and self._baseline_failure is not None:
-                write_failure(trial, step - 1, self._baseline_failure)
+            if self._failure is not None and not self._failure_stored:
+                write_failure(trial, step - 1 if begins else step, self._failure)
         except Exception as error:
             begins = True
             self._warn_storage(step, error)
-        if begins and self._baseline is not None:
+        if self._spectra is not None:  # it is stored
+            if step - 1 > UNTRAINED_STEP:
+                self._moved = (UNTRAINED_STEP, step - 1)
+                self._spectra = (step - 1, self._spectra[1])
+        elif begins and self._baseline is not None:
             self._pending = (step - 1, self._baseline)
+            self._spectra = (step - 1, self._baseline.readout)
+
+    # Measuring and storing ----------------------------------------------------------------------
+
+    def _measured(self) -> "_Measured":
+        readout = self.measure()
+        return _Measured(readout, _record(readout))
 
     def _measure_and_store(self, trial: BaseTrial, step: int) -> None:
+        if has_readout(trial, step):
+            if self._moved is not None:
+                self._store(trial, step, None)
+            return
         try:
-            if has_readout(trial, step):
-                return
-            readout = self.measure()
+            measured = self._measured()
         except Exception as error:
-            reason = without_passwords(str(error)) or type(error).__name__
+            reason = _reason(error)
             kind = "weights" if isinstance(error, NonFiniteParametersError) else "readout"
             self._warn_once(kind, f"No readout at step {step}: {reason} The trial goes on.")
-            self._store(trial, step, None, failure=reason)
+            self._store(trial, step, None)
+            write_failure(trial, step, reason)
             return
-        self._store(trial, step, readout)
+        self._store(trial, step, measured)
 
-    def _store(
-        self,
-        trial: BaseTrial,
-        step: int,
-        readout: LyapunovReadout | None,
-        *,
-        failure: str | None = None,
-    ) -> None:
-        pending = self._pending if trial.number == self._trial else None
+    def _store(self, trial: BaseTrial, step: int, measured: "_Measured | None") -> None:
+        own = trial.number == self._trial
+        pending = self._pending if own else None
         try:
-            new = {} if readout is None else {step: _record(readout)}
-            baseline = None if pending is None else (pending[0], _record(pending[1]))
-            write_readouts(trial, new, baseline=baseline, step=step)
-            if failure is not None:
-                write_failure(trial, step, failure)
+            write_readouts(
+                trial,
+                {} if measured is None else {step: measured.record},
+                baseline=None if pending is None else (pending[0], pending[1].record),
+                step=step,
+                moved=self._moved if own else None,
+            )
         except Exception as error:
             self._warn_storage(step, error)
             return
-        if pending is not None:
-            self._pending = None
-            self._store_spectrum(trial, *pending)
-            self._upload_spectrum(trial, *pending)
-        if readout is not None:
-            self._store_spectrum(trial, step, readout)
-            self._upload_spectrum(trial, step, readout)
+        if own:
+            self._pending = self._moved = None
+            if self._spectra is not None:
+                self._store_spectra(trial, *self._spectra)
+                self._spectra = None
+        if measured is not None:
+            self._store_spectra(trial, step, measured.readout)
 
     def _warn_storage(self, step: int, error: Exception) -> None:
         self._warn_once(
             "storage",
-            f"The readout at step {step} was not stored ({_reason(error)}). The trial goes on.",
+            f"The readout at step {step} was not stored ({_of_database(error)}). The trial goes "
+            "on.",
         )
 
-    def _store_spectrum(self, trial: BaseTrial, step: int, readout: LyapunovReadout) -> None:
-        if readout.spectrum is None:
+    def _store_spectra(self, trial: BaseTrial, step: int, readout: LyapunovReadout) -> None:
+        """Store the whole spectra of a readout: rows in a database, and a file."""
+        parts = readout.layers.items()
+        spectra = {name: part.spectrum for name, part in parts if part.spectrum is not None}
+        if not spectra:
             return
         try:
-            write_spectrum(
-                trial,
-                step,
-                module=_layer_name(self._model, self._options.get("layer")),
-                state=self._options.get("state", "hidden"),
-                exponents=readout.spectrum.exponents.tolist(),
-                std=readout.spectrum.std.tolist(),
-                state_size=readout.spectrum.state_size,
-                inputs=len(readout.spectrum.per_input),
-                spectra_url=self._spectra_url,
-            )
+            for layer, spectrum in spectra.items():
+                write_spectrum(
+                    trial,
+                    step,
+                    layer=layer,
+                    state=spectrum.state,
+                    exponents=spectrum.exponents.tolist(),
+                    std=spectrum.std.tolist(),
+                    state_size=spectrum.state_size,
+                    sequences=len(spectrum.per_input),
+                    spectra_url=self._spectra_url,
+                )
         except NoDatabaseError as error:
             # Not a warning: 32 quantiles of the spectrum are stored, and nobody asked for more.
             _tell_once(trial, f"{error} 32 quantiles of each spectrum are stored with its trial.")
@@ -289,26 +424,23 @@ class LyapunovProbe:
         except Exception as error:
             self._warn_once(
                 "spectra",
-                f"The spectrum at step {step} was not stored ({_reason(error)}); its readout was. "
-                "The trial goes on.",
+                f"The spectrum at step {step} was not stored ({_of_database(error)}); its readout "
+                "was. The trial goes on.",
             )
-
-    def _upload_spectrum(self, trial: BaseTrial, step: int, readout: LyapunovReadout) -> None:
-        if self._artifact_store is None or readout.spectrum is None:
+        if self._artifact_store is None:
             return
         try:
             upload_spectrum(
                 self._artifact_store,
                 trial,
                 step,
-                exponents=readout.spectrum.exponents.tolist(),
-                std=readout.spectrum.std.tolist(),
+                {name: (s.exponents.tolist(), s.std.tolist()) for name, s in spectra.items()},
             )
         except Exception as error:
             self._warn_once(
                 "artifact",
-                f"The spectrum at step {step} was not uploaded ({_reason(error)}); its readout was "
-                "stored. The trial goes on.",
+                f"The spectrum at step {step} was not uploaded ({_of_database(error)}); its "
+                "readout was stored. The trial goes on.",
             )
 
     def _known(self, names: frozenset[str]) -> dict[str, Any]:
@@ -317,8 +449,24 @@ class LyapunovProbe:
     def _warn_once(self, kind: str, message: str) -> None:
         if kind not in self._warned:
             self._warned.add(kind)
-            warnings.warn(message, LyapunovWarning, stacklevel=4)
+            warnings.warn(message, LyapunovWarning, stacklevel=_depth_of_the_caller())
 
+
+@dataclass(frozen=True)
+class _Measured:
+    readout: LyapunovReadout
+    record: ReadoutRecord
+
+
+def _depth_of_the_caller() -> int:
+    """Return how many frames up the first one outside this package is, for its caller."""
+    depth, frame = 1, sys._getframe(1)
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith(_PACKAGE):
+        depth, frame = depth + 1, frame.f_back
+    return depth
+
+
+_PACKAGE = f"{__name__.split('.')[0]}."
 
 _told: "weakref.WeakSet[Any]" = weakref.WeakSet()
 
@@ -331,7 +479,81 @@ def _tell_once(trial: BaseTrial, message: str) -> None:
         _logger.info(message)
 
 
+_networks: "weakref.WeakKeyDictionary[BaseTrial, weakref.ref[Any]]" = weakref.WeakKeyDictionary()
+
+
+def _claim(trial: BaseTrial, model: nn.Module | Dynamics, *, anew: bool) -> bool:
+    """Whether ``model`` is the network that this process measures in ``trial``.
+
+    The first one is, and with ``anew`` the one that takes its place.
+    """
+    try:
+        first = _networks.get(trial)
+        if first is None or anew:
+            _networks[trial] = weakref.ref(model)
+            return True
+    except TypeError:  # a trial that is no key, as a FrozenTrial is none
+        return True
+    return (known := first()) is not None and (_holds(known, model) or _holds(model, known))
+
+
+def _holds(model: nn.Module | Dynamics, other: nn.Module | Dynamics) -> bool:
+    modules = model.modules() if isinstance(model, nn.Module) else (model,)
+    return any(sub is other for sub in modules)
+
+
+# Options ------------------------------------------------------------------------------------------
+
+
+def _checked_options(options: dict[str, Any], full_spectrum: bool) -> dict[str, Any]:
+    """Check what is wrong whatever the model."""
+    known = _READOUT_OPTIONS | (_SPECTRUM_OPTIONS if full_spectrum else frozenset())
+    unknown = sorted(set(options) - known)
+    if unknown:
+        raise ValueError(
+            f"Unknown option(s) {unknown}: a probe takes {sorted(known)} besides its own."
+        )
+    if options.get("state", STATES[0]) not in STATES:
+        raise ValueError(f"state must be one of {STATES}, but got {options['state']!r}.")
+    checked = dict(options)
+    for name, least in (("k", 1), ("warmup", 0), ("qr_every", 1), ("seed", None)):
+        if name not in options or (name == "warmup" and options[name] is None):
+            continue
+        checked[name] = integer(name, options[name])
+        if least is not None and checked[name] < least:
+            raise ValueError(f"{name} must be at least {least}, but got {options[name]!r}.")
+    for name in ("mean_tolerance", "rtol"):
+        if name in options and not (_is_number(options[name]) and options[name] > 0):
+            raise ValueError(f"{name} must be a positive number, but got {options[name]!r}.")
+    return checked
+
+
+def _checked_layer(layer: Any) -> str | list[str] | nn.Module | None:
+    if layer is None or isinstance(layer, (str, nn.Module)):
+        return layer
+    if isinstance(layer, (list, tuple)) and layer and all(isinstance(name, str) for name in layer):
+        return list(layer)
+    raise ValueError(
+        "layer must be the name of a layer, a list of names, the layer itself, or None for all, "
+        f"but got {layer!r:.80}."
+    )
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
+
+
+# What was measured --------------------------------------------------------------------------------
+
+
 def _record(readout: LyapunovReadout) -> ReadoutRecord:
+    layers = {name: _numbers(part) for name, part in readout.layers.items()}
+    if len(layers) == 1:
+        return next(iter(layers.values()))
+    return replace(_numbers(replace(readout, spectrum=None)), layers=layers)
+
+
+def _numbers(readout: LyapunovReadout) -> ReadoutRecord:
     quantiles = clipped = None
     if readout.spectrum is not None:
         quantiles = tuple(float(q) for q in readout.spectrum.quantiles(N_QUANTILES))
@@ -343,10 +565,38 @@ def _record(readout: LyapunovReadout) -> ReadoutRecord:
         mean_stderr=readout.mean_stderr,
         quantiles=quantiles,
         clipped_fraction=clipped,
+        state=readout.state,
     )
 
 
+# Words --------------------------------------------------------------------------------------------
+
+
+def _kind(value: Any) -> str:
+    return type(value).__name__
+
+
 def _reason(error: Exception) -> str:
+    """Return, as a sentence, why nothing could be measured."""
+    _logger.debug(
+        "Measuring failed.\n%s", without_passwords("".join(traceback.format_exception(error)))
+    )
+    text = " ".join(without_passwords(str(error)).split())
+    if len(text) > _MAX_REASON:
+        text = f"{text[:_MAX_REASON]}..."
+    if not isinstance(error, ValueError) or not text:
+        return (
+            f"Measuring failed ({type(error).__name__}: {text})."
+            if text
+            else f"Measuring failed ({type(error).__name__})."
+        )
+    return text if text.endswith((".", "!", "?")) else f"{text}."
+
+
+_MAX_REASON = 400
+
+
+def _of_database(error: Exception) -> str:
     """Return why a storage failed; only what the database itself said, and no password."""
     trace = "".join(traceback.format_exception(error))
     _logger.debug("Storing failed.\n%s", without_passwords(trace))
@@ -357,23 +607,47 @@ def _reason(error: Exception) -> str:
     return type(error).__name__
 
 
-def _layer_name(model: nn.Module | Dynamics, layer: str | nn.Module | None) -> str:
-    if not isinstance(model, nn.Module):
-        return ""
-    plain = unwrapped(model)
-    return next(iter(find_layers(plain, layer)))
+# A copy of the inputs -----------------------------------------------------------------------------
 
 
-def _detached(batch: Any) -> Any:
-    if isinstance(batch, Tensor):
-        return batch.detach().clone()
-    if isinstance(batch, nn.utils.rnn.PackedSequence):
-        return batch
-    if isinstance(batch, (tuple, list)):
-        return tuple(_detached(item) for item in batch)
-    if isinstance(batch, Mapping):
-        return {key: _detached(item) for key, item in batch.items()}
-    return copy.copy(batch)
+def _detached(inputs: Any) -> Any:
+    """Copy inputs, of whatever kind, with every tensor in them cut off from its graph.
+
+    Raises:
+        NotMeasurableError: They hold what cannot be copied.
+    """
+    memo = {id(tensor): tensor.detach().clone() for tensor in _tensors(inputs, set())}
+    try:
+        return copy.deepcopy(inputs, memo)
+    except Exception as error:
+        raise NotMeasurableError(
+            f"The inputs ({_kind(inputs)}) cannot be copied ({type(error).__name__}: {error}). "
+            "Pass tensors, or tuples and dicts of them."
+        ) from error
+
+
+def _tensors(value: Any, seen: set[int]) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, _HOLD_NONE) or id(value) in seen:
+        return
+    else:
+        seen.add(id(value))
+        parts: list[Any] = []
+        if isinstance(value, Mapping):
+            parts += value.values()
+        elif isinstance(value, (list, tuple, set, frozenset)):
+            parts += value
+        parts += getattr(value, "__dict__", {}).values()
+        for kind in type(value).__mro__:
+            names = kind.__dict__.get("__slots__", ())
+            for name in (names,) if isinstance(names, str) else names:
+                parts.append(getattr(value, name, None))
+        for part in parts:
+            yield from _tensors(part, seen)
+
+
+_HOLD_NONE = (str, bytes, int, float, complex, type(None), type, FunctionType, ModuleType)
 
 
 __all__ = ["LyapunovProbe"]

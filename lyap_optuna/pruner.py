@@ -24,7 +24,7 @@ from lyap_optuna.prediction._study import (
     model_step,
     single_direction,
 )
-from lyap_optuna.prediction.evidence import TrialView, check_evidence
+from lyap_optuna.prediction.evidence import check_evidence
 from lyap_optuna.records import Decision, read_decisions, write_decision
 
 
@@ -249,10 +249,10 @@ class LyapunovPruner(BasePruner):
         past = read_decisions(stored)
         if past and past[-1].step == step:
             return past[-1]  # asked again without a new report: the chance must not move twice
-        view = TrialView.of(stored, sign)
         with self._lock:
             models = self._models_of(study, sign)
             models.update(trials)
+            view = models.view(stored)
             if step >= models.last_step:
                 return Decision(
                     step=step,

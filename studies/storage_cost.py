@@ -117,6 +117,8 @@ def measure(url: str, *, trials: int, units: int) -> dict[str, Cost]:
     # Only storing is measured: the numbers are there already.
     storing = lyap.LyapunovProbe(model, torch.randn(4, 20, 3), baseline=False)
     measured = storing.measure()
+    mean = measured.mean
+    assert mean is not None
     costs: dict[str, Cost] = {}
     for trial_number in range(trials + 1):
         if trial_number <= 1:  # the first trial makes the table
@@ -127,7 +129,7 @@ def measure(url: str, *, trials: int, units: int) -> dict[str, Cost]:
                 trial.report(1 / step, step)
             # New numbers each time: what did not change is not written again.
             moved = step / 1000
-            now = replace(measured, max=measured.max + moved, mean=measured.mean + moved)
+            now = replace(measured, max=measured.max + moved, mean=mean + moved)
             storing.measure = lambda now=now: now  # type: ignore[method-assign,misc]
             decision = replace(DECISION, step=step, predicted_value=0.5 + moved)
             with meter.measure(costs["readout"]):
@@ -139,12 +141,12 @@ def measure(url: str, *, trials: int, units: int) -> dict[str, Cost]:
                 write_spectrum(
                     trial,
                     step,
-                    module="",
-                    state="hidden",
+                    layer="",
+                    state=whole.state,
                     exponents=whole.spectrum.exponents.tolist(),
                     std=whole.spectrum.std.tolist(),
                     state_size=units,
-                    inputs=4,
+                    sequences=4,
                 )
         study.tell(trial, 0.5)
     assert len(lyap.load_spectra(study, trial_number=1)) == STEPS

@@ -281,7 +281,7 @@ def test_the_file_holds_baseline_and_latest_spectrum_of_finished_trials(tmp_path
     stored = lyap.load_spectra(study, trial_number=0, step=2)[0].exponents
     written = [float(rows[1][f"exponent_{i}"]) for i in range(1, 41)]
     assert written == pytest.approx(stored, rel=1e-5)
-    assert (rows[1]["kind"], rows[1]["layer_state"]) == ("spectrum", "hidden")
+    assert (rows[1]["kind"], rows[1]["layer_state"]) == ("spectrum", "full")
 
 
 def test_without_a_database_the_file_holds_quantiles(tmp_path: Path) -> None:

@@ -39,12 +39,12 @@ def study(database_url):
             write_spectrum(
                 trial,
                 step,
-                module="rnn",
+                layer="rnn",
                 state="hidden",
                 exponents=exponents.tolist(),
                 std=[0.1] * 8,
                 state_size=8,
-                inputs=10,
+                sequences=10,
             )
         if number == 2:
             study.tell(trial, state=optuna.trial.TrialState.PRUNED)

@@ -48,16 +48,16 @@ def _readme(folder: Path) -> dict[str, Any]:
 
 
 def _databases(folder: Path) -> dict[str, Any]:
-    model, batch = torch.nn.GRU(2, 3), torch.randn(5, 2, 2)
+    model, inputs = torch.nn.GRU(2, 3), torch.randn(5, 2, 2)
     study = optuna.create_study(storage=f"sqlite:///{folder / 'study.db'}")
     trial = study.ask()
-    lyap.LyapunovProbe(model, batch, full_spectrum=True).report(trial, 1.0, 1)
-    return {"lyap": lyap, "model": model, "batch": batch, "study": study}
+    lyap.LyapunovProbe(model, inputs, full_spectrum=True).report(trial, 1.0, 1)
+    return {"lyap": lyap, "model": model, "inputs": inputs, "study": study}
 
 
 def _state(folder: Path) -> dict[str, Any]:
-    model, batch = torch.nn.LSTM(2, 3), torch.randn(5, 2, 2)
-    return {"lyap": lyap, "model": model, "batch": batch, "trial": optuna.create_study().ask()}
+    model, inputs = torch.nn.LSTM(2, 3), torch.randn(5, 2, 2)
+    return {"lyap": lyap, "model": model, "inputs": inputs, "trial": optuna.create_study().ask()}
 
 
 # What a page takes for granted.

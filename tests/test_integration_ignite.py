@@ -48,7 +48,7 @@ def test_the_baseline_is_of_the_untrained_network_on_the_batch_that_is_given():
     model = Last()
     fresh = copy.deepcopy(model)
     trial = ask()
-    train(trial, model=model, batch=lambda first: first[0][:4] * 0 + X[:4])
+    train(trial, model=model, inputs=lambda first: first[0][:4] * 0 + X[:4])
     stored = trial.user_attrs["lyapunov:readouts"]
     for network, step in ((fresh, "0"), (model, "3")):
         readout = lyap.lyapunov_readout(network, X[:4])

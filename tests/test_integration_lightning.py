@@ -93,7 +93,7 @@ def test_the_baseline_is_of_the_untrained_network_on_the_batch_that_is_given():
     module = Module()
     fresh = copy.deepcopy(module)
     trial = ask()
-    fit(LyapunovPruningCallback(trial, batch=X[:4]), module=module)
+    fit(LyapunovPruningCallback(trial, inputs=X[:4]), module=module)
     stored = trial.user_attrs["lyapunov:readouts"]
     for network, step in ((fresh, "-1"), (module, "2")):
         readout = lyap.lyapunov_readout(network, X[:4])
@@ -136,22 +136,27 @@ def test_a_metric_that_is_not_logged_is_a_warning_that_names_what_is():
     trial = ask()
     with pytest.warns(UserWarning, match=r"monitor='accuracy' was not logged.*'val_loss'"):
         fit(LyapunovPruningCallback(trial, monitor="accuracy"))
-    assert "lyapunov:readouts" not in trial.user_attrs
+    assert list(trial.user_attrs["lyapunov:readouts"]) == ["-1"]  # the baseline
 
 
 def test_a_batch_that_does_not_fit_says_where_it_came_from():
     def flipped(batch):
         return batch[0].mT
 
+    trial = ask()
+    with pytest.warns(lyap.LyapunovWarning, match="features"):
+        fit(LyapunovPruningCallback(trial, inputs=flipped))
+    assert len(trial.study.trials[0].intermediate_values) == EPOCHS
     with pytest.raises(ValueError, match="features"):
-        fit(LyapunovPruningCallback(ask(), batch=flipped))
+        fit(LyapunovPruningCallback(ask(), inputs=flipped, strict=True))
 
     class Pairs(Module):
         def training_step(self, batch, batch_idx):
             return super().training_step(batch[::-1], batch_idx)
 
     data = DataLoader(TensorDataset(Y, X), BATCH_SIZE)
-    with pytest.raises(ValueError, match="come from the first training batch; batch= names others"):
+    said = "come from the first training batch; inputs= names others"
+    with pytest.warns(lyap.LyapunovWarning, match=said):
         trainer_with(LyapunovPruningCallback(ask())).fit(Pairs(), data)
 
 
@@ -185,7 +190,7 @@ def test_two_processes_with_ddp_spawn(tmp_path, prune_at):
     modules = []
 
     def objective(trial):
-        callback = LyapunovPruningCallback(trial, batch=X[:10])
+        callback = LyapunovPruningCallback(trial, inputs=X[:10])
         torch.manual_seed(1)
         modules.append(Module())
         modules.append(copy.deepcopy(modules[0]))

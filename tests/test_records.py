@@ -125,6 +125,10 @@ def test_an_import_without_a_mark_counts():
         {"1": {"max": True, "mean": 1}},
         {"1": {"max": 10**400, "mean": 1}},
         {"1": {"mean": 1}},
+        {"1": {"max": 1, "mean": "high"}},
+        {"1": {"max": 1, "mean": math.inf}},
+        {"1": {"max": 1, "mean": 1, "state": "cell"}},
+        {"1": {"max": 1, "mean": 1, "state": ["full"]}},
     ],
 )
 def test_what_does_not_validate_is_ignored_with_a_warning(readouts):
@@ -144,6 +148,104 @@ def test_odd_details_are_dropped():
     ).values()
     assert read.max_stderr is None
     assert read.quantiles is None
+
+
+def test_the_state_and_the_layers_survive(tmp_path):
+    study = optuna.create_study(storage=f"sqlite:///{tmp_path / 'study.db'}")
+    trial = study.ask()
+    layers = {"encoder.0": record(-0.2, state="full"), "<b> 'ü' 😀": record(-0.3, state="full")}
+    written = record(-0.2, state="full", layers=layers)
+    records.write_readouts(trial, {0: written})
+    stored = study.trials[0].user_attrs["lyapunov:readouts"]["0"]
+    assert stored["state"] == "full"
+    assert "state" not in stored["layers"]["encoder.0"]
+    assert records.read_readouts(study.trials[0]) == {0: written}
+
+
+def test_a_readout_that_does_not_say_its_state_is_of_the_hidden_one():
+    (read,) = records.read_readouts(frozen({"1": {"max": 0, "mean": -1}})).values()
+    assert read.state == "hidden"
+    assert read.layers == {}
+
+
+def test_a_mean_that_cannot_be_had():
+    trial = optuna.create_study().ask()
+    without = ReadoutRecord.from_measurement(
+        max=-0.5, mean=None, max_stderr=None, mean_stderr=0.1, state="full"
+    )
+    records.write_readouts(trial, {0: record(-0.2), 1: without})
+    attrs = trial.study.trials[0].user_attrs
+    assert attrs["lyapunov:readouts"]["1"]["mean"] is None
+    assert attrs["lyapunov:readouts"]["1"]["mean_stderr"] is None
+    assert attrs["lyapunov:max"] == -0.5
+    assert "lyapunov:mean" not in attrs
+    assert records.read_readouts(trial.study.trials[0])[1] == without
+    (absent,) = records.read_readouts(frozen({"1": {"max": 0}})).values()
+    assert absent.mean is None
+
+
+@pytest.mark.parametrize(
+    "layers",
+    [3, ["encoder"], {"encoder": 3}, {"encoder": {"mean": 1}}, {"encoder": {"max": math.nan}}],
+)
+def test_layers_that_do_not_validate_are_left_out(layers):
+    found = {"max": 0, "mean": -1, "layers": layers}
+    (read,) = records.read_readouts(frozen({"1": found})).values()
+    assert read.layers == {}
+    assert read.max == 0
+
+
+def test_layers_within_layers_are_no_layers():
+    nested = {"max": 0, "mean": -1}
+    for _ in range(2_000):
+        nested = {"max": 0, "mean": -1, "layers": {"": nested}}
+    read = ReadoutRecord.from_json(nested)
+    assert list(read.layers) == [""]
+    assert read.layers[""].layers == {}
+
+
+@pytest.mark.parametrize(
+    ("n_layers", "quantiles", "kept"),
+    [(3, True, "all"), (48, True, "without quantiles"), (48, False, "all"), (200, False, "none")],
+)
+def test_many_layers_leave_room_for_eight_steps(n_layers, quantiles, kept):
+    trial = optuna.create_study().ask()
+    ascending = tuple(-q / 7 for q in range(32, 0, -1)) if quantiles else None
+
+    def measured(step):
+        value = -step / 7000 - 1 / 3
+        layers = {
+            f"encoder.layers.{i}.lstm": record(value, quantiles=ascending, state="full")
+            for i in range(n_layers)
+        }
+        return record(value, state="full", layers=layers)
+
+    for step in range(40):
+        records.write_readouts(trial, {step: measured(step)})
+        stored = trial.study.trials[0].user_attrs["lyapunov:readouts"]
+        assert len(json.dumps(stored).encode()) <= 60_000
+        assert len(stored) >= min(step + 1, 8)
+    for readout in stored.values():
+        layers = readout.get("layers", {})
+        assert len(layers) == (0 if kept == "none" else n_layers)
+        assert all(("quantiles" in r) == (kept == "all" and quantiles) for r in layers.values())
+
+
+def test_before_any_report_a_readout_at_a_negative_step_is_the_baseline():
+    for series, baseline in (({-1: 0}, -1), ({-1: 0, 0: 0, 7: 0}, -1), ({0: 0, 7: 0}, None)):
+        trial = frozen({str(step): {"max": 0, "mean": -1} for step in series})
+        assert records.baseline_step(trial, records.read_readouts(trial)) == baseline
+
+
+def test_a_readout_is_moved_once_and_never_onto_another():
+    trial = optuna.create_study().ask()
+    records.write_readouts(trial, {-1: record(-0.1)})
+    records.write_readouts(trial, {1: record(-0.2)}, moved=(-1, 0))
+    records.write_readouts(trial, {}, moved=(-1, 0))
+    series = records.read_readouts(trial.study.trials[0])
+    assert series == {0: record(-0.1), 1: record(-0.2)}
+    records.write_readouts(trial, {}, moved=(0, 1))
+    assert records.read_readouts(trial.study.trials[0]) == series
 
 
 def decision(step, verdict="kept", evidence=("loss",)):

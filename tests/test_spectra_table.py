@@ -38,16 +38,16 @@ def make_probe(units=6, seed=0, **options):
     return lyap.LyapunovProbe(model, make_inputs(4, 25, 3), full_spectrum=True, **options)
 
 
-def write(trial, step=1, exponents=(-0.5, -1.0), std=None, *, module="rnn", **more):
+def write(trial, step=1, exponents=(-0.5, -1.0), std=None, *, layer="rnn", **more):
     write_spectrum(
         trial,
         step,
-        module=module,
+        layer=layer,
         state="hidden",
         exponents=list(exponents),
         std=[0.1] * len(exponents) if std is None else list(std),
         state_size=len(exponents),
-        inputs=10,
+        sequences=10,
         **more,
     )
 
@@ -120,7 +120,7 @@ def test_what_is_loaded_is_what_was_measured(database_url):
     for s in spectra:
         assert s.exponents == tuple(measured.exponents.tolist())  # to the last bit
         assert s.std == tuple(measured.std.tolist())
-        assert (s.module, s.state, s.state_size, s.inputs) == ("", "hidden", 6, 4)
+        assert (s.layer, s.state, s.state_size, s.sequences) == ("", "full", 6, 4)
         assert s.clipped_fraction == 0
         assert s.max == measured.max
         assert s.mean == pytest.approx(measured.mean, abs=1e-15)
@@ -143,11 +143,11 @@ def test_layers_states_and_steps_are_kept_apart(database_url):
     """Names are told apart by case too, which MariaDB does not by default."""
     study = optuna.create_study(storage=database_url)
     trial = study.ask()
-    for module in ("RNN", "rnn", "x" * 512):
+    for layer in ("RNN", "rnn", "x" * 512):
         for step in (-1, 0, 3_000_000_000):
-            write(trial, step, module=module)
+            write(trial, step, layer=layer)
     spectra = lyap.load_spectra(study)
-    assert len({(s.module, s.step) for s in spectra}) == 9
+    assert len({(s.layer, s.step) for s in spectra}) == 9
 
 
 def test_the_layer_is_named_as_in_the_model(database_url):
@@ -161,7 +161,7 @@ def test_the_layer_is_named_as_in_the_model(database_url):
 
     study = optuna.create_study(storage=database_url)
     model = nn.DataParallel(Model())
-    for options in ({}, {"module": "encoder.0"}, {"module": model.module.encoder[0]}):
+    for options in ({}, {"layer": "encoder.0"}, {"layer": model.module.encoder[0]}):
         probe = lyap.LyapunovProbe(
             model,
             make_inputs(2, 12, 3, dtype=torch.float32),
@@ -170,7 +170,7 @@ def test_the_layer_is_named_as_in_the_model(database_url):
             **options,
         )
         probe.record(study.ask(), 1)
-    assert {(s.module, s.state, len(s.exponents)) for s in lyap.load_spectra(study)} == {
+    assert {(s.layer, s.state, len(s.exponents)) for s in lyap.load_spectra(study)} == {
         ("encoder.0", "full", 8)
     }
 

@@ -50,7 +50,7 @@ def double(module):
     return copy.deepcopy(module).double().eval()
 
 
-# What a model does between two calls of a cell -----------------------------------------------------
+# What a model does between two calls of a cell -------------------------------------------------
 
 
 class Loop(nn.Module):
@@ -227,7 +227,7 @@ def test_a_loop_that_forbids_gradients_has_a_maximum_and_no_mean():
         lyap.lyapunov_spectrum(Closed(no_grad=True), x)
 
 
-# Cells and layers with a forward of their own -------------------------------------------------------
+# Cells and layers with a forward of their own --------------------------------------------------
 
 
 class NormalisedCell(nn.LSTMCell):
@@ -409,7 +409,7 @@ def test_hooks_leave_no_trace():
     assert seen == []
 
 
-# Steps, chunks, sequences, resets --------------------------------------------------------------------
+# Steps, chunks, sequences, resets ----------------------------------------------------------------
 
 
 class ByChunks(nn.Module):

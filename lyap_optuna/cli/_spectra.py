@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 HOW_TO_RECORD = """\
 To record readouts, give the objective a probe (three lines):
 
-    probe = lyap_optuna.LyapunovProbe(model, batch)        # after the model
+    probe = lyap_optuna.LyapunovProbe(model, inputs)       # after the model
     probe.report(trial, value, step)                       # in place of trial.report
     study = optuna.create_study(pruner=lyap_optuna.LyapunovPruner())\
 """
@@ -23,6 +23,7 @@ _COLUMNS = {
     "state": "state",
     "step": "step",
     "baseline": "baseline",
+    "layer": "layer",
     "max": "max",
     "max_stderr": "± ",
     "mean": "mean",
@@ -56,7 +57,8 @@ def spectra(
 ) -> None:
     """Export the readouts of a study, one row per trial and step.
 
-    Exponents are in nats per time step; the baseline was measured before training. Where whole
+    Exponents are in nats per time step; the baseline was measured before training. Where several
+    layers were measured, each has a row below that of the model. Where whole
     spectra were measured, json, yaml and csv carry their quantiles, ascending.
     """
     study = _storage.load_study(storage, storage_class, study_name)
@@ -70,7 +72,9 @@ def spectra(
     if output_format == "table":
         if output is not None:
             raise click.UsageError("A table goes to the terminal; use -f csv, json or yaml.")
-        _format.console().print(_format.table(rows, _COLUMNS))
+        several = any(row["layer"] is not None for row in rows)
+        shown = {key: head for key, head in _COLUMNS.items() if several or key != "layer"}
+        _format.console().print(_format.table(rows, shown))
         return
     text = _format.dump(rows, output_format)
     if output is None:
@@ -81,14 +85,14 @@ def spectra(
 
 
 def readout_rows(study: "Study", trial_numbers: tuple[int, ...] = ()) -> list[dict[str, Any]]:
-    """Return one row per trial and step.
+    """Return one row per trial and step, then one for each of several layers.
 
     Raises:
         click.ClickException: A trial that was asked for does not exist.
     """
     from optuna.trial import TrialState
 
-    from lyap_optuna.records import baseline_step, read_readouts
+    from lyap_optuna.records import ReadoutRecord, baseline_step, read_readouts
 
     trials = study.get_trials(deepcopy=False)
     for number in trial_numbers:
@@ -104,20 +108,25 @@ def readout_rows(study: "Study", trial_numbers: tuple[int, ...] = ()) -> list[di
         baseline = baseline_step(trial, readouts)
         complete = trial.state == TrialState.COMPLETE and len(trial.values or ()) == 1
         for step, readout in readouts.items():
-            rows.append(
-                {
-                    "number": trial.number,
-                    "state": trial.state.name,
-                    "step": step,
-                    "baseline": step == baseline,
-                    "max": readout.max,
-                    "max_stderr": readout.max_stderr,
-                    "mean": readout.mean,
-                    "mean_stderr": readout.mean_stderr,
-                    "floored": readout.floored,
-                    "intermediate_value": trial.intermediate_values.get(step),
-                    "value": trial.value if complete else None,
-                    "quantiles": list(readout.quantiles or ()),
-                }
-            )
+            measured: list[tuple[str | None, ReadoutRecord]] = [(None, readout)]
+            measured += readout.layers.items()
+            for layer, numbers in measured:
+                rows.append(
+                    {
+                        "number": trial.number,
+                        "state": trial.state.name,
+                        "step": step,
+                        "baseline": step == baseline,
+                        "layer": layer,
+                        "layer_state": readout.state,
+                        "max": numbers.max,
+                        "max_stderr": numbers.max_stderr,
+                        "mean": numbers.mean,
+                        "mean_stderr": numbers.mean_stderr,
+                        "floored": numbers.floored,
+                        "intermediate_value": trial.intermediate_values.get(step),
+                        "value": trial.value if complete else None,
+                        "quantiles": list(numbers.quantiles or ()),
+                    }
+                )
     return rows

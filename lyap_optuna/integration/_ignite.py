@@ -24,15 +24,14 @@ class IgniteLyapunovHandler:
         metric: Name of the evaluator's metric to report.
         trainer: The engine that trains.
         model: The model that it trains.
-        batch: What the model's forward takes; or a function of the first training batch that
+        inputs: What the model's forward takes; or a function of the first training batch that
             returns it; None for the first ten sequences of the inputs, where the batch is a pair
             (inputs, targets).
-        **probe_options: Passed on to :class:`~lyap_optuna.LyapunovProbe`: ``module``,
-            ``last_step``, ``full_spectrum``, ``state`` and the like.
+        **probe_options: Passed on to :class:`~lyap_optuna.LyapunovProbe`: ``layer``,
+            ``last_step``, ``full_spectrum``, ``state``, ``strict`` and the like.
 
     Raises:
-        ValueError: While training: the batch does not fit the model, an option is bad, or the
-            evaluator has no such metric.
+        ValueError: While training: an option is wrong, or the evaluator has no such metric.
 
     Example:
         >>> import optuna
@@ -74,13 +73,13 @@ class IgniteLyapunovHandler:
         trainer: Engine,
         model: nn.Module,
         *,
-        batch: Any | Callable[[Any], Any] | None = None,
+        inputs: Any | Callable[[Any], Any] | None = None,
         **probe_options: Any,
     ) -> None:
         self._metric = metric
         self._trainer = trainer
         self._model = model
-        self._reporter = TrialReporter(trial, batch, probe_options)
+        self._reporter = TrialReporter(trial, inputs, probe_options)
         trainer.add_event_handler(Events.ITERATION_STARTED, self._begin)
 
     def _begin(self, trainer: Engine) -> None:

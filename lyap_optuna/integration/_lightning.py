@@ -35,15 +35,15 @@ class LyapunovPruningCallback(Callback):
     Args:
         trial: The running trial.
         monitor: The metric to report, as it is logged by the module.
-        batch: What the module's forward takes; or a function of the first training batch that
+        inputs: What the module's forward takes; or a function of the first training batch that
             returns it; None for the first ten sequences of the inputs, where the batch is a pair
             (inputs, targets).
-        **probe_options: Passed on to :class:`~lyap_optuna.LyapunovProbe`: ``module``,
-            ``last_step``, ``full_spectrum``, ``state`` and the like.
+        **probe_options: Passed on to :class:`~lyap_optuna.LyapunovProbe`: ``layer``,
+            ``last_step``, ``full_spectrum``, ``state``, ``strict`` and the like.
 
     Raises:
-        ValueError: While fitting: the batch does not fit the module, an option is bad, the
-            strategy shards the module, or other processes cannot reach the study's storage.
+        ValueError: While fitting: an option is wrong, the strategy shards the module, or other
+            processes cannot reach the study's storage.
 
     Example:
         >>> import lightning.pytorch as pl
@@ -87,13 +87,13 @@ class LyapunovPruningCallback(Callback):
         trial: BaseTrial,
         monitor: str = "val_loss",
         *,
-        batch: Any | Callable[[Any], Any] | None = None,
+        inputs: Any | Callable[[Any], Any] | None = None,
         **probe_options: Any,
     ) -> None:
         super().__init__()
         self._trial = trial
         self._monitor = monitor
-        self._reporter = TrialReporter(trial, batch, probe_options)
+        self._reporter = TrialReporter(trial, inputs, probe_options)
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Refuse what cannot work before anything is trained.

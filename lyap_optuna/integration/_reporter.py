@@ -1,16 +1,22 @@
 """What the callbacks of all frameworks share: a probe made from the first batch, and reports."""
 
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from optuna.trial import BaseTrial
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
 
-from lyap_optuna.dynamics import find_layers, unwrapped
+from lyap_optuna._warnings import LyapunovWarning
 from lyap_optuna.probe import LyapunovProbe
 
 N_SEQUENCES = 10
-"""Sequences of the first training batch that are measured where no batch is given."""
+"""Sequences of the first training batch that are measured where no inputs are given."""
+
+
+class _FirstBatchProbe(LyapunovProbe):
+    _about_inputs = " (These inputs come from the first training batch; inputs= names others.)"
 
 
 class TrialReporter:
@@ -18,16 +24,16 @@ class TrialReporter:
 
     Args:
         trial: The running trial.
-        batch: What the model's forward takes; a function of the first training batch that returns
+        inputs: What the model's forward takes; a function of the first training batch that returns
             it; or None for the first ten sequences of that batch's inputs.
         options: Further options of :class:`~lyap_optuna.LyapunovProbe`.
     """
 
     def __init__(
-        self, trial: BaseTrial, batch: Any | Callable[[Any], Any] | None, options: dict[str, Any]
+        self, trial: BaseTrial, inputs: Any | Callable[[Any], Any] | None, options: dict[str, Any]
     ) -> None:
         self.trial = trial
-        self._batch = batch
+        self._inputs = inputs
         self._options = options
         self._model: nn.Module | None = None
         self._probe: LyapunovProbe | None = None
@@ -45,26 +51,30 @@ class TrialReporter:
             untrained: Whether no update was made yet; False where training was resumed.
 
         Raises:
-            ValueError: The batch does not fit the model, or an option is bad.
+            ValueError: An option is wrong; with ``strict`` also where the model cannot be measured.
         """
         self._model = model
         options = dict(self._options)
         if not untrained:
             options["baseline"] = False  # a trained network has none
-        if self._batch is None:
-            inputs = first_inputs(batch, model, options.get("module"))
-        elif isinstance(self._batch, nn.Module) or not callable(self._batch):
-            inputs = self._batch
-        else:
-            inputs = self._batch(batch)
+        if self._inputs is not None:
+            given = self._inputs
+            chosen = callable(given) and not isinstance(given, nn.Module)
+            inputs = given(batch) if chosen else given
+            self._probe = LyapunovProbe(model, inputs, trial=self.trial, **options)
+            return
         try:
-            self._probe = LyapunovProbe(model, inputs, **options)
+            inputs = first_inputs(batch, model, options.get("layer"))
         except ValueError as error:
-            if self._batch is not None:
+            if options.get("strict"):
                 raise
-            raise ValueError(
-                f"{error} (These inputs come from the first training batch; batch= names others.)"
-            ) from error
+            warnings.warn(
+                f"No readouts: {error} The trial goes on without them; strict=True raises instead.",
+                LyapunovWarning,
+                stacklevel=3,
+            )
+            return
+        self._probe = _FirstBatchProbe(model, inputs, trial=self.trial, **options)
 
     def report(self, value: float, step: int, *, last: bool) -> bool:
         """Report a value with a readout; return whether the trial should be pruned.
@@ -82,11 +92,12 @@ class TrialReporter:
         return not last and self.trial.should_prune()
 
 
-def first_inputs(batch: Any, model: nn.Module, layer: str | nn.Module | None) -> Any:
+def first_inputs(batch: Any, model: nn.Module, layer: Any = None) -> Any:
     """Return the first sequences of a training batch's inputs.
 
-    A pair (inputs, targets) loses its targets. Where the recurrent layer says that sequences lie
-    along the first dimension (``batch_first``) the first ten are taken, otherwise all.
+    A pair (inputs, targets) loses its targets. Where every layer that says so, or ``layer`` itself,
+    has its sequences along the first dimension (``batch_first``) the first ten are taken, otherwise
+    all.
 
     Raises:
         ValueError: The batch is neither a tensor nor a pair that begins with the inputs.
@@ -94,18 +105,18 @@ def first_inputs(batch: Any, model: nn.Module, layer: str | nn.Module | None) ->
     Example:
         >>> import torch
         >>> layer = nn.GRU(3, 4, batch_first=True)
-        >>> first_inputs((torch.zeros(64, 20, 3), torch.zeros(64)), layer, None).shape
+        >>> first_inputs((torch.zeros(64, 20, 3), torch.zeros(64)), layer).shape
         torch.Size([10, 20, 3])
     """
-    if isinstance(batch, (tuple, list)) and batch:
+    if isinstance(batch, (tuple, list)) and batch and not isinstance(batch, PackedSequence):
         batch = batch[0]
-    elif not isinstance(batch, Tensor):
+    elif not isinstance(batch, (Tensor, PackedSequence)):
         raise ValueError(
             f"The first training batch is a {type(batch).__name__}, in which inputs and targets "
-            "cannot be told apart: pass batch=, what the model's forward takes, or a function that "
-            "picks it from a training batch."
+            "cannot be told apart: pass inputs=, what the model's forward takes, or a function "
+            "that picks it from a training batch."
         )
-    if not all(getattr(sub, "batch_first", False) for sub in find_layers(model, layer).values()):
+    if isinstance(batch, PackedSequence) or not _batch_first(model, layer):
         return batch
     if isinstance(batch, Mapping):
         parts = list(batch.values())
@@ -120,3 +131,11 @@ def first_inputs(batch: Any, model: nn.Module, layer: str | nn.Module | None) ->
     if isinstance(batch, (tuple, list)):
         return tuple(part[:N_SEQUENCES] for part in parts)
     return batch[:N_SEQUENCES]
+
+
+def _batch_first(model: nn.Module, layer: Any) -> bool:
+    modules = [layer] if isinstance(layer, nn.Module) else list(model.modules())
+    said = [
+        sub.batch_first for sub in modules if isinstance(getattr(sub, "batch_first", None), bool)
+    ]
+    return bool(said) and all(said)

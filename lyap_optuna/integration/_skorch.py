@@ -21,14 +21,13 @@ class SkorchLyapunovCallback(Callback):  # type: ignore[misc]  # skorch has no t
     Args:
         trial: The running trial.
         monitor: The value to report, a column of ``net.history``.
-        batch: What the module's forward takes; or a function of the first training batch, a pair
+        inputs: What the module's forward takes; or a function of the first training batch, a pair
             (inputs, targets), that returns it; None for its first ten sequences.
-        **probe_options: Passed on to :class:`~lyap_optuna.LyapunovProbe`: ``module``,
-            ``last_step``, ``full_spectrum``, ``state`` and the like.
+        **probe_options: Passed on to :class:`~lyap_optuna.LyapunovProbe`: ``layer``,
+            ``last_step``, ``full_spectrum``, ``state``, ``strict`` and the like.
 
     Raises:
-        ValueError: While fitting: the batch does not fit the module, an option is bad, or
-            ``monitor`` is not in the history.
+        ValueError: While fitting: an option is wrong, or ``monitor`` is not in the history.
 
     Example:
         >>> import numpy as np
@@ -67,15 +66,15 @@ class SkorchLyapunovCallback(Callback):  # type: ignore[misc]  # skorch has no t
         trial: BaseTrial,
         monitor: str = "valid_loss",
         *,
-        batch: Any | Callable[[Any], Any] | None = None,
+        inputs: Any | Callable[[Any], Any] | None = None,
         **probe_options: Any,
     ) -> None:
         super().__init__()
         self.trial = trial
         self.monitor = monitor
-        self.batch = batch
+        self.inputs = inputs
         self.probe_options = probe_options
-        self.reporter_ = TrialReporter(trial, batch, probe_options)
+        self.reporter_ = TrialReporter(trial, inputs, probe_options)
 
     def on_train_begin(self, net: NeuralNet, X: Any = None, y: Any = None, **kwargs: Any) -> None:
         """Note how many epochs are to come."""

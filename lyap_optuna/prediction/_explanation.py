@@ -107,14 +107,15 @@ def _measured(view: TrialView) -> str:
     readout = view.readouts[step]
     sentence = (
         f"Its latest readout, at step {step}: maximum exponent {readout.max:.3g}, mean exponent "
-        f"{readout.mean:.3g} nats/step"
+        f"{'-' if readout.mean is None else format(readout.mean, '.3g')} nats/step"
     )
-    if view.baseline is None:
+    before = view.baseline
+    if before is None or before.state != readout.state:
         return f"{sentence}; without a baseline there is no displacement."
-    return (
-        f"{sentence}; displaced by {readout.max - view.baseline.max:+.3g} and "
-        f"{readout.mean - view.baseline.mean:+.3g} since before training."
-    )
+    moved = f"{readout.max - before.max:+.3g}"
+    if readout.mean is not None and before.mean is not None:
+        moved += f" and {readout.mean - before.mean:+.3g}"
+    return f"{sentence}; displaced by {moved} since before training."
 
 
 def _told(decision: Decision) -> str:
@@ -127,7 +128,7 @@ def _now(
 ) -> tuple[TrialPrediction | None, str]:
     if trial.state in (TrialState.WAITING, TrialState.FAIL):
         return None, f"Nothing is predicted for a trial that is {trial.state.name}."
-    entry, predicted = predict_trial(models, trial, view)
+    entry, predicted = predict_trial(models, trial, models.view(trial))
     where = "before its first report" if entry.step is None else f"at step {entry.step}"
     if predicted is None:
         return None, (

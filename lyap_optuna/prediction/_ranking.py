@@ -108,7 +108,7 @@ def rank_trials(
     models.update(trials)
     complete = {view.number: view for view in models.complete}
     listed = [
-        (trial, complete.get(trial.number) or TrialView.of(trial, sign))
+        (trial, complete.get(trial.number) or models.view(trial))
         for trial in trials
         if trial.state in (TrialState.COMPLETE, TrialState.RUNNING, TrialState.PRUNED)
     ]

@@ -2,6 +2,7 @@
 
 import functools
 import math
+import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -11,11 +12,13 @@ import numpy.typing as npt
 from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
+from lyap_optuna._warnings import LyapunovWarning
 from lyap_optuna.prediction._predictor import INTERVAL, Prediction, Predictor, RankPredictor
 from lyap_optuna.prediction._prior import TRAVELLING, EarlierStudy, PriorPredictor
 from lyap_optuna.prediction._scores import normal_cdf, rank_correlation, untied_share
 from lyap_optuna.prediction._table import FeatureTable
 from lyap_optuna.prediction.evidence import TrialView
+from lyap_optuna.records import prevailing_state
 
 EVERY_STEP = 16
 """Reports of a trial that are each looked at by a model of their own; after that about as many
@@ -311,6 +314,8 @@ class StudyModels:
         self.sign = sign
         self._kinds = tuple(kinds)
         self._make_predictor = make_predictor
+        self._state: str | None = None
+        self._told = False
         self._seen: dict[_Key, TrialView | None] = {}
         self._viewed: dict[_Key, TrialView] = {}
         self._finished: list[TrialView] = []
@@ -340,9 +345,7 @@ class StudyModels:
         }
         if not self._seen.keys() <= current.keys():
             self._seen.clear()
-            self._viewed.clear()
-            self._finished = []
-            self._models.clear()
+            self._forget()
         new = [key for key in current if key not in self._seen]
         if not new and self._finished:
             return
@@ -354,12 +357,42 @@ class StudyModels:
                 self._seen[key] = None
             else:
                 self._seen[key] = TrialView.of(trial, self.sign)
-        views = [view for view in self._seen.values() if view is not None]
+        raw = [view for view in self._seen.values() if view is not None]
+        state = self._prevailing_state(raw)
+        if state != self._state:
+            self._forget()
+            self._state = state
+        views = [view.with_readouts_of(state) for view in raw]
         times = [v.completed.timestamp() if v.completed else -math.inf for v in views]
         order = sorted(range(len(views)), key=lambda i: (times[i], views[i].number))
         self._finished = [views[i] for i in order]
         ends = [float(v.steps[-1]) for v in views if v.value is not None and v.steps.size]
         self.last_step = max(ends, default=math.inf)
+
+    def _forget(self) -> None:
+        self._viewed.clear()
+        self._finished = []
+        self._models.clear()
+
+    def _prevailing_state(self, views: Iterable[TrialView]) -> str | None:
+        """Return the state whose readouts are used, where there are readouts of both."""
+        complete = [v.measured_state for v in views if v.value is not None]
+        states = [state for state in complete if state is not None]
+        state = prevailing_state(states)
+        if len(set(states)) > 1 and not self._told:
+            self._told = True
+            counts = ", ".join(f"{states.count(s)} of {s!r}" for s in sorted(set(states)))
+            warnings.warn(
+                f"The COMPLETE trials hold readouts of different states ({counts}), which do not "
+                f"compare: those of {state!r} are used.",
+                LyapunovWarning,
+                stacklevel=4,
+            )
+        return state
+
+    def view(self, trial: FrozenTrial) -> TrialView:
+        """Return what the evidence may read of ``trial``, with the readouts that are used."""
+        return TrialView.of(trial, self.sign).with_readouts_of(self._state)
 
     def at(self, step: int | None, *, refit: bool = False) -> StepModel:
         """Return the model at ``step``.
@@ -415,6 +448,7 @@ class StudyModels:
                 continue
             key = (trial._trial_id, trial.number, trial.datetime_start, ended)
             view = self._viewed.get(key) or self._seen.get(key) or TrialView.of(trial, self.sign)
+            view = view.with_readouts_of(self._state)
             if ended is not None:
                 self._viewed[key] = view
             views.append(view)

@@ -13,7 +13,9 @@ class FeatureTable:
     """Turns trials at a step into one matrix per kind of evidence.
 
     The columns are learned from the trials given at construction: one per numeric feature, one
-    per category of a categorical one. Missing numbers are NaN; a category that is missing, or
+    per category of a categorical one. Of exponents and their displacement only features that all
+    COMPLETE trials with that evidence have in common count: of the model, and of the layers that
+    every one of them has. Missing numbers are NaN; a category that is missing, or
     that was not seen at construction, is a row of zeros.
 
     Args:
@@ -25,12 +27,17 @@ class FeatureTable:
     def __init__(self, kinds: Sequence[str], trials: Iterable[TrialView], step: int | None) -> None:
         self._step = step
         self._columns: dict[str, list[tuple[str, str | None]]] = {}
+        trials = list(trials)
         rows = [self._row(kinds, trial) for trial in trials]
+        complete = [r for r, t in zip(rows, trials, strict=True) if t.value is not None]
         for kind in kinds:
+            held = [set(row[kind]) for row in complete if row[kind]]
+            shared = set.intersection(*held) if held and EVIDENCE[kind].shared_only else None
             columns: dict[tuple[str, str | None], None] = {}
             for row in rows:
                 for name, value in row[kind].items():
-                    columns[name, value if isinstance(value, str) else None] = None
+                    if shared is None or name in shared:
+                        columns[name, value if isinstance(value, str) else None] = None
             # In order of name: the order of trials and of suggestions must not matter.
             self._columns[kind] = sorted(columns, key=lambda c: (c[0], c[1] or ""))
         self.fitted = self._matrices(rows)

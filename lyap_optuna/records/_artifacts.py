@@ -5,7 +5,7 @@ import math
 import os
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from optuna.storages import BaseStorage
@@ -24,22 +24,20 @@ def upload_spectrum(
     artifact_store: "ArtifactStore",
     trial: BaseTrial,
     step: int,
-    *,
-    exponents: Sequence[float],
-    std: Sequence[float],
+    layers: Mapping[str, tuple[Sequence[float], Sequence[float]]],
 ) -> str | None:
-    """Upload a spectrum as the trial's file ``lyapunov-spectrum-step-N.csv``.
+    """Upload the spectra of a network as the trial's file ``lyapunov-spectrum-step-N.csv``.
 
-    Its columns are ``index`` (from 1), ``exponent`` and ``std`` (nats/step; empty for a single
-    input). Optuna takes files of running trials only.
+    Its columns are ``layer`` (empty for the model itself), ``index`` (from 1), ``exponent`` and
+    ``std`` (nats/step; empty for a single input). Optuna takes files of running trials only.
 
     Args:
         artifact_store: Any of :mod:`optuna.artifacts`.
         trial: The running trial; one without a storage (:class:`optuna.trial.FixedTrial`) uploads
             nothing.
         step: The step.
-        exponents: Exponents, nats/step, descending; written floored at -16.
-        std: Their standard deviations over the inputs.
+        layers: By the layer's name its exponents, nats/step, descending, written floored at -16,
+            and their standard deviations over the inputs.
 
     Returns:
         The artifact's id, or None where nothing was uploaded.
@@ -53,21 +51,22 @@ def upload_spectrum(
         path = os.path.join(folder, f"lyapunov-spectrum-step-{step}.csv")
         with open(path, "w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(["index", "exponent", "std"])
-            for i, (e, s) in enumerate(zip(exponents, std, strict=True), start=1):
-                error = f"{s:.6g}" if math.isfinite(s) else ""
-                writer.writerow([i, f"{max(e, _json.FLOOR):.6g}", error])
+            writer.writerow(["layer", "index", "exponent", "std"])
+            for layer, (exponents, std) in layers.items():
+                for i, (e, s) in enumerate(zip(exponents, std, strict=True), start=1):
+                    error = f"{s:.6g}" if math.isfinite(s) else ""
+                    writer.writerow([layer, i, f"{max(e, _json.FLOOR):.6g}", error])
         return upload_artifact(artifact_store=artifact_store, file_path=path, study_or_trial=trial)
 
 
 def write_study_spectra(path: str, study: Study) -> int:
     """Write the spectra of a study's finished trials into one CSV file.
 
-    A row for each trial's baseline and latest readout, with ``trial``, ``state``, ``value``
-    (``value_0``, ... of several objectives), ``step``, ``baseline``, ``layer``, ``layer_state``,
-    ``kind`` and, in ``exponent_1``, ..., the exponents from the largest, nats/step: all of them
-    (``kind`` is ``spectrum``) where the study's database holds them, else the quantiles stored
-    with the trial (``quantiles``).
+    A row for each layer at each trial's baseline and latest readout, with ``trial``, ``state``,
+    ``value`` (``value_0``, ... of several objectives), ``step``, ``baseline``, ``layer``,
+    ``layer_state``, ``kind`` and, in ``exponent_1``, ..., the exponents from the largest,
+    nats/step: all of them (``kind`` is ``spectrum``) where the study's database holds them, else
+    the quantiles stored with the trial (``quantiles``).
 
     Args:
         path: The file.
@@ -84,7 +83,7 @@ def write_study_spectra(path: str, study: Study) -> int:
     with tempfile.TemporaryFile("w+", newline="", encoding="utf-8") as body:
         writer = csv.writer(body, lineterminator="\n")
         for trial in study.get_trials(deepcopy=False):
-            readouts = {s: r for s, r in read_readouts(trial).items() if r.quantiles}
+            readouts = {s: r for s, r in read_readouts(trial).items() if r.spectra()}
             if not trial.state.is_finished() or not readouts:
                 continue
             stored = load_spectra(study, trial_number=trial.number) if in_database else []
@@ -92,13 +91,15 @@ def write_study_spectra(path: str, study: Study) -> int:
             baseline = baseline_step(trial, readouts)
             latest = max(readouts)
             for step in [latest] if baseline in (None, latest) else [baseline, latest]:
-                quantiles = ("", "", "quantiles", (readouts[step].quantiles or ())[::-1])
                 rows: list[tuple[str, str, str, Sequence[float]]] = [
-                    (record.module, record.state, "spectrum", record.exponents)
+                    (record.layer, record.state, "spectrum", record.exponents)
                     for record in stored
                     if record.step == step
+                ] or [
+                    (layer, readouts[step].state, "quantiles", quantiles[::-1])
+                    for layer, quantiles in readouts[step].spectra().items()
                 ]
-                for *about, exponents in rows or [quantiles]:
+                for *about, exponents in rows:
                     is_baseline = "yes" if step == baseline else "no"
                     cells = [trial.number, trial.state.name, *known, step, is_baseline, *about]
                     writer.writerow([*cells, *(f"{e:.6g}" for e in exponents)])

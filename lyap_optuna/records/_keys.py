@@ -7,7 +7,7 @@ MAX = "lyapunov:max"
 """The latest maximum exponent (nats/step), a finite number or absent."""
 
 MEAN = "lyapunov:mean"
-"""The latest mean exponent (nats/step), a finite number or absent."""
+"""The latest mean exponent that could be had (nats/step), a finite number or absent."""
 
 PREDICTED_VALUE = "lyapunov:predicted_value"
 """The latest predicted final value, a finite number or absent."""

@@ -1,16 +1,22 @@
 """The series of readouts of a trial: how it is written, read back and judged after a retry."""
 
+import contextlib
 import math
 import warnings
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from optuna.storages import BaseStorage
 from optuna.trial import BaseTrial, FrozenTrial
 
 from lyap_optuna._warnings import LyapunovWarning
+from lyap_optuna.dynamics import STATES
 from lyap_optuna.records import _json, _keys
+
+_MAX_ENTRY = _json.MAX_BYTES // 8
+"""Bytes that one entry may take with its layers, so that eight steps are always kept."""
 
 
 @dataclass(frozen=True)
@@ -19,34 +25,41 @@ class ReadoutRecord:
 
     Args:
         max: Maximum exponent, nats/step, finite (floored at -16).
-        mean: Mean exponent, nats/step, finite (floored at -16).
+        mean: Mean exponent, nats/step, finite (floored at -16); None where it cannot be had.
         max_stderr: Standard error of ``max`` over the inputs; None for a single input.
         mean_stderr: Standard error of ``mean`` over the inputs; None for a single input.
         quantiles: Quantiles of the whole spectrum at equally spaced probabilities from 0 to 1
-            (32 of them when the probe wrote them), ascending; None where it was not measured.
+            (32 of them when the probe wrote them), ascending; None where it was not measured, and
+            where several layers were: each of those has its own.
         clipped_fraction: Fraction of the spectrum that lay below the floor; None where the
             whole spectrum was not measured.
         floored: Whether ``max`` or ``mean`` lay below the floor.
+        state: What was followed, ``"hidden"`` or ``"full"``.
+        layers: Where several layers were measured, their records by name; empty for one layer.
     """
 
     max: float
-    mean: float
+    mean: float | None
     max_stderr: float | None = None
     mean_stderr: float | None = None
     quantiles: tuple[float, ...] | None = None
     clipped_fraction: float | None = None
     floored: bool = False
+    state: str = "hidden"
+    layers: Mapping[str, "ReadoutRecord"] = field(default_factory=dict)
 
     @classmethod
     def from_measurement(
         cls,
         *,
         max: float,
-        mean: float,
+        mean: float | None,
         max_stderr: float | None,
         mean_stderr: float | None,
         quantiles: tuple[float, ...] | None = None,
         clipped_fraction: float | None = None,
+        state: str = "hidden",
+        layers: Mapping[str, "ReadoutRecord"] | None = None,
     ) -> "ReadoutRecord":
         """Floor and round what was measured, so that it can be stored.
 
@@ -54,7 +67,7 @@ class ReadoutRecord:
             ValueError: ``max`` or ``mean`` is NaN or plus infinity.
         """
         for name, value in (("max", max), ("mean", mean)):
-            if math.isnan(value) or value == math.inf:
+            if value is not None and (math.isnan(value) or value == math.inf):
                 raise ValueError(f"The {name} exponent is {value}: there is no readout to store.")
 
         def stored(value: float) -> float:
@@ -63,16 +76,42 @@ class ReadoutRecord:
 
         return cls(
             max=stored(max),
-            mean=stored(mean),
+            mean=None if mean is None else stored(mean),
             max_stderr=_json.rounded(max_stderr),
-            mean_stderr=_json.rounded(mean_stderr),
+            mean_stderr=None if mean is None else _json.rounded(mean_stderr),
             quantiles=None if quantiles is None else tuple(stored(q) for q in quantiles),
             clipped_fraction=_json.rounded(clipped_fraction),
-            floored=min(max, mean) < _json.FLOOR,
+            floored=min(max, max if mean is None else mean) < _json.FLOOR,
+            state=state,
+            layers=dict(layers or {}),
         )
 
+    def spectra(self) -> dict[str, tuple[float, ...]]:
+        """Return the quantiles of each layer whose whole spectrum was measured, by its name.
+
+        The name is empty where one layer was measured.
+        """
+        parts = self.layers if self.layers else {"": self}
+        return {name: part.quantiles for name, part in parts.items() if part.quantiles}
+
     def to_json(self) -> dict[str, Any]:
-        """Return the object that is stored for one step."""
+        """Return the object that is stored for one step, without layers that make it too large.
+
+        First the layers' quantiles are left out, then the layers.
+        """
+        stored = self._numbers()
+        stored["state"] = self.state
+        if self.layers:
+            layers = {str(name): layer._numbers() for name, layer in self.layers.items()}
+            stored["layers"] = layers
+            if _json.size(stored) > _MAX_ENTRY:
+                for layer in layers.values():
+                    layer.pop("quantiles", None)
+            if _json.size(stored) > _MAX_ENTRY:
+                del stored["layers"]
+        return stored
+
+    def _numbers(self) -> dict[str, Any]:
         stored: dict[str, Any] = {
             "max": self.max,
             "mean": self.mean,
@@ -91,14 +130,22 @@ class ReadoutRecord:
     def from_json(cls, stored: object) -> "ReadoutRecord":
         """Validate one stored object.
 
+        An entry that does not say its state is of ``"hidden"``. Layers that do not validate are
+        left out.
+
         Raises:
-            ValueError: It is not an object with finite ``max`` and ``mean``.
+            ValueError: It is not an object with a finite ``max``, its ``mean`` is there and not
+                finite, or its ``state`` is no such state.
         """
         if not isinstance(stored, Mapping):
             raise ValueError(f"a readout must be an object, not {stored!r:.80}")
-        numbers = {name: _json.finite(stored.get(name)) for name in ("max", "mean")}
-        if numbers["max"] is None or numbers["mean"] is None:
+        largest = _json.finite(stored.get("max"))
+        mean = _json.finite(stored.get("mean"))
+        if largest is None or (mean is None and stored.get("mean") is not None):
             raise ValueError(f"max and mean must be finite numbers, in {dict(stored)!r:.200}")
+        state = stored.get("state", "hidden")
+        if state not in STATES:
+            raise ValueError(f"state must be one of {STATES}, not {state!r:.40}")
         quantiles = stored.get("quantiles")
         if isinstance(quantiles, (list, tuple)):
             checked = [number for q in quantiles if (number := _json.finite(q)) is not None]
@@ -106,14 +153,23 @@ class ReadoutRecord:
             quantiles = tuple(checked) if complete else None
         else:
             quantiles = None
+        layers: dict[str, ReadoutRecord] = {}
+        found = stored.get("layers")
+        for name, layer in found.items() if isinstance(found, Mapping) else ():
+            if isinstance(layer, Mapping):
+                layer = {key: value for key, value in layer.items() if key != "layers"}
+            with contextlib.suppress(ValueError):
+                layers[str(name)] = replace(cls.from_json(layer), state=state)
         return cls(
-            max=numbers["max"],
-            mean=numbers["mean"],
+            max=largest,
+            mean=mean,
             max_stderr=_json.finite(stored.get("max_stderr")),
             mean_stderr=_json.finite(stored.get("mean_stderr")),
             quantiles=quantiles,
             clipped_fraction=_json.finite(stored.get("clipped_fraction")),
             floored=stored.get("floored") is True,
+            state=state,
+            layers=layers,
         )
 
 
@@ -155,13 +211,17 @@ def read_readouts(trial: FrozenTrial) -> dict[int, ReadoutRecord]:
 def baseline_step(trial: FrozenTrial, readouts: Mapping[int, ReadoutRecord]) -> int | None:
     """Return the step of the readout taken before training, or None.
 
-    It is the last readout before the first reported step. Without a reported value, or without
-    an earlier readout, there is no baseline.
+    It is the last readout before the first reported step. Optuna's steps begin at 0: where nothing
+    is reported yet, a readout at a negative step is the baseline.
     """
-    if not trial.intermediate_values:
-        return None
-    first_reported = min(trial.intermediate_values)
+    first_reported = min(trial.intermediate_values, default=0)
     return max((step for step in readouts if step < first_reported), default=None)
+
+
+def prevailing_state(states: Iterable[str]) -> str | None:
+    """Return the state that most readouts are of, ``"full"`` where it is a tie; None for none."""
+    counts = Counter(states)
+    return max(sorted(counts), key=lambda state: (counts[state], state == "full"), default=None)
 
 
 def write_readouts(
@@ -170,6 +230,7 @@ def write_readouts(
     *,
     baseline: tuple[int, ReadoutRecord] | None = None,
     step: int | None = None,
+    moved: tuple[int, int] | None = None,
 ) -> bool:
     """Add readouts to the series of ``trial``, with at most four attribute writes.
 
@@ -185,6 +246,7 @@ def write_readouts(
             earlier readout: its own, an imported one, or, when training resumed from a
             checkpoint, that of the attempt that began it.
         step: The step at which training stands; by default that of the first new readout.
+        moved: A step of this trial whose readout is moved to another step, unless that has one.
 
     Returns:
         Whether anything was written.
@@ -200,8 +262,12 @@ def write_readouts(
         if now is not None:
             # A readout right before it that has no value is the baseline of another start.
             begun = {s for s in series if s >= now or (s == now - 1 and s not in reported)}
+            if max(found, default=0) < 0:
+                begun = set(series)  # it died before its first report: nothing can be resumed
             series = {s: r for s, r in series.items() if s not in begun}
     before = dict(series)
+    if own and moved is not None and moved[0] in series and moved[1] not in series:
+        series[moved[1]] = series.pop(moved[0])
     if baseline is not None and not any(s <= baseline[0] for s in series):
         series[baseline[0]] = baseline[1]
     for s, record in new.items():
@@ -216,7 +282,8 @@ def write_readouts(
     if series:
         latest = series[max(series)]
         trial.set_user_attr(_keys.MAX, latest.max)
-        trial.set_user_attr(_keys.MEAN, latest.mean)
+        if latest.mean is not None:
+            trial.set_user_attr(_keys.MEAN, latest.mean)
     return True
 
 
@@ -226,6 +293,14 @@ def has_readout(trial: BaseTrial, step: int) -> bool:
     series = attrs.get(_keys.READOUTS)
     own = attrs.get(_keys.TRIAL) in (None, trial.number)
     return own and isinstance(series, Mapping) and str(step) in series
+
+
+def is_untouched(trial: BaseTrial) -> bool:
+    """Whether ``trial`` has neither a reported value nor a readout, of whichever attempt."""
+    stored = stored_trial(trial)
+    return not getattr(stored, "intermediate_values", {}) and not stored.user_attrs.get(
+        _keys.READOUTS
+    )
 
 
 def begins_training(trial: BaseTrial, step: int) -> bool:

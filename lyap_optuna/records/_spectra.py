@@ -41,25 +41,25 @@ class SpectrumRecord:
     Args:
         trial_number: The number of the trial that measured it.
         step: The step of the trial, as in its readouts; the baseline's is before the first.
-        module: Name of the recurrent layer within the model; empty for the model itself.
+        layer: Name of the recurrent layer within the model; empty for the model itself.
         state: ``"hidden"`` or ``"full"``.
         exponents: All measured exponents, nats/step, descending, finite (floored at -16).
         std: Their sample standard deviations over the inputs, nats/step, in the same order; None
             for a single input and where an exponent is minus infinity.
         state_size: Dimension of the state.
-        inputs: Number of input sequences; ``std / sqrt(inputs)`` is a standard error.
+        sequences: Number of input sequences; ``std / sqrt(sequences)`` is a standard error.
         clipped_fraction: Fraction of the exponents that lay below the floor.
         created_at: When it was stored, UTC, by the clock of the process that stored it.
     """
 
     trial_number: int
     step: int
-    module: str
+    layer: str
     state: str
     exponents: tuple[float, ...]
     std: tuple[float | None, ...]
     state_size: int
-    inputs: int
+    sequences: int
     clipped_fraction: float
     created_at: datetime
 
@@ -107,7 +107,7 @@ def load_spectra(
         spectra_url: The database that the probes were given, where they were given one.
 
     Returns:
-        By trial number, step, module and state. Empty where nothing was stored.
+        By trial number, step, layer and state. Empty where nothing was stored.
 
     Raises:
         ValueError: The study's storage is no relational database and ``spectra_url`` is missing,
@@ -140,7 +140,7 @@ def load_spectra(
     records: dict[tuple[int, int, str, str], SpectrumRecord] = {}
     problems: list[str] = []
     for _, record in _valid_rows(engine, study, trial_number, step, problems):
-        key = (record.trial_number, record.step, record.module, record.state)
+        key = (record.trial_number, record.step, record.layer, record.state)
         records.setdefault(key, record)
     _warn_of(problems)
     return [records[key] for key in sorted(records)]
@@ -165,15 +165,15 @@ def write_spectrum(
     trial: BaseTrial,
     step: int,
     *,
-    module: str,
+    layer: str,
     state: str,
     exponents: Sequence[float],
     std: Sequence[float],
     state_size: int,
-    inputs: int,
+    sequences: int,
     spectra_url: str | None = None,
 ) -> None:
-    """Store a spectrum in one transaction; the first one of a module, step and state stays.
+    """Store a spectrum in one transaction; the first one of a layer, step and state stays.
 
     Creates the table where it is absent. A trial without a storage
     (:class:`optuna.trial.FixedTrial`) stores nothing.
@@ -181,12 +181,12 @@ def write_spectrum(
     Args:
         trial: The running trial.
         step: The step.
-        module: Name of the recurrent layer.
+        layer: Name of the recurrent layer.
         state: ``"hidden"`` or ``"full"``.
         exponents: Exponents, nats/step, descending; stored floored at -16.
         std: Their standard deviations over the inputs; NaN is stored as null.
         state_size: Dimension of the state.
-        inputs: Number of input sequences.
+        sequences: Number of input sequences.
         spectra_url: A database to use in place of the study's own.
 
     Raises:
@@ -200,11 +200,11 @@ def write_spectrum(
     if not isinstance(storage, BaseStorage) or not isinstance(trial_id, int):
         return
     measured = {
-        "module": module,
+        "module": layer,
         "step": step,
         "state": state,
         "state_size": state_size,
-        "inputs": inputs,
+        "inputs": sequences,
         **_stored_numbers(exponents, std),
         "created_at": datetime.now(UTC).replace(tzinfo=None),
     }
@@ -562,12 +562,12 @@ def _parse(row: "sa.Row[Any]") -> SpectrumRecord:
     return SpectrumRecord(
         trial_number=row.trial_number,
         step=row.step,
-        module=row.module,
+        layer=row.module,
         state=row.state,
         exponents=tuple(e for e in exponents if e is not None),
         std=tuple(std),
         state_size=row.state_size,
-        inputs=row.inputs,
+        sequences=row.inputs,
         clipped_fraction=0.0 if clipped is None else clipped,
         created_at=datetime.fromisoformat(row.created_at).replace(tzinfo=UTC),
     )

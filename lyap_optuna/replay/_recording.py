@@ -2,7 +2,8 @@
 
 A recording is one JSON document, compressed by gzip where its name ends in ``.gz``. It holds the
 hyperparameters with their distributions, the value reported at every step, the final value, and
-the readouts, by state where several were measured. Numbers that JSON cannot hold stand as the
+the readouts, by state where several were measured (an entry in another series says its own where
+that is not ``"hidden"``). Numbers that JSON cannot hold stand as the
 strings ``"nan"``, ``"inf"`` and ``"-inf"``.
 """
 
@@ -26,6 +27,7 @@ from optuna.storages import BaseStorage
 from optuna.study import Study, StudyDirection, create_study
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
+from lyap_optuna.dynamics import STATES
 from lyap_optuna.prediction._study import single_direction
 from lyap_optuna.records import ReadoutRecord, _keys, read_readouts
 
@@ -190,7 +192,7 @@ class Recording:
             study.set_user_attr(key, value)
         for trial in self.trials:
             failed = math.isnan(trial.final)
-            readouts = trial.readouts.get(self.state or "", {})
+            readouts = stored_readouts(trial, self.state)
             study.add_trial(
                 create_trial(
                     state=TrialState.FAIL if failed else TrialState.COMPLETE,
@@ -198,7 +200,7 @@ class Recording:
                     params=dict(trial.params),
                     distributions=dict(trial.distributions),
                     intermediate_values=dict(trial.values),
-                    user_attrs={_keys.READOUTS: {str(s): dict(r) for s, r in readouts.items()}}
+                    user_attrs={_keys.READOUTS: {str(s): r for s, r in readouts.items()}}
                     if readouts
                     else {},
                 )
@@ -324,7 +326,9 @@ def _of_document(document: dict[str, Any]) -> Recording:
         if not values:
             raise ValueError(f"trial {number} has no values")
         readouts = {
-            str(state): {int(s): ReadoutRecord.from_json(r).to_json() for s, r in series.items()}
+            str(state): {
+                int(s): _entry(ReadoutRecord.from_json(r), str(state)) for s, r in series.items()
+            }
             for state, series in stored["readouts"].items()
         }
         held = {name: distributions[i] for name, i in stored["distributions"].items()}
@@ -351,7 +355,7 @@ def _of_document(document: dict[str, Any]) -> Recording:
 
 
 def _of_trial(trial: FrozenTrial, first: str) -> RecordedTrial:
-    counting = {step: record.to_json() for step, record in read_readouts(trial).items()}
+    counting = {step: _entry(record, first) for step, record in read_readouts(trial).items()}
     readouts: dict[str, dict[int, dict[str, Any]]] = {first: counting} if counting else {}
     own = trial.user_attrs.get(_keys.TRIAL) in (None, trial.number)
     for key, series in trial.user_attrs.items():
@@ -362,7 +366,7 @@ def _of_trial(trial: FrozenTrial, first: str) -> RecordedTrial:
         for step, stored in series.items():
             with contextlib.suppress(TypeError, ValueError):
                 if own or int(step) in counting:
-                    checked[int(step)] = ReadoutRecord.from_json(stored).to_json()
+                    checked[int(step)] = _entry(ReadoutRecord.from_json(stored), state)
         if checked:
             readouts[state] = dict(sorted(checked.items()))
     return RecordedTrial(
@@ -372,6 +376,21 @@ def _of_trial(trial: FrozenTrial, first: str) -> RecordedTrial:
         final=trial.values[0] if trial.values is not None else math.nan,
         readouts=readouts,
     )
+
+
+def stored_readouts(trial: RecordedTrial, state: str | None) -> dict[int, dict[str, Any]]:
+    """Return the recorded readouts of a state as they are stored with a trial."""
+    said = {"state": state} if state in STATES else {}
+    series = trial.readouts.get(state, {}) if state is not None else {}
+    return {step: {**readout, **said} for step, readout in series.items()}
+
+
+def _entry(record: ReadoutRecord, series: str) -> dict[str, Any]:
+    """Return a readout as a recording holds it: its state only where the series' name is none."""
+    stored = record.to_json()
+    if series in STATES or record.state == "hidden":
+        del stored["state"]
+    return stored
 
 
 def _to_json(value: float) -> float | str:

@@ -17,7 +17,12 @@ from optuna.trial import FrozenTrial, TrialState
 
 from lyap_optuna.prediction.evidence.base import FloatArray, oriented
 from lyap_optuna.records import _keys, read_decisions
-from lyap_optuna.replay._recording import RecordedTrial, Recording, direction_of
+from lyap_optuna.replay._recording import (
+    RecordedTrial,
+    Recording,
+    direction_of,
+    stored_readouts,
+)
 
 TOP = 0.05
 """The true best: this fraction of the recorded trials."""
@@ -166,7 +171,7 @@ def run(recording: Recording, pruner: BasePruner, order: int) -> tuple[Replay, S
 
 def _series(trial: RecordedTrial, state: str | None) -> dict[int, dict[str, Any]]:
     """Return the readouts known after each reported step at which one was taken."""
-    measured = trial.readouts.get(state, {}) if state is not None else {}
+    measured = stored_readouts(trial, state)
     known: dict[int, dict[str, Any]] = {}
     for step in measured:
         # Taken between two reports, it is known at the second; after the last, nobody asks.

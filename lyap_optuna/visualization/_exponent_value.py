@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from optuna.trial import TrialState
 
 from lyap_optuna._logging import get_logger
-from lyap_optuna.records import baseline_step, read_readouts
+from lyap_optuna.records import baseline_step, prevailing_state, read_readouts
 from lyap_optuna.visualization import _style
 
 if TYPE_CHECKING:
@@ -92,16 +92,21 @@ def _get_info(study: "Study", exponent: str, step: int | None) -> _ExponentValue
     if step is None:
         after = [s for _, _, readouts, base in series for s in readouts if base is None or s > base]
         step = min(after, default=None)
+    states = [r[max(r)].state for trial, _, r, _ in series if trial.state == TrialState.COMPLETE]
+    state = prevailing_state(states)  # those of different states do not compare
     points = []
     for trial, value, readouts, base in series:
-        if step is None or step not in readouts:
+        if step is None or step not in readouts or state not in (None, readouts[step].state):
             continue
         name, _, displacement = exponent.partition("_")
         x = getattr(readouts[step], name)
         if displacement:
-            if base is None or base == step:
+            if base is None or base == step or readouts[base].state != readouts[step].state:
                 continue
-            x -= getattr(readouts[base], name)
+            before = getattr(readouts[base], name)
+            x = None if x is None or before is None else x - before
+        if x is None:  # a mean that could not be had
+            continue
         points.append(_Point(trial.number, trial.state, x, value))
     complete = [point for point in points if point.state == TrialState.COMPLETE]
     rho = _style.rank_correlation([p.x for p in complete], [p.value for p in complete])

@@ -8,7 +8,7 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial
 
 from lyap_optuna._logging import get_logger
-from lyap_optuna.records import SpectrumRecord, load_spectra, read_readouts
+from lyap_optuna.records import load_spectra, read_readouts
 from lyap_optuna.visualization import _style
 
 if TYPE_CHECKING:
@@ -123,11 +123,15 @@ def _get_study_info(
 
 
 def _from_quantiles(study: Study, trial: FrozenTrial, step: int | None) -> list[_TrialSpectrum]:
-    readouts = {s: r for s, r in read_readouts(trial).items() if r.quantiles}
+    readouts = {s: r for s, r in read_readouts(trial).items() if r.spectra()}
     at = step if step is not None else max(readouts, default=None)
     if at is None or at not in readouts:
         return []
-    return [_of(study, trial, at, tuple(reversed(readouts[at].quantiles or ())))]
+    state = readouts[at].state
+    return [
+        _of(study, trial, at, tuple(reversed(q)), layer=_layer(layer, state) if layer else "")
+        for layer, q in readouts[at].spectra().items()
+    ]
 
 
 def _from_database(study: Study, trial: FrozenTrial, step: int | None) -> list[_TrialSpectrum]:
@@ -138,13 +142,20 @@ def _from_database(study: Study, trial: FrozenTrial, step: int | None) -> list[_
     latest = max((record.step for record in records), default=None)
     shown = [record for record in records if record.step == latest]
     return [
-        _of(study, trial, r.step, r.exponents, r.std, _layer(r) if len(shown) > 1 else "")
+        _of(
+            study,
+            trial,
+            r.step,
+            r.exponents,
+            r.std,
+            _layer(r.layer or "model", r.state) if len(shown) > 1 else "",
+        )
         for r in shown
     ]
 
 
-def _layer(record: SpectrumRecord) -> str:
-    return f"{record.module or 'model'}, {record.state} state"
+def _layer(name: str, state: str) -> str:
+    return f"{name}, {state} state"
 
 
 def _of(

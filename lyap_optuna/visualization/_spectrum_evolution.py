@@ -26,7 +26,8 @@ def plot_spectrum_evolution(study: "Study", trial_number: int) -> "go.Figure":
     """Plot how the exponents of one trial moved while it trained.
 
     On the left the maximum and the mean exponent over steps, with bars of one standard error; on
-    the right, where the probe measured whole spectra, the spectrum at each step.
+    the right, where the probe measured whole spectra, the spectrum at each step (of several layers
+    that with the largest exponent).
 
     Args:
         study: A study of any storage.
@@ -73,7 +74,12 @@ def _draw(info: _EvolutionInfo) -> "go.Figure":
     title = _style.title(f"Lyapunov exponents of trial {info.number} over training")
     if not info.readouts:
         return go.Figure(layout={"title": title})
-    measured = [(step, r.quantiles) for step, r in info.readouts.items() if r.quantiles]
+    # Of several layers the one with the largest exponent, which is the model's.
+    measured = [
+        (step, max(spectra, key=lambda quantiles: quantiles[-1]))
+        for step, r in info.readouts.items()
+        if (spectra := r.spectra().values())
+    ]
     whole = dict(measured[i] for i in _style.spread(len(measured), _MAX_SPECTRA))
     figure = make_subplots(rows=1, cols=2 if whole else 1, horizontal_spacing=0.12)
     steps = list(info.readouts)
@@ -81,6 +87,8 @@ def _draw(info: _EvolutionInfo) -> "go.Figure":
         ("maximum", "max", _style.VERMILLION, "circle"),
         ("mean", "mean", _style.BLUE, "square"),
     ):
+        if all(getattr(r, field) is None for r in info.readouts.values()):
+            continue
         errors = [getattr(r, f"{field}_stderr") for r in info.readouts.values()]
         figure.add_scatter(
             x=steps,

@@ -170,7 +170,7 @@ def estimate(text: CharacterText, scale: Scale, jobs: int) -> str:
     train(model, optimizer, itertools.islice(batches, 3))
     epoch = (time.perf_counter() - start) / 3 * scale.batches
     start = time.perf_counter()
-    lyap.lyapunov_spectrum(model, probed_inputs(text))
+    lyap.lyapunov_spectrum(model, probed_inputs(text), state="hidden")
     spectrum = time.perf_counter() - start
     networks = scale.pairs + len(scale.p_values)
     hours = networks * scale.epochs * (epoch + spectrum) / jobs / 3600

@@ -128,7 +128,12 @@ def objective(trial: optuna.Trial, text: CharacterText, scale: Scale) -> float:
     optimizer = torch.optim.Adam(model.parameters(), lr=lr)
     decay = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda e: 0.95 ** max(0, e - 9))
     probe = lyap.LyapunovProbe(
-        model, probed_inputs(text), full_spectrum=True, last_step=scale.epochs, warmup=WARMUP
+        model,
+        probed_inputs(text),
+        full_spectrum=True,
+        last_step=scale.epochs,
+        state="hidden",  # the paper's
+        warmup=WARMUP,
     )
     passes = itertools.cycle([text.train])  # an epoch goes on where the last one ended
     endless = (b for codes in passes for b in streams(codes, scale.batch, scale.steps))

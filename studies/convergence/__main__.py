@@ -74,6 +74,7 @@ def objective(
         inputs[:, : warmup + AVERAGED],
         baseline=False,
         full_spectrum=True,
+        state="hidden",  # the paper's
         warmup=warmup,
         qr_every=interval,
     )
@@ -87,7 +88,7 @@ def objective(
 def running_estimates(model: CharRNN, inputs: Tensor, warmup: int) -> np.ndarray:
     """Return the running estimates after each averaged step, ``(steps, exponents)``."""
     spectrum = lyap.lyapunov_spectrum(
-        model, inputs[:, : warmup + AVERAGED], warmup=warmup, keep_history=True
+        model, inputs[:, : warmup + AVERAGED], state="hidden", warmup=warmup, keep_history=True
     )
     assert spectrum.history is not None
     return spectrum.history.numpy()
@@ -232,7 +233,7 @@ def main(scale: str, data: Path | None, file: Path | None, output: Path) -> None
     inputs = next(streams(text.test, SEQUENCES, max(WARMUPS) + AVERAGED))[0]
     click.echo("The reference: QR at every step in float64.")
     reference = lyap.lyapunov_spectrum(
-        copy.deepcopy(model).double(), inputs, warmup=max(WARMUPS), method="qr"
+        copy.deepcopy(model).double(), inputs, state="hidden", warmup=max(WARMUPS), method="qr"
     )
 
     study = optuna.create_study(

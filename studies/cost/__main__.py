@@ -125,13 +125,13 @@ def objective(trial: optuna.Trial, scale: Scale) -> float:
         train(lstm, task, scale.timed_batches)
         factor = task.batches / scale.timed_batches
     elif work == "textbook":
-        lyap.lyapunov_spectrum(lstm, x, warmup=0, method="textbook")
+        lyap.lyapunov_spectrum(lstm, x, state="hidden", warmup=0, method="textbook")
     elif work == "spectrum":
-        lyap.lyapunov_spectrum(lstm, x, warmup=0)
+        lyap.lyapunov_spectrum(lstm, x, state="hidden", warmup=0)
     elif work == "leading":
-        lyap.lyapunov_spectrum(lstm, x, warmup=0, k=task.units // 2, qr_every=5)
+        lyap.lyapunov_spectrum(lstm, x, state="hidden", warmup=0, k=task.units // 2, qr_every=5)
     else:
-        lyap.lyapunov_readout(lstm, x, warmup=0)
+        lyap.lyapunov_readout(lstm, x, state="hidden", warmup=0)
     return factor * (time.perf_counter() - start)
 
 

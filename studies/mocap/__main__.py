@@ -39,7 +39,7 @@ def estimate(data: Windows, scale: Scale, jobs: int) -> str:
     train(model, optimizer, data.train, scale.batch, 5, generator)
     iteration = (time.perf_counter() - start) / 5
     start = time.perf_counter()
-    lyap.lyapunov_spectrum(model, data.probed)
+    lyap.lyapunov_spectrum(model, data.probed, state="hidden")
     spectrum = time.perf_counter() - start
     each = scale.iterations * (iteration + spectrum / REPORT_EVERY)
     return (

@@ -128,7 +128,7 @@ def objective(trial: optuna.Trial, data: Windows, scale: Scale, lr: float = LR) 
     optimizer = torch.optim.Adam(model.parameters(), lr=lr)
     reports = scale.iterations // REPORT_EVERY
     probe = lyap.LyapunovProbe(
-        model, data.probed, full_spectrum=True, last_step=reports, warmup=WARMUP
+        model, data.probed, full_spectrum=True, last_step=reports, state="hidden", warmup=WARMUP
     )
     best = float("inf")
     steps = tqdm(range(1, reports + 1), f"trial {trial.number}", leave=False, disable=None)

@@ -67,6 +67,7 @@ def measure(model: torch.nn.Module, inputs: torch.Tensor, state: str) -> dict[st
         mean_stderr=readout.mean_stderr,
         quantiles=tuple(float(q) for q in spectrum.quantiles(N_QUANTILES)),
         clipped_fraction=float((spectrum.exponents < -16.0).double().mean()),
+        state=state,
     ).to_json()
 
 

@@ -27,7 +27,7 @@ import abc
 import functools
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
 
@@ -123,6 +123,28 @@ class TrialView:
             bend = float(np.median(np.abs(v[2:] - 2 * v[1:-1] + v[:-2])))
         return bend / (math.sqrt(6) * _NORMAL_MAD) if math.isfinite(bend) else 0.0
 
+    @functools.cached_property
+    def measured_state(self) -> str | None:
+        """What its latest readout followed, ``"hidden"`` or ``"full"``; None without readouts."""
+        latest = self.readouts[max(self.readouts)] if self.readouts else self.baseline
+        return None if latest is None else latest.state
+
+    def with_readouts_of(self, state: str | None) -> "TrialView":
+        """Return the view with the readouts of one state only; all of them for None."""
+        if state is None or self._measured_states <= {state}:
+            return self
+        before = self.baseline
+        return replace(
+            self,
+            readouts={s: r for s, r in self.readouts.items() if r.state == state},
+            baseline=before if before is not None and before.state == state else None,
+        )
+
+    @functools.cached_property
+    def _measured_states(self) -> set[str]:
+        before = set() if self.baseline is None else {self.baseline.state}
+        return before | {readout.state for readout in self.readouts.values()}
+
     @property
     def diverged(self) -> bool:
         """Whether it reported NaN or infinity."""
@@ -151,6 +173,9 @@ class Evidence(abc.ABC):
 
     name: str
     """What people type and read."""
+
+    shared_only: bool = False
+    """Whether a feature that some COMPLETE trials with this evidence lack is left out for all."""
 
     @abc.abstractmethod
     def features(self, trial: TrialView, step: int | None) -> dict[str, Feature]:
