@@ -235,16 +235,9 @@ class GeneralTrajectory(Trajectory):
         """Forming the Jacobian is what costs."""
         return False
 
-    @property
-    def rank(self) -> Tensor | None:
-        """The rank that the Jacobians have by construction (a normalised state lacks some)."""
-        if not self.has_jacobians or self._structural_rank == self.state_size:
-            return None
-        return torch.full(self.states.shape[:2], self._structural_rank)
-
     def log_abs_det(self, inputs: Tensor, times: Tensor) -> Tensor:
         """Return log|det J| of pairs; minus infinity where J is singular by construction."""
-        if self.rank is not None:
+        if self.has_jacobians and self._structural_rank < self.state_size:
             return self.states.new_full((len(inputs),), -torch.inf)
         return super().log_abs_det(inputs, times)
 

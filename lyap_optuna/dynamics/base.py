@@ -213,11 +213,6 @@ class Batches(Trajectory):
         """The closed forms of all, where each has one."""
         return self._closed([part.closed_log_growth for part in self.parts])
 
-    @property
-    def rank(self) -> Tensor | None:
-        """The bounds of all, where each has one."""
-        return self._closed([part.rank for part in self.parts])
-
     def _closed(self, parts: list[Tensor | None]) -> Tensor | None:
         there = [part for part in parts if part is not None]
         if len(there) < len(parts):
