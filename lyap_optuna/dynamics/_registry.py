@@ -9,7 +9,18 @@ from torch import Tensor, nn
 from lyap_optuna.dynamics.antisymmetric import AntisymmetricRNN, antisymmetric_dynamics
 from lyap_optuna.dynamics.base import Dynamics, Trajectory
 from lyap_optuna.dynamics.diagonal import DiagonalStateSpace, diagonal_dynamics
+from lyap_optuna.dynamics.linear_recurrent_unit import lru_dynamics, lru_outputs, read_lru_calls
+from lyap_optuna.dynamics.mamba import (
+    mamba_dynamics,
+    mamba_outputs,
+    read_block_calls,
+    read_mixer_calls,
+)
+from lyap_optuna.dynamics.mamba2 import mamba2_dynamics, mamba2_outputs, read_mamba2_calls
+from lyap_optuna.dynamics.min_gru import min_gru_dynamics, min_gru_outputs, read_min_gru_calls
 from lyap_optuna.dynamics.minimal_gated import MinimalGatedUnit, minimal_gated_dynamics
+from lyap_optuna.dynamics.rwkv import read_rwkv_calls, rwkv_dynamics, rwkv_outputs
+from lyap_optuna.dynamics.s5 import read_s5_calls, s5_dynamics, s5_outputs
 from lyap_optuna.dynamics.torch_cells import cell_dynamics, read_cell_calls
 from lyap_optuna.dynamics.torch_layers import layer_dynamics, read_layer_call
 
@@ -60,7 +71,25 @@ _ARCHITECTURES: dict[type[nn.Module], Architecture] = {
     DiagonalStateSpace: Architecture(diagonal_dynamics),
 }
 
-_BY_NAME: dict[str, Architecture] = {}
+_hf = "transformers.models"
+
+_BY_NAME: dict[str, Architecture] = {
+    f"{_hf}.mamba.modeling_mamba.MambaMixer": Architecture(
+        mamba_dynamics, read_mixer_calls, mamba_outputs
+    ),
+    f"{_hf}.mamba2.modeling_mamba2.Mamba2Mixer": Architecture(
+        mamba2_dynamics, read_mamba2_calls, mamba2_outputs
+    ),
+    f"{_hf}.rwkv.modeling_rwkv.RwkvSelfAttention": Architecture(
+        rwkv_dynamics, read_rwkv_calls, rwkv_outputs
+    ),
+    "mambapy.mamba.MambaBlock": Architecture(mamba_dynamics, read_block_calls, mamba_outputs),
+    "minGRU_pytorch.minGRU.minGRU": Architecture(
+        min_gru_dynamics, read_min_gru_calls, min_gru_outputs
+    ),
+    "s5.s5_model.S5": Architecture(s5_dynamics, read_s5_calls, s5_outputs),
+    "LRU_pytorch.LRU.LRU": Architecture(lru_dynamics, read_lru_calls, lru_outputs),
+}
 """Layers of other libraries by the qualified names of their classes; nothing is imported."""
 
 
