@@ -8,8 +8,10 @@ from torch import Tensor, nn
 
 from lyap_optuna.dynamics.antisymmetric import AntisymmetricRNN, antisymmetric_dynamics
 from lyap_optuna.dynamics.base import Dynamics, Trajectory
+from lyap_optuna.dynamics.closed_form_continuous import cfc_dynamics, cfc_outputs
 from lyap_optuna.dynamics.diagonal import DiagonalStateSpace, diagonal_dynamics
 from lyap_optuna.dynamics.linear_recurrent_unit import lru_dynamics, lru_outputs, read_lru_calls
+from lyap_optuna.dynamics.liquid_time_constant import ltc_dynamics, ltc_outputs
 from lyap_optuna.dynamics.mamba import (
     mamba_dynamics,
     mamba_outputs,
@@ -19,6 +21,7 @@ from lyap_optuna.dynamics.mamba import (
 from lyap_optuna.dynamics.mamba2 import mamba2_dynamics, mamba2_outputs, read_mamba2_calls
 from lyap_optuna.dynamics.min_gru import min_gru_dynamics, min_gru_outputs, read_min_gru_calls
 from lyap_optuna.dynamics.minimal_gated import MinimalGatedUnit, minimal_gated_dynamics
+from lyap_optuna.dynamics.ncps_layers import read_ncps_calls
 from lyap_optuna.dynamics.rwkv import read_rwkv_calls, rwkv_dynamics, rwkv_outputs
 from lyap_optuna.dynamics.s5 import read_s5_calls, s5_dynamics, s5_outputs
 from lyap_optuna.dynamics.torch_cells import cell_dynamics, read_cell_calls
@@ -89,6 +92,8 @@ _BY_NAME: dict[str, Architecture] = {
     ),
     "s5.s5_model.S5": Architecture(s5_dynamics, read_s5_calls, s5_outputs),
     "LRU_pytorch.LRU.LRU": Architecture(lru_dynamics, read_lru_calls, lru_outputs),
+    "ncps.torch.cfc.CfC": Architecture(cfc_dynamics, read_ncps_calls, cfc_outputs),
+    "ncps.torch.ltc.LTC": Architecture(ltc_dynamics, read_ncps_calls, ltc_outputs),
 }
 """Layers of other libraries by the qualified names of their classes; nothing is imported."""
 
