@@ -26,6 +26,11 @@ from lyap_optuna.dynamics.rwkv import read_rwkv_calls, rwkv_dynamics, rwkv_outpu
 from lyap_optuna.dynamics.s5 import read_s5_calls, s5_dynamics, s5_outputs
 from lyap_optuna.dynamics.torch_cells import cell_dynamics, read_cell_calls
 from lyap_optuna.dynamics.torch_layers import layer_dynamics, read_layer_call
+from lyap_optuna.dynamics.torch_recurrent import (
+    read_recurrent_calls,
+    recurrent_dynamics,
+    recurrent_outputs,
+)
 
 Calls = list[tuple[tuple[Any, ...], dict[str, Any]]]
 """Arguments and keyword arguments of the calls of a module's forward."""
@@ -92,6 +97,9 @@ _BY_NAME: dict[str, Architecture] = {
     ),
     "s5.s5_model.S5": Architecture(s5_dynamics, read_s5_calls, s5_outputs),
     "LRU_pytorch.LRU.LRU": Architecture(lru_dynamics, read_lru_calls, lru_outputs),
+    "torchrecurrent.base.RecurrentLayerBase": Architecture(
+        recurrent_dynamics, read_recurrent_calls, recurrent_outputs
+    ),
     "ncps.torch.cfc.CfC": Architecture(cfc_dynamics, read_ncps_calls, cfc_outputs),
     "ncps.torch.ltc.LTC": Architecture(ltc_dynamics, read_ncps_calls, ltc_outputs),
 }

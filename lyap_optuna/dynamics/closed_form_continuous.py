@@ -119,7 +119,8 @@ class CfCCell:
         n = self.units
         if self.mode == "pure":
             amplitude, decay = self._module.A, self._module.w_tau.abs()
-            return amplitude - amplitude * torch.exp(-spans * (decay + p.abs())) * p
+            out: Tensor = amplitude - amplitude * torch.exp(-spans * (decay + p.abs())) * p
+            return out
         first, second = torch.tanh(p[..., : 2 * n]).chunk(2, dim=-1)
         s = torch.sigmoid(torch.addcmul(p[..., 3 * n :], p[..., 2 * n : 3 * n], spans))
         if self.mode == "no_gate":
@@ -130,12 +131,13 @@ class CfCCell:
         """Return dh'/dp, ``(batch, time, heads, units)``."""
         if self.mode == "pure":
             decay = torch.exp(-spans * (self._module.w_tau.abs() + p.abs()))
-            return (-self._module.A * decay * (1 - spans * p.abs())).unsqueeze(2)
+            slope: Tensor = -self._module.A * decay * (1 - spans * p.abs())
+            return slope.unsqueeze(2)
         p1, p2, p3, p4 = p.chunk(4, dim=-1)
         first, second, a = torch.tanh(p1), torch.tanh(p2), torch.addcmul(p4, p3, spans)
-        s, slope = torch.sigmoid(a), sigmoid_slope(a)
+        s = torch.sigmoid(a)
         kept = torch.ones_like(s) if self.mode == "no_gate" else torch.sigmoid(-a)
-        moved = slope * (second if self.mode == "no_gate" else second - first)
+        moved = sigmoid_slope(a) * (second if self.mode == "no_gate" else second - first)
         return torch.stack([kept * tanh_slope(p1), s * tanh_slope(p2), moved * spans, moved], dim=2)
 
     def linearise(self, x: Tensor, before: Tensor, after: Tensor, spans: Tensor) -> LayerTrajectory:

@@ -1,7 +1,7 @@
 """Liquid time-constant networks (Hasani et al., 2021), ``ncps.torch.LTC``.
 
-One step is ``ode_unfolds`` (6) fused semi-implicit steps. With q_ij = sigmoid(sigma_ij (v_i - mu_ij))
-for the synapse from i to j, and k = C_m unfolds / (time span),
+One step is ``ode_unfolds`` (6) fused semi-implicit steps. For the synapse from i to j let
+q_ij = sigmoid(sigma_ij (v_i - mu_ij)), and k = C_m unfolds / (time span):
 
     v_j' = (k_j v_j + g_j E_j + sum_i w_ij q_ij E_ij + I_j) / (k_j + g_j + sum_i w_ij q_ij + G_j)
     dv_j'/dv_i = (w_ij sigma_ij q_ij (1 - q_ij) (E_ij - v_j') + delta_ij k_j) / (the denominator)

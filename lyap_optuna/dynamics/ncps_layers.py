@@ -1,7 +1,7 @@
 """What CfC and LTC of ``ncps`` share: calls, time spans, and the memory cell in front.
 
-With ``mixed_memory`` (Lechner and Hasani, 2020) an LSTM cell acts on the state first, at every step:
-(h~, c') = LSTM(x, h, c), then h' = cell(x, h~). The state is (h, c).
+With ``mixed_memory`` (Lechner and Hasani, 2020) an LSTM cell acts on the state first, at every
+step: (h~, c') = LSTM(x, h, c), then h' = cell(x, h~). The state is (h, c).
 """
 
 from collections.abc import Sequence
