@@ -1,5 +1,6 @@
 """How architectures step, their Jacobians and their volume growth: one file each."""
 
+from lyap_optuna.dynamics._battery import check_dynamics
 from lyap_optuna.dynamics._registry import Architecture, register_architecture
 from lyap_optuna.dynamics._resolve import (
     STATES,
@@ -38,6 +39,7 @@ __all__ = [
     "STATES",
     "StackedDynamics",
     "Trajectory",
+    "check_dynamics",
     "find_layer",
     "register_architecture",
     "resolve",

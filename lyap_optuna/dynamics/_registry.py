@@ -21,9 +21,11 @@ from lyap_optuna.dynamics.mamba import (
 from lyap_optuna.dynamics.mamba2 import mamba2_dynamics, mamba2_outputs, read_mamba2_calls
 from lyap_optuna.dynamics.min_gru import min_gru_dynamics, min_gru_outputs, read_min_gru_calls
 from lyap_optuna.dynamics.minimal_gated import MinimalGatedUnit, minimal_gated_dynamics
+from lyap_optuna.dynamics.mlstm import mlstm_dynamics, mlstm_outputs, read_mlstm_calls
 from lyap_optuna.dynamics.ncps_layers import read_ncps_calls
 from lyap_optuna.dynamics.rwkv import read_rwkv_calls, rwkv_dynamics, rwkv_outputs
 from lyap_optuna.dynamics.s5 import read_s5_calls, s5_dynamics, s5_outputs
+from lyap_optuna.dynamics.slstm import read_slstm_calls, slstm_dynamics, slstm_outputs
 from lyap_optuna.dynamics.torch_cells import cell_dynamics, read_cell_calls
 from lyap_optuna.dynamics.torch_layers import layer_dynamics, read_layer_call
 from lyap_optuna.dynamics.torch_recurrent import (
@@ -102,6 +104,12 @@ _BY_NAME: dict[str, Architecture] = {
     ),
     "ncps.torch.cfc.CfC": Architecture(cfc_dynamics, read_ncps_calls, cfc_outputs),
     "ncps.torch.ltc.LTC": Architecture(ltc_dynamics, read_ncps_calls, ltc_outputs),
+    "xlstm.blocks.slstm.cell.sLSTMCellBase": Architecture(
+        slstm_dynamics, read_slstm_calls, slstm_outputs
+    ),
+    "xlstm.blocks.mlstm.cell.mLSTMCell": Architecture(
+        mlstm_dynamics, read_mlstm_calls, mlstm_outputs
+    ),
 }
 """Layers of other libraries by the qualified names of their classes; nothing is imported."""
 

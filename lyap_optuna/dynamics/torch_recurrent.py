@@ -1,11 +1,11 @@
 """The layers of ``torchrecurrent``: forty cells, one way to stack them.
 
-Every layer there is a list of cells and a loop. A cell is called with (input, state) and returns its
-next state, h or a pair (h, c); h goes upwards, or an output of its own. So all of them are measured
-by their own cells, differentiated forwards; the state is that of the layers in order, h1, c1, h2,
-c2, ... Three exceptions: where h is a function of c (JANET, RAN) the state is c; an input that a
-cell remembers (TGRU, TLSTM) is input; states of earlier steps that a layer returns to (tauGRU) are
-state, all of them.
+Every layer there is a list of cells and a loop. A cell is called with (input, state) and returns
+its next state, h or a pair (h, c); h goes upwards, or an output of its own. So all of them are
+measured by their own cells, differentiated forwards; the state is that of the layers in order, h1,
+c1, h2, c2, ... Three exceptions: where h is a function of c (JANET, RAN) the state is c; an input
+that a cell remembers (TGRU, TLSTM) is input; states of earlier steps that a layer returns to
+(tauGRU) are state, all of them.
 """
 
 from collections.abc import Callable
@@ -79,9 +79,9 @@ class CellStack:
         for i, cell in enumerate(self.cells):
             part = pieces[self.parts * i : self.parts * (i + 1)]
             result = self._call(cell, x, part, pieces[i + len(self.cells) :])
-            x, after = result if self.decoupled else (None, result)
+            output, after = result if self.decoupled else (None, result)
             after = after if isinstance(after, tuple) else (after,)
-            x = after[0] if x is None else x
+            x = after[0] if output is None else output
             new.extend(after[:1] if self.remembers else after[-self.parts :])
         kept = pieces[2 * len(self.cells) :] + pieces[: len(self.cells)] if self.delay else ()
         return torch.cat([*new, *kept], dim=1), x
@@ -224,10 +224,11 @@ class CellStackTrajectory(Trajectory):
         if not self._stack.decoupled:
             units, parts = self._stack.units, self._stack.parts
             top = parts * units * (len(self._stack.cells) - 1)
-            out = self.states[..., top : top + units]
+            out: Tensor = self.states[..., top : top + units]
             return out if self._stack.hidden_of is None else self._stack.hidden_of(out)
         before, x = self._before.flatten(0, 1), self._inputs.flatten(0, 1)
-        return self._stack.step(before, x)[1].unflatten(0, self.states.shape[:2])
+        above: Tensor = self._stack.step(before, x)[1].unflatten(0, self.states.shape[:2])
+        return above
 
 
 def recurrent_dynamics(module: nn.Module, state: str) -> CellStackDynamics:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import jacrev
 
+from lyap_optuna.dynamics import check_dynamics
 from lyap_optuna.dynamics._registry import architecture_of
 from lyap_optuna.dynamics.base import Dynamics, Trajectory
 
@@ -67,6 +68,8 @@ def measured(module: nn.Module, *args: Any, **kwargs: Any) -> tuple[Dynamics, Te
     error = float((rebuilt - expected).abs().max() / expected.abs().max().clamp(min=1e-30))
     assert error < (1e-5 if coarse else 1e-9), f"outputs differ by {error:.2e}"
     measured.error = error  # type: ignore[attr-defined]
+    if inputs.dtype == torch.float64 and inputs.shape[0] > 1:
+        check_dynamics(dynamics, inputs, initial)
     return dynamics, inputs, trajectory
 
 
