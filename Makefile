@@ -60,6 +60,7 @@ test-libraries: $(LIBRARIES)/.installed
 
 $(LIBRARIES)/.installed: tests/libraries/requirements.txt pyproject.toml
 	$(PYTHON) -m venv $(LIBRARIES)
+	@echo '*' > $(LIBRARIES)/.gitignore
 	$(LIBRARIES)/bin/python -m pip install --quiet --upgrade pip
 	$(LIBRARIES)/bin/python -m pip install --quiet '$(strip $(TORCH))'
 	$(LIBRARIES)/bin/python -m pip install --quiet --editable . \
@@ -89,4 +90,4 @@ format: $(STAMP)
 
 clean:
 	rm -rf build dist docs/_build docs/gallery .pytest_cache .mypy_cache .ruff_cache .hypothesis
-	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+	find . -name __pycache__ -not -path './$(VENV)/*' -not -path './$(LIBRARIES)/*' -prune -exec rm -rf {} +

@@ -6,6 +6,7 @@ import pytest
 import torch
 from _networks import make_inputs, make_layer
 from torch import Tensor
+from torch.func import jacrev
 
 from lyap_optuna.dynamics import (
     AntisymmetricRNN,
@@ -18,8 +19,48 @@ from lyap_optuna.dynamics import (
 from lyap_optuna.dynamics._registry import architecture_of
 from lyap_optuna.dynamics.autodiff import AutodiffTrajectory
 from lyap_optuna.dynamics.diagonal import DiagonalTrajectory
+from lyap_optuna.dynamics.linear_tape import UntraceableError, record
 
 N = 3
+
+
+def test_a_tape_is_the_derivative_of_a_step():
+    layer = torch.nn.GRUCell(2, 4).double()
+    weight, scale = torch.randn(2, 4, 4).double(), torch.rand(4).double()
+    x = make_inputs(2, 5, 4)
+
+    def step(s: Any, x: Tensor) -> Any:
+        a, b = (s @ weight[0].T + layer.bias_hh[:4]).chunk(2, 1)
+        b = 1.0 - torch.cat([torch.sigmoid(b), -a], dim=1) * scale + s / 2 - s**2
+        c = torch.nn.functional.linear(x * b, weight[1], scale)
+        return torch.tanh(c) / (2 + torch.nn.functional.softplus(s)) - s.sigmoid() + x + 3 / (5 + s)
+
+    before = make_inputs(2, 5, 4, seed=3)
+    flat = x.flatten(0, 1)
+    with torch.no_grad():
+        tape, after = record(lambda s: step(s, flat), before)
+    assert torch.allclose(after, step(before.flatten(0, 1), flat).view_as(after), atol=1e-14)
+    for b, t in ((0, 1), (1, 4)):
+        truth = jacrev(lambda s, b=b, t=t: step(s[None], x[b, t][None])[0])(before[b, t])
+        found = tape.matrices(torch.tensor([b]), torch.tensor([t]), before, 4)[0]
+        assert torch.allclose(found, truth, rtol=0, atol=1e-13)
+        vectors = make_inputs(2, 3, 4, seed=4)
+        image = tape.push(t, vectors)[b]
+        assert torch.allclose(image, vectors[b] @ truth.mT, rtol=0, atol=1e-13)
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        lambda s: torch.softmax(s, dim=1),
+        lambda s: s.sum(1, keepdim=True) * s,
+        lambda s: s @ torch.outer(torch.ones(4), torch.ones(4)).to(s.dtype) @ (s + s.shape[0]),
+        lambda s: torch.zeros(10, 4),
+    ],
+)
+def test_a_tape_has_no_word_for_everything(step):
+    with pytest.raises((UntraceableError, AttributeError)):
+        record(step, make_inputs(2, 5, 4))
 
 
 def inputs(features: int = N) -> Tensor:

@@ -26,12 +26,13 @@ from lyap_optuna.dynamics._libraries import (
 )
 from lyap_optuna.dynamics.base import Dynamics, Trajectory
 from lyap_optuna.dynamics.gated import previous_states
+from lyap_optuna.dynamics.linear_tape import Tape, record
 from lyap_optuna.dynamics.ncps_layers import initial_of
 
 _ROWS = 2**24  # entries of the states that are differentiated at once
 
 
-_HIDDEN_OF: dict[str, Callable[[Tensor], Tensor]] = {"JANET": torch.clone, "RAN": torch.tanh}
+_HIDDEN_OF: dict[str, Callable[[Tensor], Tensor]] = {"JANET": lambda c: c, "RAN": torch.tanh}
 """Layers whose h is a function of c."""
 
 _REMEMBERING = ("TGRU", "TLSTM")
@@ -172,8 +173,8 @@ class CellStackDynamics(Dynamics):
 class CellStackTrajectory(Trajectory):
     """Cells along their states, differentiated forwards.
 
-    Perturbations are further rows of the batch that the cells take anyway; nothing is vectorised
-    over.
+    A cell's derivative is written down once for all steps. Where it does something that the tape
+    has no word for, perturbations are further rows of the batch that the cell takes anyway.
 
     Args:
         stack: The cells.
@@ -186,6 +187,8 @@ class CellStackTrajectory(Trajectory):
         self._stack, self._inputs = stack, inputs
         self.initial, self.states = initial, states
         self._before = previous_states(initial, states)
+        self._written: Tape | None = None
+        self._has_tape = True
 
     def select(self, inputs: slice) -> "CellStackTrajectory":
         """Return the trajectory of some of the inputs."""
@@ -202,18 +205,38 @@ class CellStackTrajectory(Trajectory):
         )[1]
         return image.view_as(vectors)
 
+    @property
+    def _tape(self) -> Tape | None:
+        """The derivative of all steps, or None where it cannot be written down."""
+        if self._written is None and self._has_tape:
+            xs = self._inputs.flatten(0, 1)
+            try:
+                with torch.no_grad():
+                    tape, after = record(lambda s: self._stack.step(s, xs)[0], self._before)
+            except Exception:  # whatever it was: the cells themselves can be differentiated
+                self._has_tape = False
+            else:
+                self._has_tape = torch.allclose(after, self.states, rtol=1e-3, atol=1e-3)
+                self._written = tape if self._has_tape else None
+        return self._written
+
     def tangent(self, t: int, vectors: Tensor) -> Tensor:
-        """Return one Jacobian-vector product per vector, all in one call of the cells."""
+        """Return the images of tangent vectors, by the tape or by calling the cells once."""
+        if self._tape is not None:
+            return self._tape.push(t, vectors)
         return self._pushed(self._before[:, t], self._inputs[:, t], vectors)
 
     def jacobians(self, inputs: Tensor, times: Tensor) -> Tensor:
-        """Return Jacobians by Jacobian-vector products with the unit vectors."""
-        n = self.state_size
+        """Return Jacobians, by the tape or by products with the unit vectors."""
+        n, tape = self.state_size, self._tape
         eye = torch.eye(n, dtype=self.states.dtype, device=self.states.device)
         out = self.states.new_empty(len(inputs), n, n)
         at_once = max(1, _ROWS // (n * n))
         for part in range(0, len(inputs), at_once):
             pairs = inputs[part : part + at_once], times[part : part + at_once]
+            if tape is not None:
+                out[part : part + at_once] = tape.matrices(*pairs, self.states, n).mT
+                continue
             before, x = self._before[pairs], self._inputs[pairs]
             out[part : part + at_once] = self._pushed(before, x, eye.expand(len(x), n, n))
         return out.mT

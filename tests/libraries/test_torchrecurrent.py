@@ -78,6 +78,10 @@ def test_layer(name, num_layers):
     vectors = torch.randn(B, 2, trajectory.state_size, dtype=torch.float64)
     expected = vectors @ trajectory.jacobian(3).mT
     assert torch.allclose(trajectory.tangent(3, vectors), expected, rtol=0, atol=1e-13)
+    assert trajectory._tape is not None
+    trajectory._written, trajectory._has_tape = None, False  # and without a tape
+    assert torch.allclose(trajectory.tangent(3, vectors), expected, rtol=0, atol=1e-13)
+    assert torch.allclose(vectors @ trajectory.jacobian(3).mT, expected, rtol=0, atol=1e-13)
     # from zeros, which is what it starts at when it is given nothing
     measured(layer, x if batch_first else x.transpose(0, 1))
 
