@@ -1,5 +1,6 @@
 # make demo     a real study, pruned and ranked by Lyapunov exponents (a few minutes)
 # make test     the tests
+# make test-libraries   the tests of other libraries' layers, in .venv-libraries
 # make benchmark   what readouts and spectra cost here, against Algorithm 1 and training (10 minutes)
 # make browser  Chromium from the system's packages, for the tests in a browser
 # make docs     the documentation, in docs/_build/html
@@ -12,6 +13,7 @@
 
 PYTHON ?= python3
 VENV ?= .venv
+LIBRARIES ?= .venv-libraries
 TORCH ?= torch==2.13.0
 SYSTEM_SITE_PACKAGES ?=
 DEMO ?=
@@ -26,7 +28,7 @@ export OMP_NUM_THREADS := 1
 export MKL_NUM_THREADS := 1
 export OPENBLAS_NUM_THREADS := 1
 
-.PHONY: help install demo test test-fast browser benchmark docs check format clean
+.PHONY: help install demo test test-fast test-libraries browser benchmark docs check format clean
 .DEFAULT_GOAL := help
 
 help:
@@ -51,6 +53,20 @@ test: $(STAMP)
 test-fast: $(STAMP)
 	$(BIN)/python -m pytest -n 2 -m "not slow" $(PYTEST)
 
+# In an environment of their own, torch first: nothing that they need replaces it. A package that
+# is missing is an error there; `make test` skips what it does not have.
+test-libraries: $(LIBRARIES)/.installed
+	LYAP_REQUIRE_LIBRARIES=1 $(LIBRARIES)/bin/python -m pytest -n 2 tests/libraries $(PYTEST)
+
+$(LIBRARIES)/.installed: tests/libraries/requirements.txt pyproject.toml
+	$(PYTHON) -m venv $(LIBRARIES)
+	@echo '*' > $(LIBRARIES)/.gitignore
+	$(LIBRARIES)/bin/python -m pip install --quiet --upgrade pip
+	$(LIBRARIES)/bin/python -m pip install --quiet '$(strip $(TORCH))'
+	$(LIBRARIES)/bin/python -m pip install --quiet --editable . \
+		--requirement tests/libraries/requirements.txt
+	@touch $@
+
 # Where there is none and the system's package manager may be used.
 browser:
 	@command -v chromium > /dev/null || { apt-get update -q && apt-get install -q -y chromium; }
@@ -74,4 +90,4 @@ format: $(STAMP)
 
 clean:
 	rm -rf build dist docs/_build docs/gallery .pytest_cache .mypy_cache .ruff_cache .hypothesis
-	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+	find . -name __pycache__ -not -path './$(VENV)/*' -not -path './$(LIBRARIES)/*' -prune -exec rm -rf {} +

@@ -1,5 +1,6 @@
 """How architectures step, their Jacobians and their volume growth: one file each."""
 
+from lyap_optuna.dynamics._battery import check_dynamics
 from lyap_optuna.dynamics._errors import NonFiniteParametersError, NotMeasurableError
 from lyap_optuna.dynamics._find import find_layers, unwrapped
 from lyap_optuna.dynamics._registry import Architecture, register_architecture
@@ -34,6 +35,7 @@ __all__ = [
     "StackedDynamics",
     "Trajectory",
     "find_layers",
+    "check_dynamics",
     "register_architecture",
     "resolve",
     "unwrapped",

@@ -8,8 +8,29 @@ from torch import Tensor, nn
 
 from lyap_optuna.dynamics.antisymmetric import AntisymmetricRNN, antisymmetric_dynamics
 from lyap_optuna.dynamics.base import Dynamics, Trajectory
+from lyap_optuna.dynamics.closed_form_continuous import cfc_dynamics, cfc_outputs
 from lyap_optuna.dynamics.diagonal import DiagonalStateSpace, diagonal_dynamics
+from lyap_optuna.dynamics.linear_recurrent_unit import lru_dynamics, lru_outputs, read_lru_calls
+from lyap_optuna.dynamics.liquid_time_constant import ltc_dynamics, ltc_outputs
+from lyap_optuna.dynamics.mamba import (
+    mamba_dynamics,
+    mamba_outputs,
+    read_block_calls,
+    read_mixer_calls,
+)
+from lyap_optuna.dynamics.mamba2 import mamba2_dynamics, mamba2_outputs, read_mamba2_calls
+from lyap_optuna.dynamics.min_gru import min_gru_dynamics, min_gru_outputs, read_min_gru_calls
 from lyap_optuna.dynamics.minimal_gated import MinimalGatedUnit, minimal_gated_dynamics
+from lyap_optuna.dynamics.mlstm import mlstm_dynamics, mlstm_outputs, read_mlstm_calls
+from lyap_optuna.dynamics.ncps_layers import read_ncps_calls
+from lyap_optuna.dynamics.rwkv import read_rwkv_calls, rwkv_dynamics, rwkv_outputs
+from lyap_optuna.dynamics.s5 import read_s5_calls, s5_dynamics, s5_outputs
+from lyap_optuna.dynamics.slstm import read_slstm_calls, slstm_dynamics, slstm_outputs
+from lyap_optuna.dynamics.torch_recurrent import (
+    read_recurrent_calls,
+    recurrent_dynamics,
+    recurrent_outputs,
+)
 
 Calls = list[tuple[tuple[Any, ...], dict[str, Any]]]
 """Arguments and keyword arguments of the calls of a module's forward."""
@@ -64,7 +85,36 @@ _ARCHITECTURES: dict[type[nn.Module], Architecture] = {
     DiagonalStateSpace: Architecture(diagonal_dynamics, outputs=states_of),
 }
 
-_BY_NAME: dict[str, Architecture] = {}
+_hf = "transformers.models"
+
+_BY_NAME: dict[str, Architecture] = {
+    f"{_hf}.mamba.modeling_mamba.MambaMixer": Architecture(
+        mamba_dynamics, read_mixer_calls, mamba_outputs
+    ),
+    f"{_hf}.mamba2.modeling_mamba2.Mamba2Mixer": Architecture(
+        mamba2_dynamics, read_mamba2_calls, mamba2_outputs
+    ),
+    f"{_hf}.rwkv.modeling_rwkv.RwkvSelfAttention": Architecture(
+        rwkv_dynamics, read_rwkv_calls, rwkv_outputs
+    ),
+    "mambapy.mamba.MambaBlock": Architecture(mamba_dynamics, read_block_calls, mamba_outputs),
+    "minGRU_pytorch.minGRU.minGRU": Architecture(
+        min_gru_dynamics, read_min_gru_calls, min_gru_outputs
+    ),
+    "s5.s5_model.S5": Architecture(s5_dynamics, read_s5_calls, s5_outputs),
+    "LRU_pytorch.LRU.LRU": Architecture(lru_dynamics, read_lru_calls, lru_outputs),
+    "torchrecurrent.base.RecurrentLayerBase": Architecture(
+        recurrent_dynamics, read_recurrent_calls, recurrent_outputs
+    ),
+    "ncps.torch.cfc.CfC": Architecture(cfc_dynamics, read_ncps_calls, cfc_outputs),
+    "ncps.torch.ltc.LTC": Architecture(ltc_dynamics, read_ncps_calls, ltc_outputs),
+    "xlstm.blocks.slstm.cell.sLSTMCellBase": Architecture(
+        slstm_dynamics, read_slstm_calls, slstm_outputs
+    ),
+    "xlstm.blocks.mlstm.cell.mLSTMCell": Architecture(
+        mlstm_dynamics, read_mlstm_calls, mlstm_outputs
+    ),
+}
 """Layers of other libraries by the qualified names of their classes; nothing is imported."""
 
 

@@ -21,7 +21,8 @@ class DiagonalDynamics(Dynamics):
 
     Args:
         coefficients: ``coefficients(inputs: (batch, time, F)) -> (a, b)``, each broadcastable to
-            ``(batch, time, N)``.
+            ``(batch, time, N)``. Where a has M entries and M divides N, each entry holds for N / M
+            components in a row (a decay per head, say), and nothing is repeated in memory.
         state_size: N, the number of components.
         is_complex: Whether a is complex; the state then has 2N dimensions.
         dtype: What the coefficients are computed from, float32 or float64; None where the inputs
@@ -70,7 +71,8 @@ class DiagonalDynamics(Dynamics):
 
         Args:
             inputs: ``(batch, time, features)``.
-            initial_state: ``(N,)`` or ``(batch, N)``, complex where a is; zeros where it is None.
+            initial_state: ``(N,)`` or ``(batch, N)``, complex where a is, or as ``states`` lays
+                it out; zeros where it is None.
 
         Raises:
             ValueError: The coefficients are not of the announced size or kind.
@@ -84,39 +86,61 @@ class DiagonalDynamics(Dynamics):
             )
         kind = torch.promote_types(inputs.dtype, torch.complex64 if self.is_complex else a.dtype)
         try:
-            a, b = (c.to(kind).expand(shape) for c in (a, b))
+            distinct = a.shape[-1] if a.dim() else 1
+            if self.components % max(distinct, 1):
+                a.expand(shape)  # says what does not fit
+            a = a.to(kind).expand(*shape[:2], distinct)
+            b = b.to(kind).expand(shape)
             h = a.new_zeros(shape[0], shape[2])
             if initial_state is not None:
-                h = torch.as_tensor(initial_state).detach().to(h).expand_as(h)
+                h = self._components(torch.as_tensor(initial_state).detach()).to(h).expand_as(h)
         except RuntimeError as error:
             raise ValueError(
                 f"a, b and initial_state must broadcast to (batch, time, {self.components}): "
                 f"{error}."
             ) from None
         states = torch.empty_like(b, memory_format=torch.contiguous_format)
+        by_entry = (shape[0], distinct, self.components // distinct)
         for t in range(shape[1]):
-            h = torch.addcmul(b[:, t], a[:, t], h)
+            decay = a[:, t].unsqueeze(2)
+            h = torch.addcmul(b[:, t].reshape(by_entry), decay, h.reshape(by_entry)).flatten(1)
             states[:, t] = h
         return DiagonalTrajectory(a, states)
 
+    def _components(self, state: Tensor) -> Tensor:
+        # (real, imaginary) pairs, as a trajectory's states have them, to complex components
+        if self.is_complex and not state.is_complex() and state.shape[-1:] == (self.state_size,):
+            return torch.view_as_complex(state.unflatten(-1, (-1, 2)).contiguous())
+        return state
+
 
 class DiagonalTrajectory(Trajectory):
-    """A diagonal recurrence along its states; a complex component is (real, imaginary)."""
+    """A diagonal recurrence along its states; a complex component is (real, imaginary).
+
+    Args:
+        a: ``(batch, time, M)``, M a divisor of N; each entry holds for N / M components in a row.
+        components: ``(batch, time, N)``.
+    """
 
     def __init__(self, a: Tensor, components: Tensor) -> None:
         self._a, self._components = a, components
+        self._repeats = components.shape[2] // a.shape[2]
         self.states = torch.view_as_real(components).flatten(2) if a.is_complex() else components
+
+    @property
+    def _dimensions(self) -> int:
+        # of the state, per entry of a
+        return self._repeats * (2 if self._a.is_complex() else 1)
 
     @property
     def closed_log_growth(self) -> Tensor:
         """log|a_t| of every dimension, ``(batch, time, state)`` in float64."""
-        growth = wide(self._a.abs()).log()
-        return growth.repeat_interleave(2, dim=2) if self._a.is_complex() else growth
+        return wide(self._a.abs()).log().repeat_interleave(self._dimensions, dim=2)
 
     @property
     def closed_log_abs_det(self) -> Tensor:
         """The sum of ``closed_log_growth`` over the state."""
-        return self.closed_log_growth.sum(2)
+        return wide(self._a.abs()).log().sum(2) * self._dimensions
 
     def select(self, inputs: slice) -> "DiagonalTrajectory":
         """Return the trajectory of some of the inputs."""
@@ -124,7 +148,7 @@ class DiagonalTrajectory(Trajectory):
 
     def tangent(self, t: int, vectors: Tensor) -> Tensor:
         """Multiply by a_t."""
-        a = self._a[:, t].unsqueeze(1)
+        a = self._a[:, t].repeat_interleave(self._repeats, dim=1).unsqueeze(1)
         if not a.is_complex():
             return vectors * a
         pairs = torch.view_as_complex(vectors.unflatten(2, (-1, 2)).contiguous())
@@ -132,7 +156,7 @@ class DiagonalTrajectory(Trajectory):
 
     def jacobians(self, inputs: Tensor, times: Tensor) -> Tensor:
         """Return diagonal matrices, of 2 x 2 rotations where a is complex."""
-        a = self._a[inputs, times]
+        a = self._a[inputs, times].repeat_interleave(self._repeats, dim=1)
         if not a.is_complex():
             return torch.diag_embed(a)
         blocks = torch.stack([a.real, -a.imag, a.imag, a.real], dim=-1).unflatten(-1, (2, 2))
