@@ -248,7 +248,8 @@ class CfCDynamics(Dynamics):
         Args:
             inputs: ``(batch, time, features + n)``, the last n the time spans, one for all units
                 or one each.
-            initial_state: h, with a memory cell (h, c), ``(batch, state)``; zeros where it is None.
+            initial_state: h, with a memory cell (h, c), as a pair or ``(batch, state)``; zeros
+                where it is None.
         """
         x, spans = inputs[..., : self._features], inputs[..., self._features :]
         initial = initial_of(initial_state, inputs.shape[0], self.state_size, inputs)

@@ -22,7 +22,9 @@ class DiagonalDynamics(Dynamics):
     Args:
         coefficients: ``coefficients(inputs: (batch, time, F)) -> (a, b)``, each broadcastable to
             ``(batch, time, N)``. Where a has M entries and M divides N, each entry holds for N / M
-            components in a row (a decay per head, say), and nothing is repeated in memory.
+            components in a row (a decay per head, say), and nothing is repeated in memory. A third
+            value, where there is one, is log|a|, of a's shape: its logarithm is coarse in float32
+            near 1, and minus infinity where a has underflown.
         state_size: N, the number of components.
         is_complex: Whether a is complex; the state then has 2N dimensions.
         dtype: What the coefficients are computed from, float32 or float64; None where the inputs
@@ -43,7 +45,7 @@ class DiagonalDynamics(Dynamics):
 
     def __init__(
         self,
-        coefficients: Callable[[Tensor], tuple[Tensor, Tensor]],
+        coefficients: Callable[[Tensor], tuple[Tensor, Tensor] | tuple[Tensor, Tensor, Tensor]],
         state_size: int,
         is_complex: bool = False,
         *,
@@ -78,7 +80,7 @@ class DiagonalDynamics(Dynamics):
             ValueError: The coefficients are not of the announced size or kind.
         """
         shape = (*inputs.shape[:2], self.components)
-        a, b = (c.detach() for c in self.coefficients(inputs))
+        a, b, *logs = (c.detach() for c in self.coefficients(inputs))
         if a.is_complex() != self.is_complex:
             raise ValueError(
                 f"a_t is {'complex' if a.is_complex() else 'real'}, but is_complex="
@@ -90,6 +92,7 @@ class DiagonalDynamics(Dynamics):
             if self.components % max(distinct, 1):
                 a.expand(shape)  # says what does not fit
             a = a.to(kind).expand(*shape[:2], distinct)
+            log_a = wide(logs[0]).expand(a.shape) if logs else None
             b = b.to(kind).expand(shape)
             h = a.new_zeros(shape[0], shape[2])
             if initial_state is not None:
@@ -105,7 +108,7 @@ class DiagonalDynamics(Dynamics):
             decay = a[:, t].unsqueeze(2)
             h = torch.addcmul(b[:, t].reshape(by_entry), decay, h.reshape(by_entry)).flatten(1)
             states[:, t] = h
-        return DiagonalTrajectory(a, states)
+        return DiagonalTrajectory(a, states, log_a)
 
     def _components(self, state: Tensor) -> Tensor:
         # (real, imaginary) pairs, as a trajectory's states have them, to complex components
@@ -120,10 +123,12 @@ class DiagonalTrajectory(Trajectory):
     Args:
         a: ``(batch, time, M)``, M a divisor of N; each entry holds for N / M components in a row.
         components: ``(batch, time, N)``.
+        log_a: log|a| in float64, where it is known better than from a.
     """
 
-    def __init__(self, a: Tensor, components: Tensor) -> None:
+    def __init__(self, a: Tensor, components: Tensor, log_a: Tensor | None = None) -> None:
         self._a, self._components = a, components
+        self._log_a = wide(a.abs()).log() if log_a is None else log_a
         self._repeats = components.shape[2] // a.shape[2]
         self.states = torch.view_as_real(components).flatten(2) if a.is_complex() else components
 
@@ -135,16 +140,16 @@ class DiagonalTrajectory(Trajectory):
     @property
     def closed_log_growth(self) -> Tensor:
         """log|a_t| of every dimension, ``(batch, time, state)`` in float64."""
-        return wide(self._a.abs()).log().repeat_interleave(self._dimensions, dim=2)
+        return self._log_a.repeat_interleave(self._dimensions, dim=2)
 
     @property
     def closed_log_abs_det(self) -> Tensor:
         """The sum of ``closed_log_growth`` over the state."""
-        return wide(self._a.abs()).log().sum(2) * self._dimensions
+        return self._log_a.sum(2) * self._dimensions
 
     def select(self, inputs: slice) -> "DiagonalTrajectory":
         """Return the trajectory of some of the inputs."""
-        return DiagonalTrajectory(self._a[inputs], self._components[inputs])
+        return DiagonalTrajectory(self._a[inputs], self._components[inputs], self._log_a[inputs])
 
     def tangent(self, t: int, vectors: Tensor) -> Tensor:
         """Multiply by a_t."""

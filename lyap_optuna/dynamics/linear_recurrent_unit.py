@@ -41,10 +41,11 @@ def lru_dynamics(module: nn.Module, state: str) -> DiagonalDynamics:
     """Build the dynamics of an ``LRU``."""
     layer: Any = computing(module)
 
-    def coefficients(inputs: Tensor) -> tuple[Tensor, Tensor]:
-        decay = torch.exp(torch.complex(-layer.nu_log.exp(), layer.theta_log.exp()))
+    def coefficients(inputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        log_decay = -layer.nu_log.exp()
+        decay = torch.exp(torch.complex(log_decay, layer.theta_log.exp()))
         weight = layer.gamma_log.exp().unsqueeze(-1) * layer.B
-        return decay, inputs.to(weight.dtype) @ weight.T
+        return decay, inputs.to(weight.dtype) @ weight.T, log_decay
 
     return DiagonalDynamics(
         coefficients,

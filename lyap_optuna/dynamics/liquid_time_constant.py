@@ -210,7 +210,8 @@ class LTCDynamics(Dynamics):
         Args:
             inputs: ``(batch, time, features + n)``, the last n the time spans, one for all units
                 or one each.
-            initial_state: v, with a memory cell (v, c), ``(batch, state)``; zeros where it is None.
+            initial_state: v, with a memory cell (v, c), as a pair or ``(batch, state)``; zeros
+                where it is None.
         """
         x, spans = inputs[..., : self._features], inputs[..., self._features :]
         initial = initial_of(initial_state, inputs.shape[0], self.state_size, inputs)

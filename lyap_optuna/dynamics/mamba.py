@@ -68,13 +68,13 @@ def mamba_dynamics(module: nn.Module, state: str) -> DiagonalDynamics:
     """Build the dynamics of a ``MambaMixer`` or a ``MambaBlock``: channels x components."""
     layer: Any = computing(module)
 
-    def coefficients(inputs: Tensor) -> tuple[Tensor, Tensor]:
+    def coefficients(inputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         u = inputs.chunk(2, dim=-1)[0]
         dt, b, _, driven = _selected(layer, u)
         a = -torch.exp(layer.A_log.float()).to(u)
-        decay = torch.exp(dt.unsqueeze(-1) * a)
+        log_decay = (dt.unsqueeze(-1) * a).flatten(2)
         drive = dt.unsqueeze(-1) * b.unsqueeze(2) * driven.unsqueeze(-1)
-        return decay.flatten(2), drive.flatten(2)
+        return log_decay.exp(), drive.flatten(2), log_decay
 
     return DiagonalDynamics(
         coefficients, layer.A_log.numel(), dtype=parameter_dtype(layer), device=device_of(layer)

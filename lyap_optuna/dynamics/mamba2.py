@@ -55,10 +55,11 @@ def mamba2_dynamics(module: nn.Module, state: str) -> DiagonalDynamics:
     """Build the dynamics of a ``Mamba2Mixer``: heads x channels x components."""
     layer: Any = computing(module)
 
-    def coefficients(inputs: Tensor) -> tuple[Tensor, Tensor]:
+    def coefficients(inputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         u, b, _, dt, _ = _parts(layer, inputs)
-        decay = torch.exp(dt * -torch.exp(layer.A_log.float()).to(dt))
-        return decay, ((dt.unsqueeze(-1) * u).unsqueeze(-1) * b).flatten(2)
+        log_decay = dt * -torch.exp(layer.A_log.float()).to(dt)
+        drive = (dt.unsqueeze(-1) * u).unsqueeze(-1) * b
+        return log_decay.exp(), drive.flatten(2), log_decay
 
     size = layer.intermediate_size * layer.ssm_state_size
     return DiagonalDynamics(

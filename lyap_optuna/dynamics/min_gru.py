@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import logsigmoid
 
 from lyap_optuna.dynamics._libraries import (
     arguments,
@@ -27,10 +28,10 @@ def min_gru_dynamics(module: nn.Module, state: str) -> DiagonalDynamics:
     """Build the dynamics of a ``minGRU``: a = sigmoid(-gate), diagonal."""
     layer: Any = computing(module)
 
-    def coefficients(inputs: Tensor) -> tuple[Tensor, Tensor]:
+    def coefficients(inputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         hidden, gate = layer.to_hidden_and_gate(inputs).chunk(2, dim=-1)
         candidate = torch.where(hidden >= 0, hidden + 0.5, hidden.sigmoid())
-        return torch.sigmoid(-gate), gate.sigmoid() * candidate
+        return torch.sigmoid(-gate), gate.sigmoid() * candidate, logsigmoid(-gate)
 
     size = layer.to_hidden_and_gate.out_features // 2
     return DiagonalDynamics(

@@ -48,11 +48,12 @@ def mlstm_dynamics(module: nn.Module, state: str) -> DiagonalDynamics:
     """Build the dynamics of an ``mLSTMCell``: for each head C, row by row, then n."""
     layer: Any = computing(module)
 
-    def coefficients(inputs: Tensor) -> tuple[Tensor, Tensor]:
+    def coefficients(inputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         _, k, v, gate, log_forget = _parts(layer, inputs)
         written = torch.cat([v, torch.ones_like(v[..., :1])], dim=-1)  # n is C's for the value 1
         key = gate.exp().unsqueeze(-1) * k
-        return log_forget.exp(), (written.unsqueeze(-1) * key.unsqueeze(-2)).flatten(2)
+        drive = written.unsqueeze(-1) * key.unsqueeze(-2)
+        return log_forget.exp(), drive.flatten(2), log_forget
 
     heads, size = layer.config.num_heads, layer.config.embedding_dim
     return DiagonalDynamics(

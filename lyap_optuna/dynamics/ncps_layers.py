@@ -62,9 +62,11 @@ def laid_out(module: Any, readout: Tensor) -> Tensor:
 
 
 def initial_of(given: Any, batch: int, size: int, like: Tensor) -> Tensor:
-    """Return the state before the first step, ``(batch, size)``."""
+    """Return the state before the first step, ``(batch, size)``; parts are put in a row."""
     if given is None:
         return like.new_zeros(batch, size)
+    if isinstance(given, (tuple, list)):
+        given = torch.cat(list(given), dim=-1)
     state = torch.as_tensor(given).detach().to(like)
     try:
         return state.expand(batch, size)

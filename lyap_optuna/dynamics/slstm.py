@@ -83,10 +83,13 @@ class SLSTMDynamics(Dynamics):
 
         Args:
             inputs: What the inputs contribute to the gates, ``(batch, time, 4 * units)``.
-            initial_state: (y, u, l), ``(batch, 3 * units)``; y = 0 and nothing averaged, l minus
-                infinity, where it is None.
+            initial_state: (y, u, l), ``(batch, 3 * units)``, or (y, c, n, m) as the cell takes
+                it, ``(4, batch, units)``; y = 0 and nothing averaged, l minus infinity, where it
+                is None.
         """
         batch, n = inputs.shape[0], self.units
+        if isinstance(initial_state, Tensor) and initial_state.dim() == 3:
+            initial_state = _ratios(initial_state)
         if initial_state is None:
             initial = inputs.new_zeros(batch, 3 * n)
             initial[:, 2 * n :] = -torch.inf
@@ -149,14 +152,17 @@ def slstm_dynamics(module: nn.Module, state: str) -> SLSTMDynamics:
 
 
 def read_slstm_calls(module: Any, calls: list[Any]) -> tuple[Tensor, Tensor | None]:
-    """Return the gates' inputs, ``(batch, time, 4 * units)``, and the flat (y, u, l)."""
+    """Return the gates' inputs, ``(batch, time, 4 * units)``, and (y, c, n, m) or None."""
     call = arguments(module, calls[0])
     x, state = sequences(call["input"], module), call.get("state")
     x = x if module.config.input_shape == "BSGNH" else x.transpose(0, 1)
-    if state is None or len(state) != 4:
-        return x, None
+    return x, state
+
+
+def _ratios(state: Tensor) -> Tensor:
+    """Return (y, u, l) of (y, c, n, m), ``(batch, 3 * units)``."""
     y, c, n, m = state
-    return x, torch.cat([y, torch.where(n == 0, 0, c / n), n.log() + m], dim=1)
+    return torch.cat([y, torch.where(n == 0, 0, c / n), n.log() + m], dim=1)
 
 
 @torch.no_grad()

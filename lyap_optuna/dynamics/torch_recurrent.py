@@ -73,6 +73,26 @@ class CellStack:
         self.delay: int = module.delay if loop == "tauGRU" else 0
         self.size = self.parts * self.units * len(self.cells) * (1 + self.delay)
 
+    def flat(self, state: Any) -> Tensor:
+        """Return a state that the layer's forward takes as ``(batch, state)``.
+
+        Args:
+            state: ``(layers, batch, units)``, or a pair of them.
+
+        Raises:
+            NotMeasurableError: Its h and c do not belong together, where h is a function of c.
+        """
+        parts = state if isinstance(state, tuple) else (state,)
+        if self.hidden_of is not None:
+            hidden, parts = parts[0], parts[1:]
+            if not torch.allclose(hidden, self.hidden_of(parts[0])):
+                raise NotMeasurableError(
+                    "The initial state has an h that is not what its c makes of it, which no step "
+                    "returns. Pass zeros, or a state that the layer returned."
+                )
+        flat = torch.stack(parts, dim=2).permute(1, 0, 2, 3).flatten(1)
+        return torch.cat([flat, flat.new_zeros(len(flat), self.size - flat.shape[1])], dim=1)
+
     def step(self, state: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return the next state ``(n, state)`` and the output, ``(n, units)``."""
         pieces = state.split(self.units, dim=1)
@@ -106,8 +126,7 @@ def read_recurrent_calls(module: Any, calls: list[Any]) -> tuple[Tensor, Tensor 
     call = arguments(module, calls[0])
     x, state = sequences(call["inp"], module), call.get("state")
     x = x if module.batch_first else x.transpose(0, 1)
-    names = names_of(module)
-    if names.intersection(_REMEMBERING):
+    if names_of(module).intersection(_REMEMBERING):
         if module.num_layers > 1:
             raise NotMeasurableError(
                 f"{type(module).__name__} with num_layers={module.num_layers}: its upper layers "
@@ -115,19 +134,7 @@ def read_recurrent_calls(module: Any, calls: list[Any]) -> tuple[Tensor, Tensor 
             )
         state, before = (None, (torch.zeros_like(x[:, 0]),)) if state is None else state
         x = extended(x, previous_states(before[0], x))
-    if state is None:
-        return x, None
-    parts = state if isinstance(state, tuple) else (state,)
-    for name in names.intersection(_HIDDEN_OF):
-        hidden, parts = parts[0], parts[1:]
-        if not torch.allclose(hidden, _HIDDEN_OF[name](parts[0])):
-            raise NotMeasurableError(
-                f"{name} was given an initial state whose h is not what its c makes of it, which "
-                "no step returns. Pass zeros, or a state that the layer returned."
-            )
-    flat = torch.stack(parts, dim=2).permute(1, 0, 2, 3).flatten(1)
-    past = getattr(module, "delay", 0) if "tauGRU" in names else 0
-    return x, torch.cat([flat, flat.new_zeros(len(flat), past * flat.shape[1])], dim=1)
+    return x, None if state is None else CellStack(module).flat(state)
 
 
 class CellStackDynamics(Dynamics):
@@ -160,8 +167,11 @@ class CellStackDynamics(Dynamics):
 
         Args:
             inputs: ``(batch, time, features)``.
-            initial_state: ``(state,)`` or ``(batch, state)``; zeros where it is None.
+            initial_state: ``(state,)`` or ``(batch, state)``, or as the layer's forward takes it;
+                zeros where it is None.
         """
+        if isinstance(initial_state, tuple) or getattr(initial_state, "ndim", 0) == 3:
+            initial_state = self.stack.flat(initial_state)
         initial = initial_of(initial_state, inputs.shape[0], self.state_size, inputs)
         state, states = initial, []
         for t in range(inputs.shape[1]):

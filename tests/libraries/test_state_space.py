@@ -117,9 +117,15 @@ def test_hugging_face_mamba(options, mask):
             ),
         )
 
+    def definition(state, t):  # from the arguments of the library's own scan
+        dt = torch.nn.functional.softplus(seen["dt"][0, :, t] + seen["bias"])[:, None]
+        drive = dt * seen["b"][0, :, t].float() * seen["u"][0, :, t, None].float()
+        return (torch.exp(dt * seen["a"]) * state.view(shape[1:]) + drive).flatten()
+
     # its one-step update rounds dt to float32, its scan does not
     initial = torch.zeros(shape[1] * shape[2], dtype=torch.float64)
     agree(trajectory, step, initial, tolerance=1e-5)
+    agree(trajectory, definition, initial)
 
 
 def test_hugging_face_mamba_model_as_it_runs():
@@ -302,3 +308,17 @@ def test_lru(lru, given, batched):
 
     initial = state if given else torch.zeros(5, dtype=torch.complex128)
     agree(trajectory, step, torch.view_as_real(initial).flatten())
+
+
+# All diagonal ones -------------------------------------------------------------------------
+
+
+def test_a_decay_that_underflows_has_an_exponent():
+    mamba = library("mambapy.mamba")
+    block = mamba.MambaBlock(mamba.MambaConfig(d_model=4, n_layers=1, d_state=16))
+    with torch.no_grad():
+        block.dt_proj.bias.fill_(20.0)
+    _, _, trajectory = measured(block, torch.randn(B, T, 4))
+    growth = trajectory.closed_log_growth
+    assert bool((growth < -200).any())
+    assert bool(torch.isfinite(growth).all())
