@@ -5,6 +5,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lyap_optuna.dynamics import StackedDynamics
+from lyap_optuna.dynamics.torch_kernels import cell_of
+
 KINDS = ("rnn_tanh", "rnn_relu", "gru", "lstm_hidden", "lstm_full")
 
 
@@ -33,6 +36,13 @@ def make_layer(
             p.copy_(torch.randn(p.shape, generator=generator, dtype=torch.float64))
             p.mul_(scale / units**0.5)
     return layer
+
+
+def layer_dynamics(layer: nn.RNNBase, state: str) -> StackedDynamics:
+    """The equations of a layer by themselves, without a model around it."""
+    return StackedDynamics(
+        [cell_of(layer.mode.lower(), weights, state) for weights in layer.all_weights]
+    )
 
 
 def state_of(kind: str) -> str:

@@ -3,7 +3,7 @@ numbers, any ``.item()`` raises. (No GPU was at hand; what runs here is the same
 
 import pytest
 import torch
-from _networks import KINDS, make_layer, state_of
+from _networks import KINDS, layer_dynamics, make_layer, state_of
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 from lyap_optuna.dynamics import (
@@ -13,7 +13,6 @@ from lyap_optuna.dynamics import (
     linalg,
     resolve,
 )
-from lyap_optuna.dynamics._registry import architecture_of
 from lyap_optuna.dynamics.diagonal import DiagonalTrajectory
 from lyap_optuna.dynamics.gated import LayerTrajectory, StackTrajectory
 from lyap_optuna.spectrum import _growth
@@ -55,7 +54,7 @@ def test_no_host_synchronisation_in_the_time_loop(kind, method, layers, in_one_c
 @pytest.mark.parametrize("kind", KINDS)
 def test_states_and_gains_of_all_steps_need_no_synchronisation(kind):
     layer = make_layer(kind, units=8, dtype=torch.float32)
-    cell = architecture_of(layer).build(layer, state_of(kind)).cells[0]
+    cell = layer_dynamics(layer, state_of(kind)).cells[0]
     with FakeTensorMode():
         cell.weights = LayerWeights(*map(fake, vars(cell.weights).values()))
         path = StackedDynamics([cell]).linearise(torch.zeros(2, 12, 3))

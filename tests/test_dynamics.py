@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from _networks import KINDS, make_inputs, make_layer, state_of
+from _networks import KINDS, layer_dynamics, make_inputs, make_layer, state_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -52,10 +52,9 @@ def test_every_jacobian_equals_automatic_differentiation(network):
     layer = make_layer(**network)
     state = state_of(network["kind"])
     x = make_inputs(2, 4, network["features"], seed=network["seed"])
-    driven = resolve(layer, x, state=state)
-    trajectory = driven.dynamics.linearise(driven.inputs)
+    trajectory = resolve(layer, x, state=state)[""].trajectory
     # Cell states for the hidden-state Jacobian come from the full-state trajectory.
-    full = resolve(layer, x, state="full").dynamics.linearise(x)
+    full = resolve(layer, x, state="full")[""].trajectory
     for b, t in ((0, 1), (1, 3)):
         before = trajectory.states[b, t - 1]
         cells = None
@@ -76,8 +75,7 @@ def test_every_jacobian_equals_automatic_differentiation(network):
 def test_log_determinants_equal_those_of_the_jacobians(network):
     layer = make_layer(**network)
     x = make_inputs(2, 5, network["features"], seed=network["seed"])
-    driven = resolve(layer, x, state=state_of(network["kind"]))
-    trajectory = driven.dynamics.linearise(driven.inputs)
+    trajectory = resolve(layer, x, state=state_of(network["kind"]))[""].trajectory
     for t in range(5):
         jacobian = trajectory.jacobian(t)
         expected = torch.linalg.slogdet(jacobian)[1]
@@ -97,14 +95,14 @@ def test_log_determinants_equal_those_of_the_jacobians(network):
 @pytest.mark.parametrize("kind", KINDS)
 def test_closed_forms_exist_exactly_where_the_identities_say(kind):
     x = make_inputs(2, 4, 3)
-    trajectory = resolve(make_layer(kind), x, state=state_of(kind)).dynamics.linearise(x)
+    trajectory = layer_dynamics(make_layer(kind), state_of(kind)).linearise(x)
     assert (trajectory.closed_log_abs_det is not None) == (kind not in ("gru", "lstm_hidden"))
 
 
 def test_relu_with_dead_units_has_determinant_zero():
     layer = make_layer("rnn_relu", units=6)
     x = make_inputs(3, 20, 3)
-    closed = resolve(layer, x).dynamics.linearise(x).closed_log_abs_det
+    closed = resolve(layer, x)[""].trajectory.closed_log_abs_det
     assert bool((closed == -torch.inf).any())
     assert not bool(torch.isnan(closed).any())
 
@@ -121,7 +119,7 @@ def test_slopes_do_not_cancel_at_saturation():
 def test_autodiff_agrees_with_the_hand_written_gru():
     layer = make_layer("gru", units=4)
     x = make_inputs(3, 6, 3)
-    by_hand = resolve(layer, x).dynamics.linearise(x)
+    by_hand = resolve(layer, x)[""].trajectory
 
     def step(h, x):  # parameters with a gradient, as a user's own cell has them
         i_r, i_z, i_n = (layer.weight_ih_l0 @ x + layer.bias_ih_l0).chunk(3)

@@ -64,7 +64,8 @@ def test_what_reaches_the_layer_drives_it(tokens):
 )
 def test_wrapped_models(wrap, tokens):
     expected = lyap.lyapunov_spectrum(Net(), tokens).exponents
-    assert torch.equal(lyap.lyapunov_spectrum(wrap(Net()), tokens).exponents, expected)
+    wrapped = lyap.lyapunov_spectrum(wrap(Net()), tokens).exponents
+    assert torch.allclose(wrapped, expected, atol=1e-12)
 
 
 def test_distributed_data_parallel(tokens, tmp_path):
@@ -115,9 +116,9 @@ def test_one_of_several_layers_by_name_or_itself():
     expected = lyap.lyapunov_spectrum(net.decoder, net.encoder(x)[0]).exponents
     assert torch.allclose(lyap.lyapunov_spectrum(net, x, layer="decoder").exponents, expected)
     assert torch.allclose(lyap.lyapunov_spectrum(net, x, layer=net.decoder).exponents, expected)
-    probe = lyap.LyapunovProbe(net, x, module="decoder")
-    assert probe.measure().state_size == 5
-    with pytest.raises(ValueError, match=r"2 recurrent layers: \['decoder', 'encoder'\]"):
+    probe = lyap.LyapunovProbe(net, x, layer="decoder")
+    assert probe.measure().state_size == 10
+    with pytest.raises(ValueError, match=r"2 recurrent layers"):
         lyap.lyapunov_spectrum(net, x)
     with pytest.raises(ValueError, match="no recurrent layer named 'middle'"):
         lyap.lyapunov_spectrum(net, x, layer="middle")
@@ -139,22 +140,9 @@ def with_weight(layer, value):
 
 
 BAD = {
-    "bidirectional": (
-        lambda: (nn.GRU(3, 5, bidirectional=True), torch.zeros(20, 2, 3)),
-        "bidirectional=True in GRU",
-    ),
-    "packed": (
-        lambda: (
-            make_layer("gru"),
-            nn.utils.rnn.pack_padded_sequence(
-                make_inputs(2, 20, 3), torch.tensor([20, 10]), batch_first=True
-            ),
-        ),
-        "packed sequence",
-    ),
     "no recurrent layer": (lambda: (nn.Linear(3, 3), torch.zeros(2, 3)), "no recurrent layer"),
     "not a module": (lambda: ("gru", torch.zeros(2, 3)), "must be an nn.Module"),
-    "feature size": (lambda: (make_layer("gru"), make_inputs(2, 20, 4)), "have 4 features"),
+    "feature size": (lambda: (make_layer("gru"), make_inputs(2, 20, 4)), "Expected 3, got 4"),
     "one time step": (lambda: (make_layer("gru"), make_inputs(2, 1, 3)), "have 1 time step"),
     "empty batch": (lambda: (make_layer("gru"), make_inputs(0, 20, 3)), "batch .* is empty"),
     "NaN input": (
@@ -175,13 +163,13 @@ BAD = {
     ),
     "four dimensions": (
         lambda: (make_layer("gru"), torch.zeros(1, 2, 20, 3)),
-        "three with a batch",
+        "got 4D",
     ),
     "targets in the batch": (
         lambda: (nn.Sequential(make_layer("gru")), [make_inputs(2, 20, 3), torch.zeros(2)]),
         "do not fit the forward of Sequential",
     ),
-    "not a tensor": (lambda: (make_layer("gru"), 3), "needs a tensor, but got int"),
+    "not a tensor": (lambda: (make_layer("gru"), 3), "hold no tensor: got 3"),
     "dynamics without a tensor": (
         lambda: (lyap.RecurrentDynamics(lambda s, x: s, 2), [1, 2]),
         "inputs must be a tensor",
@@ -232,7 +220,7 @@ def test_model_that_cannot_be_copied_says_what_to_pass():
         lambda x: x + torch.empty_like(x).normal_(),
         lambda x: x * torch.bernoulli(torch.full_like(x, 0.5)),
         lambda x: x + torch.randint(3, x.shape),
-        lambda x: x[torch.randperm(len(x))],
+        lambda x: x[:, torch.randperm(x.shape[1])],
         lambda x: x + torch.normal(torch.zeros_like(x), 1.0),
     ],
 )

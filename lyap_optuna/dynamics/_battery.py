@@ -30,7 +30,7 @@ def check_dynamics(
     * A trajectory restarted from any of its states goes on as before: the state is complete.
     * ``tangent`` is the derivative of the states, by finite differences of ``linearise`` itself.
     * ``jacobians`` equal ``tangent``, and ``images``, where there are any, its products.
-    * ``log_abs_det``, ``closed_log_abs_det``, ``closed_log_growth`` and ``rank`` equal, or bound,
+    * ``log_abs_det``, ``closed_log_abs_det``, ``closed_log_growth`` equal
       those of the Jacobians.
     * ``select`` gives the same numbers.
 
@@ -166,9 +166,6 @@ class _Battery:
             error = error.nan_to_num(torch.inf, neginf=0.0).clamp(min=0) / (1 + truth.abs())
             error = torch.where(values == truth, 0, error)
             self._note(name, float(error.max()), "the Jacobians' determinants", t)
-        if trajectory.rank is not None:
-            rank = torch.linalg.matrix_rank(jacobian) - trajectory.rank[:, t]
-            self._note("rank", float(rank.max().clamp(min=0)), "the Jacobians' ranks", t)
 
     def growth(self) -> None:
         """Compare with the product of all Jacobians: closed forms of several steps must add up."""
@@ -214,7 +211,7 @@ class _Battery:
         t = self.times[-1]
         what = "the same of the whole trajectory"
         self._compare("select", chosen.states, whole.states[part], what, None)
-        for name in ("closed_log_abs_det", "closed_log_growth", "rank"):
+        for name in ("closed_log_abs_det", "closed_log_growth"):
             mine, theirs = getattr(chosen, name), getattr(whole, name)
             if (mine is None) != (theirs is None):
                 raise ValueError(f"select(inputs).{name} is None and that of the whole is not.")

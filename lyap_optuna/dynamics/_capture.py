@@ -6,6 +6,7 @@ states that arrive, and change them.
 """
 
 import contextlib
+import copy
 import dataclasses
 import inspect
 from collections.abc import Iterator, Mapping
@@ -16,13 +17,14 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from lyap_optuna.dynamics._errors import NotMeasurableError
+from lyap_optuna.dynamics._errors import NotMeasurableError, OptionError
 from lyap_optuna.dynamics._isolate import (
     OwnRandomNumbers,
     exactly,
     private_copy,
     undisturbed_generators,
 )
+from lyap_optuna.dynamics._registry import architecture_of
 from lyap_optuna.dynamics.torch_kernels import KernelCall, read_kernel_call, state_of_kernel
 
 
@@ -118,13 +120,12 @@ class Forward:
                 recorder,
             ):
                 clone(*args, **kwargs)
-        except (NotMeasurableError, torch.OutOfMemoryError):
+        except (NotMeasurableError, OptionError, torch.OutOfMemoryError):
             raise
         except Exception as error:
-            calls = [call for call in recorder.calls if call.complete]
-            if {call.layer for call in calls} != set(layers) or double:
+            if {call.layer for call in recorder.seen} != set(layers) or double:
                 raise NotMeasurableError(self._failure(error, args, kwargs)) from error
-        calls = [call for call in recorder.calls if call.complete]
+        calls = recorder.seen
         missing = sorted(set(layers) - {call.layer for call in calls})
         if missing:
             kind = type(self.layers[missing[0]]).__name__
@@ -139,7 +140,8 @@ class Forward:
         shapes = [tuple(item.shape) for item in leaves((args, kwargs))]
         return (
             f"The forward of {type(self.model).__name__} failed on inputs of shapes {shapes} "
-            f"({type(error).__name__}: {error}). Pass a batch as in training, without targets."
+            f"({type(error).__name__}: {error}). Pass a batch as in training, without targets, "
+            f"laid out as the model takes it.{_misfit(self.model, self.inputs)}"
         )
 
 
@@ -162,10 +164,18 @@ class _Recorder(TorchFunctionMode):
         self._open: list[ModuleCall] = []
         self._begun: set[str] = set()
         self._operations = 0
+        known = {name: architecture_of(layer) for name, layer in layers.items()}
+        self._snapshots = {n for n, a in known.items() if a is not None and a.build is not None}
+        self._unchecked = {n for n in self._snapshots if (a := known[n]) and a.outputs is None}
         self._recurrent_weights = {
             name: [p for n, p in layer.named_parameters(recurse=False) if "weight_hh" in n]
             for name, layer in layers.items()
         }
+
+    @property
+    def seen(self) -> list[ModuleCall]:
+        """The calls that can be used: what a layer returned has to be known to be compared."""
+        return [call for call in self.calls if call.complete or call.layer in self._unchecked]
 
     def __enter__(self) -> "_Recorder":
         self._handles: list[Any] = []
@@ -195,7 +205,11 @@ class _Recorder(TorchFunctionMode):
                 state = state_of_call(layer, args, kwargs)
                 changed = self._observer.arriving(name, state)
                 args, kwargs = replaced((args, kwargs), state, changed)
-            self._open.append(ModuleCall(name, args, kwargs))
+            seen = ModuleCall(name, args, kwargs)
+            if name in self._snapshots:
+                # a layer of another library may write to what it was given
+                seen = copy.deepcopy(seen)
+            self._open.append(seen)
             self.calls.append(self._open[-1])
             return args, kwargs
 
@@ -291,6 +305,8 @@ def arguments(model: nn.Module, inputs: Any) -> tuple[tuple[Any, ...], dict[str,
         NotMeasurableError: They do not fit.
     """
     signature = inspect.signature(model.forward)
+    if not any(True for _ in leaves(inputs)):
+        raise NotMeasurableError(f"inputs hold no tensor: got {inputs!r:.100}.")
     candidates: list[tuple[tuple[Any, ...], dict[str, Any]]] = [((inputs,), {})]
     if isinstance(inputs, Mapping) and all(isinstance(key, str) for key in inputs):
         candidates.insert(0, ((), dict(inputs)))
@@ -304,10 +320,25 @@ def arguments(model: nn.Module, inputs: Any) -> tuple[tuple[Any, ...], dict[str,
             error = error or misfit
         else:
             return args, kwargs
-    raise NotMeasurableError(
-        f"inputs do not fit the forward of {type(model).__name__} ({error}): pass what it "
-        "takes, without targets; a tensor, a tuple of arguments or a dict of keyword arguments."
-    ) from None
+    raise NotMeasurableError(_MISFIT.format(type(model).__name__, error)) from None
+
+
+_MISFIT = (
+    "inputs do not fit the forward of {} ({}): pass what it takes, without targets; a tensor, a "
+    "tuple of arguments or a dict of keyword arguments."
+)
+
+
+def _misfit(model: nn.Module, inputs: Any) -> str:
+    """Say so, where a tuple or a dict was taken whole because it fits no other way."""
+    if not isinstance(inputs, (tuple, list, Mapping)):
+        return ""
+    args, kwargs = ((), inputs) if isinstance(inputs, Mapping) else (inputs, {})
+    try:
+        inspect.signature(model.forward).bind(*args, **kwargs)
+    except TypeError as error:
+        return " Or: " + _MISFIT.format(type(model).__name__, error)
+    return ""
 
 
 def _moved(value: Any, model: nn.Module, dtype: torch.dtype | None) -> Any:
@@ -463,10 +494,12 @@ def _fitted(given: Any, zeros: list[Tensor]) -> Any:
             part = torch.as_tensor(part).detach().to(zero)
             if part.dim() == zero.dim() - 1 and zero.dim() == 3:
                 part = part.unsqueeze(1)  # the same for every sequence
+            elif part.dim() == zero.dim() + 1 and len(part) == 1:
+                part = part[0]  # a cell's, as a layer of one takes it
             fitted.append(part.expand_as(zero).clone())
     except (RuntimeError, TypeError, ValueError):
         got = [tuple(part.shape) if isinstance(part, Tensor) else type(part) for part in parts]
-        raise ValueError(
+        raise OptionError(
             f"initial_state has shapes {got}, but {needed} is needed: a state as the recurrent "
             "layer's forward takes it."
         ) from None

@@ -8,5 +8,9 @@ class NotMeasurableError(ValueError):
     """
 
 
+class OptionError(ValueError):
+    """An option is wrong, though that shows only while the model runs."""
+
+
 class NonFiniteParametersError(NotMeasurableError):
     """The network has NaN or infinite weights, or diverges: it has no exponents."""

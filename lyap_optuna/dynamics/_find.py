@@ -26,6 +26,8 @@ def wrapped_by(model: nn.Module) -> nn.Module | None:
     if isinstance(model, (nn.parallel.DistributedDataParallel, nn.DataParallel)):
         wrapped: nn.Module = model.module
         return wrapped
+    if isinstance(model, torch.jit.ScriptModule):
+        return None
     # torch.compile's OptimizedModule; its class lives in a package that is slow to import
     inner = model._modules.get("_orig_mod")
     return inner if isinstance(inner, nn.Module) else None

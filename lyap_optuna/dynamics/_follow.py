@@ -443,7 +443,8 @@ class Graphs(Follower):
         if sum(len(chain.carried[t]) for chain in self.sequences[sequence]) == 1:
             return total
         itself = self._total(sequence, t, t)
-        return torch.linalg.solve(itself, total, left=False)
+        jacobian: Tensor = torch.linalg.solve(itself, total, left=False)
+        return jacobian
 
     def _total(self, sequence: int, of: int, by: int) -> Tensor:
         chains = self.sequences[sequence]

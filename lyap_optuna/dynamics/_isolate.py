@@ -63,7 +63,7 @@ def private_copy(
             clone: nn.Module = copy.deepcopy(model, memo)
             functions = _Functions(memo)
             for sub in modules:
-                functions.into(sub, memo[id(sub)])
+                functions.into(sub, memo.get(id(sub)))  # None within a scripted module
     except Exception as error:
         raise NotMeasurableError(
             f"{type(model).__name__} cannot be copied ({type(error).__name__}: {error}), and "

@@ -382,10 +382,11 @@ def _agree(ours: Tensor, theirs: Tensor, dtype: torch.dtype | None = None) -> bo
     """Whether a rebuilt step is the model's own, but for rounding."""
     if ours.shape != theirs.shape:
         return False
-    dtype = dtype or theirs.dtype
+    dtype = max((dtype or theirs.dtype, ours.dtype), key=lambda kind: torch.finfo(kind).eps)
     tolerance = _TOLERANCE.get(dtype, 16 * torch.finfo(dtype).eps)
+    ours, theirs = ours.double(), theirs.double()
     scale = theirs.abs().max().clamp(min=torch.finfo(dtype).tiny)
-    difference = (ours.to(theirs) - theirs).abs().max()
+    difference = (ours - theirs).abs().max()
     return not bool(torch.isfinite(scale)) or bool(difference <= tolerance * scale)
 
 

@@ -109,7 +109,8 @@ class MemoryCell:
     def linearise(self, x: Tensor, before: Tensor) -> LayerTrajectory:
         """Linearise all steps, each from the state (h, c) before it."""
         h, c = before.flatten(0, 1).chunk(2, dim=1)
-        flat = self._cell.linearise(x.reshape(-1, 1, x.shape[2]), (h.contiguous(), c.contiguous()))
+        one, initial = x.reshape(-1, 1, x.shape[2]), (h.contiguous(), c.contiguous())
+        flat = self._cell.linearise(one, initial, self._cell.run(one, initial))
         parts = {name: value for name, value in vars(flat).items() if value is not None}
         shape = before.shape[:2]
         joined = {name: value.squeeze(1).unflatten(0, shape) for name, value in parts.items()}

@@ -131,18 +131,12 @@ class SLSTMDynamics(Dynamics):
         carry = [gate.unsqueeze(2) * carry_u, carry_u, torch.stack([zero, zero, p], dim=2)]
         weight = wide(self._recurrent[3 * self.units :])
         determinant = log_sigmoid_slope(o) + wide(new_u).abs().log() + 2 * logsigmoid(wide(x))
-        # Without recurrent weights, as it is initialised, nothing of y is left.
-        regular = int((weight != 0).any(dim=1).sum())
-        rank = None
-        if regular < self.units:
-            rank = torch.full(p.shape[:2], 2 * self.units + regular, device=p.device)
         return Linearisation(
             outputs=new_y,
             states=states,
             gain=torch.stack([to_y, to_u, to_log], dim=2),
             carry=torch.stack(carry, dim=2),
             closed_log_abs_det=determinant.sum(-1) + log_abs_det(weight.unsqueeze(0)),
-            rank=rank,
         )
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lyap_optuna.dynamics import DrivenLayer, Dynamics, NotMeasurableError, Trajectory, resolve
+from lyap_optuna.dynamics._isolate import exactly
 from lyap_optuna.spectrum import _growth
 from lyap_optuna.spectrum._schedule import Schedule
 from lyap_optuna.spectrum._spectrum import checked_k, grow, schedule_of
@@ -24,6 +25,7 @@ _WORTH_A_WORKER = 64  # dimensions of the state
 
 
 @torch.no_grad()
+@exactly()
 def lyapunov_readout(
     model: nn.Module | Dynamics,
     inputs: Any,

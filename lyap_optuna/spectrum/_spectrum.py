@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from lyap_optuna.dynamics import DrivenLayer, Dynamics, NotMeasurableError, Trajectory, resolve
+from lyap_optuna.dynamics._isolate import exactly
 from lyap_optuna.spectrum import _growth
 from lyap_optuna.spectrum._schedule import Schedule, integer, make_schedule
 from lyap_optuna.spectrum._start import as_rows, starting_vectors
@@ -22,6 +23,7 @@ _WORTH_A_WORKER = {"lu": 192**2, "qr": 192**2, "tangent": 64**2, "textbook": 2**
 
 
 @torch.no_grad()
+@exactly()
 def lyapunov_spectrum(
     model: nn.Module | Dynamics,
     inputs: Any,
