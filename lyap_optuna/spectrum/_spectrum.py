@@ -16,7 +16,6 @@ _MATRICES_PER_INPUT = 7
 """Matrices of the state's size that a step holds at once, for each input (see ``max_memory``)."""
 
 _SMALLEST_LU = 64  # exponents; below, the algorithm as printed is as fast as any
-_SAFETY = 4
 _WORTH_A_WORKER = {"lu": 192**2, "qr": 192**2, "tangent": 64**2, "textbook": 2**62}
 """Numbers in the tangent vectors of an input; with fewer, threads wait for one another."""
 
@@ -167,9 +166,7 @@ def _chosen(
         return "textbook"
     if history:
         return "qr"
-    # A few steps of one input show about a third of the largest error of all.
-    error = _growth.lu_error(trajectory, vectors, schedule)
-    return "lu" if _SAFETY * error <= rtol else "qr"
+    return "lu" if _growth.lu_error(trajectory, vectors, schedule) <= rtol else "qr"
 
 
 def grow(
