@@ -138,9 +138,8 @@ class Growth:
     Args:
         rates: Mean log expansion of each kept input's vectors, ``(kept, k)``.
         history: Running estimates, summed over the kept inputs, ``(averaged steps, k)``, or None.
-        block: Growth of the norm of each kept input's vectors taken together, ``(kept,)``: of the
-            vector that the starting vectors' span holds and that has grown most. None unless
-            asked for.
+        block: Growth of the norm of each kept input's leading vectors taken together, ``(kept,)``:
+            of what has grown most within the span of their start. None unless asked for.
     """
 
     rates: Tensor
@@ -155,7 +154,7 @@ def measure(
     schedule: Schedule,
     *,
     history: bool = False,
-    block: bool = False,
+    block: int = 0,
     singular: bool = False,
     since: int = 0,
 ) -> Growth:
@@ -167,7 +166,7 @@ def measure(
         rows: The vectors before the first step, ``(batch, k, state)``.
         schedule: Where they are orthonormalised, and what is averaged.
         history: Whether to keep running estimates.
-        block: Whether to keep the triangular factors for ``Growth.block``; for few vectors.
+        block: How many vectors ``Growth.block`` takes together.
         singular: Whether Jacobians are known to be singular: then a vector that has come to depend
             on those before it has expansion zero; rounding would leave it some.
         since: The first step.
@@ -185,8 +184,7 @@ def measure(
                 expansion = expansion.masked_fill(lost, 0)
             expansions.append(expansion)
             done.append(t + 1)
-            if block:
-                factors.append(factor)
+            factors.append(factor[:, :block, :block].triu())
     growth = average(wide(torch.stack(expansions)).log(), done, schedule, history)
     if block:
         growth.block = _growth_of_norm(wide(torch.stack(factors)), done, schedule)
