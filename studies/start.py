@@ -63,7 +63,7 @@ def maxima(path: Trajectory, start: Tensor, warmup: int) -> tuple[float, float]:
     """Return the largest of the leading exponents, and what a readout makes of the block."""
     window = Schedule(LONG, 1, (LONG + STEPS,) * path.batch)
     rows = as_rows(start, path.states)
-    growth = measure("tangent", path, rows, window, block=True, since=LONG - warmup)
+    growth = measure("tangent", path, rows, window, block=len(start.T), since=LONG - warmup)
     assert growth.block is not None
     leading = float(growth.rates.mean(0).max())
     return leading, max(leading, float(growth.block.mean()))

@@ -158,6 +158,7 @@ def test_one_layer_is_its_own_readout():
     )
     assert list(whole.layers) == [""]
     assert whole.mean == pytest.approx(r.mean)
+    assert whole.max == pytest.approx(r.max, abs=1e-9)
 
 
 class Pushed(Trajectory):

@@ -131,6 +131,17 @@ def test_starting_vectors_nest(size):
     assert float(whole.abs().min()) > 1e-7
 
 
+@pytest.mark.parametrize("method", ["textbook", "tangent", "qr", "lu"])
+def test_a_spectrum_holds_the_readouts_maximum(method):
+    layer, x = make_layer("gru", units=12, scale=0.8), make_inputs(4, 30, 3)
+    start = random_start(12, 12)
+    s = lyap.lyapunov_spectrum(layer, x, method=method, start=start, qr_every=3)
+    own, r = lyap.LyapunovReadout.from_spectrum(s), lyap.lyapunov_readout(layer, x)
+    assert own.max == pytest.approx(r.max, abs=1e-10)
+    assert own.max_stderr == pytest.approx(r.max_stderr, abs=1e-10)
+    assert own.max > s.max
+
+
 @pytest.mark.parametrize("kind", ["rnn_tanh", "gru", "lstm_full"])
 def test_leading_exponents_nest_in_k_and_are_the_readouts(kind):
     layer, x = make_layer(kind, units=12, scale=0.8), make_inputs(4, 30, 3)

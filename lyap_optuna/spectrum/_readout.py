@@ -11,12 +11,11 @@ from lyap_optuna.dynamics import DrivenLayer, Dynamics, NotMeasurableError, Traj
 from lyap_optuna.dynamics._isolate import exactly
 from lyap_optuna.spectrum import _growth
 from lyap_optuna.spectrum._schedule import Schedule
-from lyap_optuna.spectrum._spectrum import checked_k, grow, schedule_of
+from lyap_optuna.spectrum._spectrum import DEFAULT_K, checked_k, grow, schedule_of
 from lyap_optuna.spectrum._start import random_start
 from lyap_optuna.spectrum._workers import map_in_workers, number_of_workers
-from lyap_optuna.spectrum.base import LyapunovReadout, standard_error
+from lyap_optuna.spectrum.base import LyapunovReadout, maximum_of, standard_error
 
-DEFAULT_K = 4
 _ALL_PAIRS = 200  # as many log-determinants, or fewer, are all computed
 _PILOT = 4  # strata per input in the pilot
 _SAFETY = 3.0  # standard errors that the tolerance has to hold
@@ -41,12 +40,14 @@ def lyapunov_readout(
 ) -> LyapunovReadout:
     """Measure the maximum and the mean Lyapunov exponent, the fast path.
 
-    The maximum comes from k tangent vectors (they equal the whole spectrum's first k), the mean
-    from log-determinants: sum_i lambda_i = (1/T) sum_t log|det J_t|, exactly, at every T. For
-    vanilla layers and the LSTM's full state they have a closed form. Elsewhere up to 200 are
-    computed; of more, one random step is drawn in each of equal strata of time, for every input,
-    as many as a pilot says ``mean_tolerance`` needs. No exponent can be below the mean if none is
-    above it: where k vectors say less, ``max`` is the mean, less its sampling error.
+    The maximum comes from k tangent vectors, whose exponents equal the whole spectrum's first k: it
+    is the largest of them or, if that is larger, the growth of the block of all k, which depends
+    less on where they start. The mean comes from log-determinants: sum_i lambda_i = (1/T)
+    sum_t log|det J_t|, exactly, at every T. For vanilla layers and the LSTM's full state they have
+    a closed form. Elsewhere up to 200 are computed; of more, one random step is drawn in each of
+    equal strata of time, for every input, as many as a pilot says ``mean_tolerance`` needs. Not
+    every exponent can be below their mean: where k vectors say so, ``max`` is the mean, less its
+    sampling error.
 
     Args:
         model: As in :func:`~lyap_optuna.lyapunov_spectrum`; with any number of recurrent layers.
@@ -111,14 +112,11 @@ def _read(
         growth = _growth.from_images(images, schedule)
     else:
         growth = grow(
-            trajectory, vectors, schedule, "tangent", affordable=trajectory.batch, block=True
+            trajectory, vectors, schedule, "tangent", affordable=trajectory.batch, block=k
         )
     rates = growth.rates.cpu().double()  # (sequences, k)
     exponents, order = rates.mean(0).sort(descending=True, stable=True)
-    leading = rates[:, order[0]]
-    if growth.block is not None:
-        leading = max(leading, growth.block.cpu().double(), key=lambda own: float(own.mean()))
-    maximum, max_stderr = float(leading.mean()), standard_error(leading)
+    maximum, max_stderr = maximum_of(rates[:, order[0]], growth.block)
     mean = mean_stderr = sampling_error = None
     measured = _mean_exponents(trajectory, schedule, tolerance, seed)
     if measured is not None:

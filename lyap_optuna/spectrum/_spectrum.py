@@ -13,11 +13,13 @@ from lyap_optuna.spectrum._start import as_rows, starting_vectors
 from lyap_optuna.spectrum._workers import map_in_workers, number_of_workers
 from lyap_optuna.spectrum.base import LyapunovSpectrum
 
+DEFAULT_K = 4
+"""Tangent vectors of a readout."""
+
 _MATRICES_PER_INPUT = 7
 """Matrices of the state's size that a step holds at once, for each input (see ``max_memory``)."""
 
 _SMALLEST_LU = 64  # exponents; below, the algorithm as printed is as fast as any
-_SAFETY = 4
 _WORTH_A_WORKER = {"lu": 192**2, "qr": 192**2, "tangent": 64**2, "textbook": 2**62}
 """Numbers in the tangent vectors of an input; with fewer, threads wait for one another."""
 
@@ -138,7 +140,13 @@ def lyapunov_spectrum(
         if method == "auto":
             method = _chosen(trajectory, vectors, schedule, keep_history, rtol)
         growth = grow(
-            trajectory, vectors, schedule, method, affordable=affordable, history=keep_history
+            trajectory,
+            vectors,
+            schedule,
+            method,
+            affordable=affordable,
+            history=keep_history,
+            block=min(k, DEFAULT_K),
         )
     _forget_at_resets(growth, driven, schedule)
     return _assemble(growth, schedule, driven, method)
@@ -156,7 +164,9 @@ def _forget_at_resets(growth: _growth.Growth, driven: DrivenLayer, schedule: Sch
     if driven.reset is None:
         return
     reset = driven.reset[schedule.kept].to(growth.rates.device)
-    growth.rates[reset] = -torch.inf
+    for own in (growth.rates, growth.block):
+        if own is not None:
+            own[reset] = -torch.inf
     if growth.history is not None and bool(reset.any()):
         growth.history.fill_(-torch.inf)
 
@@ -171,9 +181,7 @@ def _chosen(
         return "textbook"
     if history:
         return "qr"
-    # A few steps of one input show about a third of the largest error of all.
-    error = _growth.lu_error(trajectory, vectors, schedule)
-    return "lu" if _SAFETY * error <= rtol else "qr"
+    return "lu" if _growth.lu_error(trajectory, vectors, schedule) <= rtol else "qr"
 
 
 def grow(
@@ -184,7 +192,7 @@ def grow(
     *,
     affordable: int,
     history: bool = False,
-    block: bool = False,
+    block: int = 0,
 ) -> _growth.Growth:
     """Run a method over the batch: whole, in affordable pieces, or one input to a worker.
 
@@ -244,6 +252,7 @@ def _assemble(
         method=method,
         layer=driven.name,
         state=driven.state,
+        leading=None if growth.block is None else growth.block.cpu().double(),
     )
 
 

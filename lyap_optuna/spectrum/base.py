@@ -28,6 +28,9 @@ class LyapunovSpectrum:
             ``"images"`` or ``"closed form"``.
         layer: The layer's name within the model; ``""`` where it was given itself.
         state: What was followed, ``"hidden"`` or ``"full"``.
+        leading: ``(batch,)``, the growth of the first four vectors taken together, from which a
+            readout has its maximum; it depends less on the starting vectors than ``exponents[0]``.
+            None in closed form.
     """
 
     exponents: Tensor
@@ -40,6 +43,7 @@ class LyapunovSpectrum:
     method: str
     layer: str = ""
     state: str = "full"
+    leading: Tensor | None = None
 
     @property
     def max(self) -> float:
@@ -107,7 +111,8 @@ class LyapunovReadout:
     ``layers`` has each layer's own, and what is not a mean is that of the layer with the maximum.
 
     Attributes:
-        max: Maximum exponent, the mean over inputs.
+        max: Maximum exponent, the mean over inputs: ``exponents[0]`` or, if that is larger, the
+            growth of all k vectors taken together (and not below ``mean``).
         mean: Mean exponent: (1/S) times the rate of log-volume; None where it cannot be had.
         max_stderr: Standard error of ``max`` over the inputs; None for a single input. It does
             not hold the effect of the starting vectors, which decays as 1 / steps.
@@ -167,10 +172,11 @@ class LyapunovReadout:
     def from_spectrum(cls, spectrum: LyapunovSpectrum) -> "LyapunovReadout":
         """Return the readout that a whole spectrum contains."""
         whole = len(spectrum.exponents) == spectrum.state_size
+        maximum, max_stderr = maximum_of(spectrum.per_input[:, 0], spectrum.leading)
         own = cls(
-            max=spectrum.max,
+            max=maximum,
             mean=spectrum.mean if whole else None,
-            max_stderr=standard_error(spectrum.per_input[:, 0]),
+            max_stderr=max_stderr,
             mean_stderr=standard_error(spectrum.per_input.mean(1)) if whole else None,
             mean_sampling_error=0.0 if whole else None,
             exponents=spectrum.exponents,
@@ -194,6 +200,19 @@ def kaplan_yorke_dimension(exponents: Tensor, state_size: int) -> float:
     if j == 0:
         return 0.0
     return j + float(sums[j - 1] / exponents[j].abs())
+
+
+def maximum_of(column: Tensor, block: Tensor | None) -> tuple[float, float | None]:
+    """Return the maximum exponent and its standard error over the inputs.
+
+    Args:
+        column: The largest of the leading exponents, of each input.
+        block: Growth of the leading vectors taken together, of each input.
+    """
+    own = column
+    if block is not None:
+        own = max(column, block.cpu().double(), key=lambda rates: float(rates.mean()))
+    return float(own.mean()), standard_error(own)
 
 
 def standard_error(values: Tensor) -> float | None:
