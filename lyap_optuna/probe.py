@@ -7,7 +7,7 @@ import traceback
 import warnings
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from types import FunctionType, ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -171,17 +171,18 @@ class LyapunovProbe:
         self._warned: set[str] = set()
         self._trial: int | None = None  # number of the trial that this probe belongs to
         self._settled = False  # whether it is known where the baseline belongs
-        self._baseline: _Measured | None = None
-        self._pending: tuple[int, _Measured] | None = None  # a baseline not stored yet
+        self._baseline: LyapunovReadout | None = None
+        self._pending: tuple[int, LyapunovReadout] | None = None  # a baseline not stored yet
         self._moved: tuple[int, int] | None = None  # whence and where a stored one is to be moved
         self._spectra: tuple[int, LyapunovReadout] | None = None  # whole ones of it, not stored yet
         self._failure: str | None = None  # why this model is not measured
         self._failure_stored = False
+        self._inputs: Any = None
         try:
             self._inputs = _detached(inputs)
             if baseline or strict:
-                measured = self._measured()
-                self._baseline = measured if baseline else None
+                readout = self._storable()
+                self._baseline = readout if baseline else None
         except Exception as error:
             if strict:
                 raise
@@ -209,14 +210,14 @@ class LyapunovProbe:
         )
         if not self._full_spectrum:
             return readout
+        several = len(readout.layers) > 1
         parts = []
         for name, part in readout.layers.items():
-            alone = len(readout.layers) == 1 and not isinstance(self._layer, list)
             try:
                 spectrum = lyapunov_spectrum(
                     self._model,
                     self._inputs,
-                    layer=self._layer if alone else name,
+                    layer=name if several or isinstance(self._layer, list) else self._layer,
                     **self._known(_SPECTRUM_OPTIONS),
                 )
             except ValueError as error:
@@ -224,8 +225,8 @@ class LyapunovProbe:
                     raise
                 self._warn_once(
                     f"spectrum of {name}",
-                    f"No whole spectrum of layer {name!r}: {_reason(error)} Its maximum and mean "
-                    "exponents are stored.",
+                    f"No whole spectrum{f' of layer {name!r}' if name else ''}: {_reason(error)} "
+                    "Maximum and mean exponent are stored.",
                 )
                 parts.append(part)
             else:
@@ -293,9 +294,10 @@ class LyapunovProbe:
         if self._failure is None and not _claim(trial, self._model, anew=not self._untrained):
             self._warn_once(
                 f"network {trial.number}",
-                f"Trial {trial.number} holds the readouts of another network, as in "
-                "cross-validation: those of this one are not stored. (If it is the same network, "
-                "loaded from a checkpoint, make its probe with baseline=False.)",
+                # The same words in every trial: Python shows a warning once in each place.
+                "The trial holds the readouts of another network, as in cross-validation: those of "
+                "this one are not stored. (If it is the same network, loaded from a checkpoint, "
+                "make its probe with baseline=False.)",
             )
             return False
         if self._trial is not None and self._trial != trial.number:
@@ -313,8 +315,8 @@ class LyapunovProbe:
                 write_failure(trial, UNTRAINED_STEP, self._failure)
                 self._failure_stored = True
             elif self._is_of(trial) and self._baseline is not None and is_untouched(trial):
-                write_readouts(trial, {UNTRAINED_STEP: self._baseline.record})
-                self._spectra = (UNTRAINED_STEP, self._baseline.readout)
+                write_readouts(trial, {UNTRAINED_STEP: _record(self._baseline)})
+                self._spectra = (UNTRAINED_STEP, self._baseline)
         except Exception as error:
             self._warn_storage(UNTRAINED_STEP, error)
 
@@ -344,13 +346,14 @@ class LyapunovProbe:
                 self._spectra = (step - 1, self._spectra[1])
         elif begins and self._baseline is not None:
             self._pending = (step - 1, self._baseline)
-            self._spectra = (step - 1, self._baseline.readout)
+            self._spectra = (step - 1, self._baseline)
 
     # Measuring and storing ----------------------------------------------------------------------
 
-    def _measured(self) -> "_Measured":
+    def _storable(self) -> LyapunovReadout:
         readout = self.measure()
-        return _Measured(readout, _record(readout))
+        _record(readout)  # raises where there is nothing to store
+        return readout
 
     def _measure_and_store(self, trial: BaseTrial, step: int) -> None:
         if has_readout(trial, step):
@@ -358,7 +361,7 @@ class LyapunovProbe:
                 self._store(trial, step, None)
             return
         try:
-            measured = self._measured()
+            readout = self._storable()
         except Exception as error:
             reason = _reason(error)
             kind = "weights" if isinstance(error, NonFiniteParametersError) else "readout"
@@ -366,16 +369,16 @@ class LyapunovProbe:
             self._store(trial, step, None)
             write_failure(trial, step, reason)
             return
-        self._store(trial, step, measured)
+        self._store(trial, step, readout)
 
-    def _store(self, trial: BaseTrial, step: int, measured: "_Measured | None") -> None:
+    def _store(self, trial: BaseTrial, step: int, readout: LyapunovReadout | None) -> None:
         own = trial.number == self._trial
         pending = self._pending if own else None
         try:
             write_readouts(
                 trial,
-                {} if measured is None else {step: measured.record},
-                baseline=None if pending is None else (pending[0], pending[1].record),
+                {} if readout is None else {step: _record(readout)},
+                baseline=None if pending is None else (pending[0], _record(pending[1])),
                 step=step,
                 moved=self._moved if own else None,
             )
@@ -387,8 +390,8 @@ class LyapunovProbe:
             if self._spectra is not None:
                 self._store_spectra(trial, *self._spectra)
                 self._spectra = None
-        if measured is not None:
-            self._store_spectra(trial, step, measured.readout)
+        if readout is not None:
+            self._store_spectra(trial, step, readout)
 
     def _warn_storage(self, step: int, error: Exception) -> None:
         self._warn_once(
@@ -450,12 +453,6 @@ class LyapunovProbe:
         if kind not in self._warned:
             self._warned.add(kind)
             warnings.warn(message, LyapunovWarning, stacklevel=_depth_of_the_caller())
-
-
-@dataclass(frozen=True)
-class _Measured:
-    readout: LyapunovReadout
-    record: ReadoutRecord
 
 
 def _depth_of_the_caller() -> int:
