@@ -1,26 +1,24 @@
 """The probe: measures exponents while a trial trains, and leaves no trace in the training."""
 
-import copy
 import numbers
 import sys
 import traceback
 import warnings
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from types import FunctionType, ModuleType
 from typing import TYPE_CHECKING, Any
 
 from optuna.trial import BaseTrial
-from torch import Tensor, nn
+from torch import nn
 
+from lyap_optuna._copy import detached
 from lyap_optuna._logging import get_logger, without_passwords
 from lyap_optuna._warnings import LyapunovWarning
 from lyap_optuna.dynamics import (
     STATES,
     Dynamics,
     NonFiniteParametersError,
-    NotMeasurableError,
 )
 from lyap_optuna.records import (
     FLOOR,
@@ -179,7 +177,7 @@ class LyapunovProbe:
         self._failure_stored = False
         self._inputs: Any = None
         try:
-            self._inputs = _detached(inputs)
+            self._inputs = detached(inputs)
             if baseline or strict:
                 readout = self._storable()
                 self._baseline = readout if baseline else None
@@ -602,49 +600,6 @@ def _of_database(error: Exception) -> str:
         if said is not None and (lines := str(said).strip().splitlines()):
             return f"{type(error).__name__}: {without_passwords(lines[0])}"
     return type(error).__name__
-
-
-# A copy of the inputs -----------------------------------------------------------------------------
-
-
-def _detached(inputs: Any) -> Any:
-    """Copy inputs, of whatever kind, with every tensor in them cut off from its graph.
-
-    Raises:
-        NotMeasurableError: They hold what cannot be copied.
-    """
-    memo = {id(tensor): tensor.detach().clone() for tensor in _tensors(inputs, set())}
-    try:
-        return copy.deepcopy(inputs, memo)
-    except Exception as error:
-        raise NotMeasurableError(
-            f"The inputs ({_kind(inputs)}) cannot be copied ({type(error).__name__}: {error}). "
-            "Pass tensors, or tuples and dicts of them."
-        ) from error
-
-
-def _tensors(value: Any, seen: set[int]) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, _HOLD_NONE) or id(value) in seen:
-        return
-    else:
-        seen.add(id(value))
-        parts: list[Any] = []
-        if isinstance(value, Mapping):
-            parts += value.values()
-        elif isinstance(value, (list, tuple, set, frozenset)):
-            parts += value
-        parts += getattr(value, "__dict__", {}).values()
-        for kind in type(value).__mro__:
-            names = kind.__dict__.get("__slots__", ())
-            for name in (names,) if isinstance(names, str) else names:
-                parts.append(getattr(value, name, None))
-        for part in parts:
-            yield from _tensors(part, seen)
-
-
-_HOLD_NONE = (str, bytes, int, float, complex, type(None), type, FunctionType, ModuleType)
 
 
 __all__ = ["LyapunovProbe"]
