@@ -1,26 +1,24 @@
 """The probe: measures exponents while a trial trains, and leaves no trace in the training."""
 
-import copy
 import numbers
 import sys
 import traceback
 import warnings
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from types import FunctionType, ModuleType
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from optuna.trial import BaseTrial
-from torch import Tensor, nn
+from torch import nn
 
+from lyap_optuna._copy import detached
 from lyap_optuna._logging import get_logger, without_passwords
 from lyap_optuna._warnings import LyapunovWarning
 from lyap_optuna.dynamics import (
     STATES,
     Dynamics,
     NonFiniteParametersError,
-    NotMeasurableError,
 )
 from lyap_optuna.records import (
     FLOOR,
@@ -171,17 +169,18 @@ class LyapunovProbe:
         self._warned: set[str] = set()
         self._trial: int | None = None  # number of the trial that this probe belongs to
         self._settled = False  # whether it is known where the baseline belongs
-        self._baseline: _Measured | None = None
-        self._pending: tuple[int, _Measured] | None = None  # a baseline not stored yet
+        self._baseline: LyapunovReadout | None = None
+        self._pending: tuple[int, LyapunovReadout] | None = None  # a baseline not stored yet
         self._moved: tuple[int, int] | None = None  # whence and where a stored one is to be moved
         self._spectra: tuple[int, LyapunovReadout] | None = None  # whole ones of it, not stored yet
         self._failure: str | None = None  # why this model is not measured
         self._failure_stored = False
+        self._inputs: Any = None
         try:
-            self._inputs = _detached(inputs)
+            self._inputs = detached(inputs)
             if baseline or strict:
-                measured = self._measured()
-                self._baseline = measured if baseline else None
+                readout = self._storable()
+                self._baseline = readout if baseline else None
         except Exception as error:
             if strict:
                 raise
@@ -209,14 +208,14 @@ class LyapunovProbe:
         )
         if not self._full_spectrum:
             return readout
+        several = len(readout.layers) > 1
         parts = []
         for name, part in readout.layers.items():
-            alone = len(readout.layers) == 1 and not isinstance(self._layer, list)
             try:
                 spectrum = lyapunov_spectrum(
                     self._model,
                     self._inputs,
-                    layer=self._layer if alone else name,
+                    layer=name if several or isinstance(self._layer, list) else self._layer,
                     **self._known(_SPECTRUM_OPTIONS),
                 )
             except ValueError as error:
@@ -224,8 +223,8 @@ class LyapunovProbe:
                     raise
                 self._warn_once(
                     f"spectrum of {name}",
-                    f"No whole spectrum of layer {name!r}: {_reason(error)} Its maximum and mean "
-                    "exponents are stored.",
+                    f"No whole spectrum{f' of layer {name!r}' if name else ''}: {_reason(error)} "
+                    "Maximum and mean exponent are stored.",
                 )
                 parts.append(part)
             else:
@@ -293,9 +292,10 @@ class LyapunovProbe:
         if self._failure is None and not _claim(trial, self._model, anew=not self._untrained):
             self._warn_once(
                 f"network {trial.number}",
-                f"Trial {trial.number} holds the readouts of another network, as in "
-                "cross-validation: those of this one are not stored. (If it is the same network, "
-                "loaded from a checkpoint, make its probe with baseline=False.)",
+                # The same words in every trial: Python shows a warning once in each place.
+                "The trial holds the readouts of another network, as in cross-validation: those of "
+                "this one are not stored. (If it is the same network, loaded from a checkpoint, "
+                "make its probe with baseline=False.)",
             )
             return False
         if self._trial is not None and self._trial != trial.number:
@@ -313,8 +313,8 @@ class LyapunovProbe:
                 write_failure(trial, UNTRAINED_STEP, self._failure)
                 self._failure_stored = True
             elif self._is_of(trial) and self._baseline is not None and is_untouched(trial):
-                write_readouts(trial, {UNTRAINED_STEP: self._baseline.record})
-                self._spectra = (UNTRAINED_STEP, self._baseline.readout)
+                write_readouts(trial, {UNTRAINED_STEP: _record(self._baseline)})
+                self._spectra = (UNTRAINED_STEP, self._baseline)
         except Exception as error:
             self._warn_storage(UNTRAINED_STEP, error)
 
@@ -344,13 +344,14 @@ class LyapunovProbe:
                 self._spectra = (step - 1, self._spectra[1])
         elif begins and self._baseline is not None:
             self._pending = (step - 1, self._baseline)
-            self._spectra = (step - 1, self._baseline.readout)
+            self._spectra = (step - 1, self._baseline)
 
     # Measuring and storing ----------------------------------------------------------------------
 
-    def _measured(self) -> "_Measured":
+    def _storable(self) -> LyapunovReadout:
         readout = self.measure()
-        return _Measured(readout, _record(readout))
+        _record(readout)  # raises where there is nothing to store
+        return readout
 
     def _measure_and_store(self, trial: BaseTrial, step: int) -> None:
         if has_readout(trial, step):
@@ -358,7 +359,7 @@ class LyapunovProbe:
                 self._store(trial, step, None)
             return
         try:
-            measured = self._measured()
+            readout = self._storable()
         except Exception as error:
             reason = _reason(error)
             kind = "weights" if isinstance(error, NonFiniteParametersError) else "readout"
@@ -366,16 +367,16 @@ class LyapunovProbe:
             self._store(trial, step, None)
             write_failure(trial, step, reason)
             return
-        self._store(trial, step, measured)
+        self._store(trial, step, readout)
 
-    def _store(self, trial: BaseTrial, step: int, measured: "_Measured | None") -> None:
+    def _store(self, trial: BaseTrial, step: int, readout: LyapunovReadout | None) -> None:
         own = trial.number == self._trial
         pending = self._pending if own else None
         try:
             write_readouts(
                 trial,
-                {} if measured is None else {step: measured.record},
-                baseline=None if pending is None else (pending[0], pending[1].record),
+                {} if readout is None else {step: _record(readout)},
+                baseline=None if pending is None else (pending[0], _record(pending[1])),
                 step=step,
                 moved=self._moved if own else None,
             )
@@ -387,8 +388,8 @@ class LyapunovProbe:
             if self._spectra is not None:
                 self._store_spectra(trial, *self._spectra)
                 self._spectra = None
-        if measured is not None:
-            self._store_spectra(trial, step, measured.readout)
+        if readout is not None:
+            self._store_spectra(trial, step, readout)
 
     def _warn_storage(self, step: int, error: Exception) -> None:
         self._warn_once(
@@ -450,12 +451,6 @@ class LyapunovProbe:
         if kind not in self._warned:
             self._warned.add(kind)
             warnings.warn(message, LyapunovWarning, stacklevel=_depth_of_the_caller())
-
-
-@dataclass(frozen=True)
-class _Measured:
-    readout: LyapunovReadout
-    record: ReadoutRecord
 
 
 def _depth_of_the_caller() -> int:
@@ -605,49 +600,6 @@ def _of_database(error: Exception) -> str:
         if said is not None and (lines := str(said).strip().splitlines()):
             return f"{type(error).__name__}: {without_passwords(lines[0])}"
     return type(error).__name__
-
-
-# A copy of the inputs -----------------------------------------------------------------------------
-
-
-def _detached(inputs: Any) -> Any:
-    """Copy inputs, of whatever kind, with every tensor in them cut off from its graph.
-
-    Raises:
-        NotMeasurableError: They hold what cannot be copied.
-    """
-    memo = {id(tensor): tensor.detach().clone() for tensor in _tensors(inputs, set())}
-    try:
-        return copy.deepcopy(inputs, memo)
-    except Exception as error:
-        raise NotMeasurableError(
-            f"The inputs ({_kind(inputs)}) cannot be copied ({type(error).__name__}: {error}). "
-            "Pass tensors, or tuples and dicts of them."
-        ) from error
-
-
-def _tensors(value: Any, seen: set[int]) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, _HOLD_NONE) or id(value) in seen:
-        return
-    else:
-        seen.add(id(value))
-        parts: list[Any] = []
-        if isinstance(value, Mapping):
-            parts += value.values()
-        elif isinstance(value, (list, tuple, set, frozenset)):
-            parts += value
-        parts += getattr(value, "__dict__", {}).values()
-        for kind in type(value).__mro__:
-            names = kind.__dict__.get("__slots__", ())
-            for name in (names,) if isinstance(names, str) else names:
-                parts.append(getattr(value, name, None))
-        for part in parts:
-            yield from _tensors(part, seen)
-
-
-_HOLD_NONE = (str, bytes, int, float, complex, type(None), type, FunctionType, ModuleType)
 
 
 __all__ = ["LyapunovProbe"]

@@ -15,8 +15,8 @@ from torch import nn
 import lyap_optuna as lyap
 import lyap_optuna.probe
 from lyap_optuna import records
+from lyap_optuna._copy import detached
 from lyap_optuna.dynamics import NotMeasurableError
-from lyap_optuna.probe import _detached
 
 X = make_inputs(4, 25, 3, dtype=torch.float32)
 
@@ -619,7 +619,7 @@ def test_inputs_of_any_kind_are_copied_and_cut_off(make, tensor):
         leaf = make(source.clone())
     grown = make(source * 2)
     for inputs in (leaf, grown):
-        copied = _detached(inputs)
+        copied = detached(inputs)
         assert type(copied) is type(inputs)
         assert torch.equal(tensor(copied), tensor(inputs).detach())
         assert not tensor(copied).requires_grad
@@ -631,14 +631,14 @@ def test_inputs_of_any_kind_are_copied_and_cut_off(make, tensor):
 
 def test_what_is_the_same_tensor_stays_the_same():
     x = torch.zeros(2)
-    first, second = _detached((x, [x]))
+    first, second = detached((x, [x]))
     assert first is second[0]
 
 
 def test_a_batch_that_holds_itself():
     batch = [torch.zeros(2)]
     batch.append(batch)
-    copied = _detached(batch)
+    copied = detached(batch)
     assert copied[1] is copied
 
 

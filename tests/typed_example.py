@@ -10,7 +10,7 @@ def objective(trial: optuna.Trial) -> float:
     model = torch.nn.GRU(2, trial.suggest_int("units", 4, 8), batch_first=True)
     inputs = torch.randn(4, 20, 2)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
-    probe = lyap.LyapunovProbe(model, inputs)
+    probe = lyap.LyapunovProbe(model, inputs, layer=None, trial=trial, strict=False)
     loss = float("nan")
     for step in range(3):
         optimizer.zero_grad()

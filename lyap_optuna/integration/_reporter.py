@@ -1,5 +1,6 @@
 """What the callbacks of all frameworks share: a probe made from the first batch, and reports."""
 
+import contextlib
 import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -9,7 +10,8 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from lyap_optuna._warnings import LyapunovWarning
-from lyap_optuna.probe import LyapunovProbe
+from lyap_optuna.probe import UNTRAINED_STEP, LyapunovProbe
+from lyap_optuna.records import write_failure
 
 N_SEQUENCES = 10
 """Sequences of the first training batch that are measured where no inputs are given."""
@@ -73,6 +75,8 @@ class TrialReporter:
                 LyapunovWarning,
                 stacklevel=3,
             )
+            with contextlib.suppress(Exception):  # the storage's own troubles come up elsewhere
+                write_failure(self.trial, UNTRAINED_STEP, str(error))
             return
         self._probe = _FirstBatchProbe(model, inputs, trial=self.trial, **options)
 
