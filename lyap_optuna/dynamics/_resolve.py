@@ -470,7 +470,8 @@ def checked_inputs(inputs: Any, dynamics: Dynamics) -> Tensor:
             "takes them."
         )
     dtype = dynamics.dtype or computing_dtype(inputs.dtype)
-    return inputs.detach().to(device=dynamics.device or inputs.device, dtype=dtype)
+    moved: Tensor = inputs.detach().to(device=dynamics.device or inputs.device, dtype=dtype)
+    return moved
 
 
 def _of_dynamics(dynamics: Dynamics, inputs: Any, initial_state: Any, state: str) -> DrivenLayer:
