@@ -112,7 +112,7 @@ def _norm(matrices: Tensor) -> Tensor:
     return norm
 
 
-def lu_error(trajectory: Trajectory, vectors: Tensor, schedule: Schedule) -> float:
+def lu_error(trajectory: Trajectory, vectors: Tensor, schedule: Schedule, singular: bool) -> float:
     """Return how far LU is off from QR, nats/step on the upper 95 % of exponents.
 
     In one interval of one input, after some through which each went by itself: a single interval
@@ -121,12 +121,17 @@ def lu_error(trajectory: Trajectory, vectors: Tensor, schedule: Schedule) -> flo
     i = max(schedule.kept, key=lambda i: schedule.lengths[i])
     every, steps = schedule.qr_every, schedule.lengths[i]
     last = min(steps, every * min(_CHECKED, max(4, steps // every // 5)))
-    first = Schedule(last - every if last >= 4 * every else 0, every, (last,))
+    # What was lost before an interval would come back in it as anything: there, all of them count.
+    whole = singular or last < 4 * every
+    first = Schedule(0 if whole else last - every, every, (last,))
     path = trajectory.select(slice(i, i + 1))
     rows = as_rows(vectors, path.states)
-    by_qr, by_lu = (measure(m, path, rows, first).rates[0] for m in ("qr", "lu"))
+    by_qr, by_lu = (
+        measure(method, path, rows, first, singular=singular).rates[0] for method in ("qr", "lu")
+    )
     upper = max(1, int(0.95 * len(by_qr)))
-    return float((by_qr - by_lu)[:upper].abs().max())
+    difference = torch.where(by_qr == by_lu, 0, by_qr - by_lu)  # both may be minus infinity
+    return float(difference[:upper].abs().max())
 
 
 def joined(parts: list[Growth]) -> Growth:

@@ -182,8 +182,13 @@ def _chosen(
         return "textbook"
     if history:
         return "qr"
-    # One interval of one input may show less than all of them.
-    return "lu" if 2 * _growth.lu_error(trajectory, vectors, schedule) <= rtol else "qr"
+    error = _growth.lu_error(trajectory, vectors, schedule, _singular(trajectory, schedule))
+    return "lu" if 2 * error <= rtol else "qr"  # one interval of one input may show less than all
+
+
+def _singular(trajectory: Trajectory, schedule: Schedule) -> bool:
+    volumes = trajectory.closed_log_abs_det
+    return volumes is not None and bool((volumes[:, schedule.warmup :] == -torch.inf).any())
 
 
 def grow(
@@ -208,8 +213,7 @@ def grow(
         workers = 1
     elif workers > 1:
         piece = 1 if method in ("lu", "qr") else -(-batch // workers)
-    volumes = trajectory.closed_log_abs_det
-    singular = volumes is not None and bool((volumes[:, schedule.warmup :] == -torch.inf).any())
+    singular = _singular(trajectory, schedule)
 
     def run(part: slice) -> _growth.Growth:
         path = trajectory if piece >= batch else trajectory.select(part)
