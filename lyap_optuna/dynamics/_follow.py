@@ -61,12 +61,14 @@ class Beginnings:
         arrivals: Numbers of the arrivals at which a chain begins.
         again: Numbers of the arrivals of a state that has just arrived (a layer that is called
             twice on one state).
+        between: Layers that act on the state of another one between its calls.
         made: Layer, number of the chain and offset in its state of the tensors that are made, by
             the number and result of the operation that makes them.
     """
 
     arrivals: frozenset[int]
     again: frozenset[int]
+    between: frozenset[str]
     made: dict[tuple[int, int], tuple[str, int, int]]
 
 
@@ -87,7 +89,7 @@ class Follower(Observer):
         self._arrivals = 0
         self._first_arrivals: set[int] = set()
         self._again: list[int] = []
-        self._between: set[str] = set()
+        self._between = set() if beginnings is None else set(beginnings.between)
         # where tensors were made, by their ids as long as they live
         self._made: dict[int, tuple[tuple[int, int], weakref.ref[Tensor]]] = {}
         self._origins: dict[tuple[int, int], tuple[str, int, int]] = {}
@@ -122,9 +124,10 @@ class Follower(Observer):
             return state
         shared = self._is_shared(state)
         carries = any(self.carries(part) for part in state) and not shared
-        if carries and layer not in self._last and self.sequences:
+        if self._known is None and carries and layer not in self._last and self.sequences:
             # It acts on what another layer has begun: a part of that one's step.
             self._between.add(layer)
+            self._arrivals = number
             return state
         if self._known is not None:
             carries = number not in self._known.arrivals
@@ -162,7 +165,10 @@ class Follower(Observer):
         # In the first round two states may begin as one tensor; later they are two.
         again = self._again if any(number >= n for number in self._again) else []
         return Beginnings(
-            frozenset(self._first_arrivals - set(again)), frozenset(again), self._origins
+            frozenset(self._first_arrivals - set(again)),
+            frozenset(again),
+            frozenset(self._between),
+            self._origins,
         )
 
     def leaving(self, layer: str, results: list[Tensor]) -> None:
