@@ -6,7 +6,6 @@ states that arrive, and change them.
 """
 
 import contextlib
-import copy
 import dataclasses
 import inspect
 from collections.abc import Iterator, Mapping
@@ -22,6 +21,7 @@ from lyap_optuna.dynamics._isolate import (
     OwnRandomNumbers,
     exactly,
     private_copy,
+    snapshot,
     undisturbed_generators,
 )
 from lyap_optuna.dynamics._registry import architecture_of
@@ -35,9 +35,14 @@ class ModuleCall:
     layer: str
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
-    result: Any = None
+    results: list[Tensor] = field(default_factory=list)  # of a layer with equations of its own
     kernels: list[KernelCall] = field(default_factory=list)
     complete: bool = False
+
+    @property
+    def result(self) -> Tensor | None:
+        """The first tensor that it returned."""
+        return self.results[0] if self.results else None
 
 
 class Observer:
@@ -186,6 +191,9 @@ class _Recorder(TorchFunctionMode):
                 layer.register_forward_pre_hook(self._before(name), with_kwargs=True),
                 layer.register_forward_hook(self._after),
             ]
+            if name in self._snapshots:
+                # what the layer itself returned, before the hooks of others
+                self._handles.append(layer.register_forward_hook(self._returned, prepend=True))
         super().__enter__()  # type: ignore[no-untyped-call]
         return self
 
@@ -206,18 +214,21 @@ class _Recorder(TorchFunctionMode):
                 changed = self._observer.arriving(name, state)
                 args, kwargs = replaced((args, kwargs), state, changed)
             seen = ModuleCall(name, args, kwargs)
-            if name in self._snapshots:
+            if name in self._snapshots and not self._observer.level:
                 # a layer of another library may write to what it was given
-                seen = copy.deepcopy(seen)
+                seen = ModuleCall(name, *snapshot((args, kwargs)))
             self._open.append(seen)
             self.calls.append(self._open[-1])
             return args, kwargs
 
         return hook
 
+    def _returned(self, layer: nn.Module, args: Any, result: Any) -> None:
+        self._open[-1].results = [part.detach().clone() for part in leaves(result)]
+
     def _after(self, layer: nn.Module, args: Any, result: Any) -> None:
         call = self._open.pop()
-        call.result, call.complete = result, True
+        call.complete = True
         if self._observer.level == "module":
             self._observer.leaving(call.layer, list(leaves(result)))
 
@@ -252,7 +263,7 @@ class _Recorder(TorchFunctionMode):
         result = func(*args, **kwargs)
         read = read_kernel_call(name, args, result)
         if read is not None:
-            within.kernels.append(read)
+            within.kernels.append(read.kept())
             if level == "kernel":
                 self._observer.leaving(within.layer, list(leaves(result)))
         return result
