@@ -365,13 +365,13 @@ class Tangents(Follower):
     def attach(self, part: Tensor, result: Tensor) -> Tensor:
         """Give a tensor the tangent of an equal one, in place."""
         tangent = forward_ad.unpack_dual(result).tangent
-        return part if tangent is None else _made_dual(part, tangent)
+        return part if tangent is None else made_dual(part, tangent)
 
     def follow(self, chain: Chain, index: int, part: Tensor, *, in_place: bool) -> Tensor:
         """Start a tangent."""
         tangent = self._start(chain, index, part)
         if in_place:
-            return _made_dual(part, tangent)
+            return made_dual(part, tangent)
         dual: Tensor = forward_ad.make_dual(forward_ad.unpack_dual(part).primal.clone(), tangent)
         return dual
 
@@ -387,7 +387,7 @@ class Tangents(Follower):
 
     def begin(self, layer: str, chain: int, offset: int, made: Tensor) -> Tensor:
         """Start a tangent where a state is made."""
-        return _made_dual(made, self._seeded(layer, chain, offset, made))
+        return made_dual(made, self._seeded(layer, chain, offset, made))
 
     def arriving(self, layer: str, state: list[Tensor]) -> list[Tensor]:
         """See a state; rows that were reset since the last call start anew."""
@@ -425,7 +425,7 @@ class Tangents(Follower):
             )
             start = self.rows(chain, self._start(chain, i, part))
             tangent = torch.where(dead.unsqueeze(1), start, tangent)
-            renewed.append(_made_dual(part, like_part(tangent, part, layout).contiguous()))
+            renewed.append(made_dual(part, like_part(tangent, part, layout).contiguous()))
         chain.resets[len(chain.states) - 1] = dead
         chain.states.pop()
         chain.carried.pop()
@@ -448,7 +448,7 @@ class Tangents(Follower):
 _LEAST = 1e-200
 
 
-def _made_dual(part: Tensor, tangent: Tensor) -> Tensor:
+def made_dual(part: Tensor, tangent: Tensor) -> Tensor:
     old = forward_ad.unpack_dual(part)
     dual: Tensor = forward_ad.make_dual(old.primal.clone(), tangent)
     try:
