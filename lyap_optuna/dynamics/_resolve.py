@@ -8,7 +8,7 @@ depends on them, the fast path serves too; else the general path.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -101,16 +101,37 @@ def resolve(
     steps = _checked_lengths(lengths)
     with exactly():
         if isinstance(model, Dynamics):
-            found = [_of_dynamics(model, inputs, initial_state, state)]
+            trajectory = model.linearise(checked_inputs(inputs, model), initial_state)
+            found = [DrivenLayer("", trajectory, state, _lengths_of("", trajectory, steps, None))]
         elif isinstance(model, nn.Module):
-            measured = _Measurement(model, inputs, initial_state, layer, seed, state, split_resets)
-            found = measured.layers()
+            forward, chosen = _forward_of(model, inputs, initial_state, layer, seed)
+            found = _Measurement(forward, chosen, state, steps, split_resets).layers()
         else:
             raise ValueError(
                 "model must be an nn.Module or a RecurrentDynamics, but got "
                 f"{type(model).__name__}."
             )
-        return {driven.name: _shortened(_finite(driven), steps) for driven in found}
+        return {driven.name: _finite(driven) for driven in found}
+
+
+def _forward_of(
+    model: nn.Module, inputs: Any, initial_state: Any, layer: LayerChoice, seed: int
+) -> tuple[Forward, list[str] | None]:
+    """Return the model with its recurrent layers, and the names that were asked for."""
+    model = unwrapped(model)
+    if isinstance(model, nn.RNNCellBase) and isinstance(inputs, Tensor) and inputs.dim() == 3:
+        model = _Loop(model)
+    named = layer is not None and not isinstance(layer, nn.Module)
+    chosen = chosen_names(layer) if named else None  # type: ignore[arg-type]
+    modules = find_layers(model, layer)
+    if initial_state is not None and len(modules) > 1:
+        raise ValueError(
+            f"initial_state is for one layer, but {len(modules)} are measured: "
+            f"{sorted(modules)}. Name one by layer=."
+        )
+    for name, module in modules.items():
+        check_parameters(module, f"recurrent layer {name!r}" if name else "recurrent layer")
+    return Forward(model, inputs, modules, initial_state, seed), chosen
 
 
 class _Measurement:
@@ -118,31 +139,14 @@ class _Measurement:
 
     def __init__(
         self,
-        model: nn.Module,
-        inputs: Any,
-        initial_state: Any,
-        layer: LayerChoice,
-        seed: int,
+        forward: Forward,
+        chosen: list[str] | None,
         state: str,
+        lengths: Tensor | None,
         split: bool,
     ) -> None:
-        model = unwrapped(model)
-        self._itself = architecture_of(model) is not None
-        if isinstance(model, nn.RNNCellBase) and isinstance(inputs, Tensor) and inputs.dim() == 3:
-            model = _Loop(model)
-        self._chosen = (
-            None if layer is None or isinstance(layer, nn.Module) else chosen_names(layer)
-        )
-        modules = find_layers(model, layer)
-        if initial_state is not None and len(modules) > 1:
-            raise ValueError(
-                f"initial_state is for one layer, but {len(modules)} are measured: "
-                f"{sorted(modules)}. Name one by layer=."
-            )
-        for name, module in modules.items():
-            check_parameters(module, f"recurrent layer {name!r}" if name else "recurrent layer")
-        self._model, self._state, self._split = model, state, split
-        self._forward = Forward(model, inputs, modules, initial_state, seed)
+        self._forward, self._chosen = forward, chosen
+        self._state, self._lengths, self._split = state, lengths, split
 
     def layers(self) -> list[DrivenLayer]:
         """Measure them."""
@@ -188,7 +192,13 @@ class _Measurement:
                 for parts in zip(*(self._of_kernel(name, k) for k in kernels), strict=True)
             ]
         layer = RebuiltLayer(self._forward, name, module, architecture, calls, self._state)
-        return [_merged([DrivenLayer(name, t, self._state) for t in layer.trajectories()])]
+        return [_merged([self._driven(name, t) for t in layer.trajectories()])]
+
+    def _driven(
+        self, name: str, trajectory: Trajectory, packed: Tensor | None = None
+    ) -> DrivenLayer:
+        lengths = _lengths_of(name, trajectory, self._lengths, packed)
+        return DrivenLayer(name, trajectory, self._state, lengths)
 
     def _of_kernel(self, name: str, call: KernelCall) -> list[DrivenLayer]:
         """Linearise what a kernel ran, a stack as one system, or layer by layer and direction."""
@@ -207,24 +217,30 @@ class _Measurement:
             self._compare(name, rebuilt, [y for _, y in io], call.lengths, exact)
             ends = _ends([y for _, y in io], call.lengths)
             self._compare(name, ends, [f[0] for f in final], None, exact)
-            return [DrivenLayer(name, trajectory, self._state, call.lengths)]
+            return [self._driven(name, trajectory, call.lengths)]
         found = []
         for i, (x, y) in enumerate(io):
             for reverse in (False, True):
-                j = 2 * i + reverse
-                z = y.chunk(2, dim=2)[reverse]
-                one = (
-                    [(_reversed(x, call.lengths), _reversed(z, call.lengths))]
-                    if reverse
-                    else [(x, z)]
-                )
-                trajectory, rebuilt = linearise_along(
-                    call.kernel, [call.weights[j]], one, [initial[j]], self._state
-                )
                 part = f"l{i}{'_reverse' if reverse else ''}"
                 label = f"{name}.{part}" if name else part
-                self._compare(label, rebuilt, [one[0][1]], call.lengths, exact)
-                found.append(DrivenLayer(label, trajectory, self._state, call.lengths))
+                z = y.chunk(2, dim=2)[reverse]
+                begin, weights = initial[2 * i + reverse], [call.weights[2 * i + reverse]]
+                if reverse:
+                    x, z = (_reversed(values, call.lengths) for values in (x, z))
+                trajectory, rebuilt = linearise_along(
+                    call.kernel, weights, [(x, z)], [begin], self._state
+                )
+                self._compare(label, rebuilt, [z], call.lengths, exact)
+                driven = self._driven(label, trajectory, call.lengths)
+                if reverse and call.lengths is None and driven.lengths is not None:
+                    # The layer has read the padding first.
+                    full, _ = linearise_along(call.kernel, weights, [(x, z)], [begin], "full")
+                    x, z, begin = _after_padding(x, z, begin, full.states, driven.lengths)
+                    trajectory, _ = linearise_along(
+                        call.kernel, weights, [(x, z)], [begin], self._state
+                    )
+                    driven = self._driven(label, trajectory)
+                found.append(driven)
         return found
 
     def _compare(
@@ -275,7 +291,7 @@ class _Measurement:
                 f"The state of {name!r} is changed between its calls. With the cell held fixed "
                 "(state='hidden') that is no dynamics: pass state='full'."
             )
-        pieces, reset = pieces_of(sequences, self._split)
+        pieces, reset = pieces_of(sequences, self._split, self._lengths)
         if not pieces:
             raise NotMeasurableError(
                 f"The state of {name!r} is never handed on for two steps: there is nothing to "
@@ -346,7 +362,8 @@ class _Measurement:
         trajectory, rebuilt = linearise_along(first.kernel, first.weights, io, initial, state)
         if not all(agree(a, y) for a, (_, y) in zip(rebuilt, io, strict=True)):
             return None
-        return DrivenLayer(name, trajectory, state)
+        lengths = _lengths_of(name, trajectory, self._lengths, None)
+        return DrivenLayer(name, trajectory, state, lengths)
 
 
 class _Loop(nn.Module):
@@ -396,12 +413,6 @@ def _finite(driven: DrivenLayer) -> DrivenLayer:
             "Lyapunov exponents. Check that the inputs are finite."
         )
     return driven
-
-
-def _of_dynamics(dynamics: Dynamics, inputs: Any, initial_state: Any, state: str) -> DrivenLayer:
-    return DrivenLayer(
-        "", dynamics.linearise(checked_inputs(inputs, dynamics), initial_state), state
-    )
 
 
 # Sequences ---------------------------------------------------------------------------------------
@@ -506,15 +517,47 @@ def _checked_lengths(lengths: Any) -> Tensor | None:
     return steps.long()
 
 
-def _shortened(driven: DrivenLayer, lengths: Tensor | None) -> DrivenLayer:
+def _lengths_of(
+    name: str, trajectory: Trajectory, lengths: Tensor | None, packed: Tensor | None
+) -> Tensor | None:
+    """Return the steps of each sequence: those of the packing, or those that were told.
+
+    Raises:
+        ValueError: The two disagree, or what was told does not fit.
+    """
     if lengths is None:
-        return driven
-    batch, steps = driven.trajectory.batch, driven.trajectory.steps
-    if len(lengths) != batch or int(lengths.max()) > steps:
+        return packed
+    if packed is not None:
+        if not torch.equal(lengths.sort().values, packed.sort().values):
+            raise ValueError(
+                f"lengths={lengths.tolist()!r:.100}, but the sequences that reach {name!r} are "
+                f"packed with lengths {packed.tolist()!r:.100}: leave lengths out."
+            )
+        return packed
+    if len(lengths) != trajectory.batch or int(lengths.max()) > trajectory.steps:
         raise ValueError(
             f"lengths are {len(lengths)} numbers of at most {int(lengths.max())}, but "
-            f"{batch} sequences of {steps} steps reach the layer {driven.name!r}."
+            f"{trajectory.batch} sequences of {trajectory.steps} steps reach the layer {name!r}."
         )
-    if driven.lengths is not None:
-        lengths = torch.minimum(lengths, driven.lengths)
-    return replace(driven, lengths=lengths, longest=int(lengths.max()))
+    return lengths
+
+
+def _after_padding(
+    x: Tensor, z: Tensor, begin: tuple[Tensor, ...], states: Tensor, lengths: Tensor
+) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
+    """Return a direction that runs backwards, each row from where its padding ends.
+
+    Args:
+        x: Inputs, backwards in time, ``(batch, time, features)``.
+        z: Outputs, the same way.
+        begin: State before the first step.
+        states: The whole state after each step.
+        lengths: Real steps of each row: the last ones.
+    """
+    batch, steps = x.shape[:2]
+    skipped = (steps - lengths).to(x.device)
+    index = (skipped.unsqueeze(1) + torch.arange(steps, device=x.device)) % steps
+    rows = torch.arange(batch, device=x.device).unsqueeze(1)
+    before = torch.cat([torch.cat(begin, 1).unsqueeze(1), states], 1)
+    parts = before[rows[:, 0], skipped].split([part.shape[1] for part in begin], 1)
+    return x[rows, index], z[rows, index], tuple(parts)
