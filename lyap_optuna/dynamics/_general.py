@@ -19,9 +19,11 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
-from lyap_optuna.dynamics._capture import Forward, ModuleCall, mapped
+from lyap_optuna.dynamics._arguments import mapped
+from lyap_optuna.dynamics._capture import Forward, ModuleCall
+from lyap_optuna.dynamics._carriers import Graphs, Tangents
 from lyap_optuna.dynamics._errors import NotMeasurableError
-from lyap_optuna.dynamics._follow import Beginnings, Graphs, Sequence, Tangents
+from lyap_optuna.dynamics._follow import Beginnings, Sequence
 from lyap_optuna.dynamics.base import Trajectory
 from lyap_optuna.dynamics.forward_mode import forward_mode
 
