@@ -8,7 +8,7 @@ states that arrive, and change them.
 import contextlib
 import dataclasses
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,7 +25,13 @@ from lyap_optuna.dynamics._isolate import (
     undisturbed_generators,
 )
 from lyap_optuna.dynamics._registry import architecture_of
-from lyap_optuna.dynamics.torch_kernels import KernelCall, read_kernel_call, state_of_kernel
+from lyap_optuna.dynamics.torch_kernels import (
+    NAMES,
+    KernelCall,
+    read_kernel_call,
+    state_of_kernel,
+    steps_of_kernel,
+)
 
 
 @dataclass
@@ -62,11 +68,19 @@ class Observer:
     def leaving(self, layer: str, results: list[Tensor]) -> None:
         """See what the call returned."""
 
-    def made(self, number: int, tensor: Tensor) -> None:
-        """See a tensor that the forward made from nothing, by the operation of this number.
+    def follows(self, layer: str) -> bool:
+        """Whether the states of a layer are followed."""
+        return False
 
-        What the forward was given has numbers below 0.
+    def made(self, place: tuple[int, int], tensor: Tensor) -> Tensor:
+        """See a tensor that the forward made, and return what it goes on with.
+
+        Args:
+            place: Number of the operation that made it and its place among the results. What the
+                forward was given has numbers below 0.
+            tensor: The tensor.
         """
+        return tensor
 
 
 @dataclass(frozen=True)
@@ -99,7 +113,8 @@ class Forward:
 
         Args:
             observer: Sees, and may change, the states that arrive at the layers.
-            double: Run in float64, whatever the model's dtype.
+            double: Run in float64, whatever the model's dtype. Else half-precision types are
+                computed in float32.
             grad: Record the graph.
 
         Returns:
@@ -108,14 +123,14 @@ class Forward:
         Raises:
             NotMeasurableError: The forward fails before it has called a layer, or calls none.
         """
-        dtype = torch.float64 if double else None
+        dtype = torch.float64 if double else _computing(self.layers.values())
         clone, copies = private_copy(self.model, dtype)
         layers = {name: copies[id(layer)] for name, layer in self.layers.items()}
         args, kwargs = arguments(self.model, _moved(self.inputs, self.model, dtype))
         observer = observer or Observer()
         for i, given in enumerate(leaves((args, kwargs)) if observer.level else ()):
-            observer.made(-1 - i, given)
-        recorder = _Recorder(layers, observer, self.initial_state, double)
+            observer.made((-1 - i, 0), given)
+        recorder = _Recorder(layers, observer, self.initial_state, dtype, grad)
         try:
             with (
                 undisturbed_generators(self.seed),
@@ -158,14 +173,16 @@ class _Recorder(TorchFunctionMode):
         layers: dict[str, nn.Module],
         observer: Observer,
         initial_state: Any,
-        double: bool,
+        dtype: torch.dtype | None,
+        grad: bool,
     ) -> None:
         super().__init__()
+        self._grad = grad
         self.calls: list[ModuleCall] = []
         self._layers = layers
         self._observer = observer
         self._initial_state = initial_state
-        self._double = double
+        self._dtype = dtype
         self._open: list[ModuleCall] = []
         self._begun: set[str] = set()
         self._operations = 0
@@ -204,24 +221,30 @@ class _Recorder(TorchFunctionMode):
 
     def _before(self, name: str) -> Any:
         def hook(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            if isinstance(layer, (nn.RNNBase, nn.RNNCellBase)):
-                first = name not in self._begun
-                given = self._initial_state if first else None
-                args, kwargs = with_state(layer, args, kwargs, given)
-            self._begun.add(name)
-            if self._observer.level == "module":
-                state = state_of_call(layer, args, kwargs)
-                changed = self._observer.arriving(name, state)
-                args, kwargs = replaced((args, kwargs), state, changed)
-            seen = ModuleCall(name, args, kwargs)
-            if name in self._snapshots and not self._observer.level:
-                # a layer of another library may write to what it was given
-                seen = ModuleCall(name, *snapshot((args, kwargs)))
-            self._open.append(seen)
-            self.calls.append(self._open[-1])
-            return args, kwargs
+            with torch._C.DisableTorchFunction():  # nothing of ours counts as an operation
+                return self._begin(name, layer, args, kwargs)
 
         return hook
+
+    def _begin(
+        self, name: str, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        if isinstance(layer, (nn.RNNBase, nn.RNNCellBase)):
+            first = name not in self._begun
+            given = self._initial_state if first else None
+            args, kwargs = with_state(layer, args, kwargs, given)
+        self._begun.add(name)
+        if self._observer.level == "module" and self._observer.follows(name):
+            state = state_of_call(layer, args, kwargs)
+            changed = self._observer.arriving(name, state)
+            args, kwargs = replaced((args, kwargs), state, changed)
+        seen = ModuleCall(name, args, kwargs)
+        if name in self._snapshots and not self._observer.level:
+            # a layer of another library may write to what it was given
+            seen = ModuleCall(name, *snapshot((args, kwargs)))
+        self._open.append(seen)
+        self.calls.append(self._open[-1])
+        return args, kwargs
 
     def _returned(self, layer: nn.Module, args: Any, result: Any) -> None:
         self._open[-1].results = [part.detach().clone() for part in leaves(result)]
@@ -229,8 +252,9 @@ class _Recorder(TorchFunctionMode):
     def _after(self, layer: nn.Module, args: Any, result: Any) -> None:
         call = self._open.pop()
         call.complete = True
-        if self._observer.level == "module":
-            self._observer.leaving(call.layer, list(leaves(result)))
+        if self._observer.level == "module" and self._observer.follows(call.layer):
+            with torch._C.DisableTorchFunction():
+                self._observer.leaving(call.layer, list(leaves(result)))
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -238,34 +262,72 @@ class _Recorder(TorchFunctionMode):
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "")
         self._operations += 1
-        if name in _FACTORIES and self._observer.level:
-            made = self._converted(func(*args, **kwargs))
-            self._observer.made(self._operations, made)
-            return made
-        if self._double:
+        number = self._operations
+        if not self._observer.level:
+            return self._called(func, name, args, kwargs)
+        # A state that is detached is the same state, and what forbids gradients is no dynamics.
+        if name in ("detach", "detach_") or func is _DATA:
+            return args[0]
+        if name == "_set_grad_enabled" and self._grad:
+            return None
+        result = self._called(func, name, args, kwargs)
+        if isinstance(result, Tensor):
+            return self._observer.made((number, 0), result)
+        if isinstance(result, (tuple, list)):
+            for i, part in enumerate(result):
+                if isinstance(part, Tensor):
+                    self._observer.made((number, i), part)
+        return result
+
+    def _called(self, func: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if self._dtype is not None:
             if func is nn.functional.scaled_dot_product_attention:
                 # the fused kernels have no forward-mode rule
                 func = _attention
-            if name in _CASTS and args[0].dtype == torch.float64:
+            if name in _CASTS and args[0].dtype == self._dtype:
                 cast = func(*args, **kwargs)
-                return args[0] if cast.dtype in _SHORTER else cast
+                return args[0] if self._is_shorter(cast) else cast
         within = self._open[-1] if self._open else None
         if within is None:
             return self._converted(func(*args, **kwargs))
-        level = self._observer.level
-        if level == "weight" and name in _PRODUCTS:
+        if self._observer.level == "weight" and name in _PRODUCTS:
             args = self._seen_at_weights(within.layer, args)
-        if not (name in _KERNEL_NAMES and not kwargs):
+        if not (name in NAMES and not kwargs):
             return self._converted(func(*args, **kwargs))
-        if level == "kernel":
-            state = state_of_kernel(name, args)
-            args, _ = replaced((args, {}), state, self._observer.arriving(within.layer, state))
+        if self._observer.level == "kernel" and self._observer.follows(within.layer):
+            return self._followed(func, name, args, within)
         result = func(*args, **kwargs)
-        read = read_kernel_call(name, args, result)
-        if read is not None:
-            within.kernels.append(read.kept())
-            if level == "kernel":
-                self._observer.leaving(within.layer, list(leaves(result)))
+        within.kernels.append(read_kernel_call(name, args, result).kept())
+        return result
+
+    def _followed(self, func: Any, name: str, args: tuple[Any, ...], call: ModuleCall) -> Any:
+        """Run a kernel whose state is followed, one time step after the other."""
+        if name.endswith("_cell"):
+            return self._step(func, name, args, call)
+        steps = steps_of_kernel(name, args)
+        if steps is None:
+            raise NotMeasurableError(
+                f"{call.layer!r} hands its state from one packed or bidirectional call to the "
+                "next, where single steps cannot be told. Measure it on whole sequences: pass the "
+                "layer itself and the inputs that reach it."
+            )
+        inputs, hx, *options = args
+        dim = 1 if args[8] else 0
+        outputs = []
+        for x in inputs.split(1, dim):
+            output, *hx = self._step(
+                func, name, (x, tuple(hx) if name == "lstm" else hx, *options), call
+            )
+            hx = hx if name == "lstm" else hx[0]
+            outputs.append(output)
+        return (torch.cat(outputs, dim), *(hx if name == "lstm" else (hx,)))
+
+    def _step(self, func: Any, name: str, args: tuple[Any, ...], call: ModuleCall) -> Any:
+        state = state_of_kernel(name, args)
+        args, _ = replaced((args, {}), state, self._observer.arriving(call.layer, state))
+        result = func(*args)
+        call.kernels.append(read_kernel_call(name, args, result).kept())
+        self._observer.leaving(call.layer, list(leaves(result)))
         return result
 
     def _seen_at_weights(self, layer: str, args: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -280,22 +342,22 @@ class _Recorder(TorchFunctionMode):
         return seen
 
     def _converted(self, result: Any) -> Any:
-        if self._double and isinstance(result, Tensor) and result.dtype in _SHORTER:
-            return result.double()
-        return result
+        return result.to(self._dtype) if self._is_shorter(result) else result
+
+    def _is_shorter(self, result: Any) -> bool:
+        if self._dtype is None or not isinstance(result, Tensor):
+            return False
+        return result.is_floating_point() and result.itemsize < self._dtype.itemsize
 
 
-_SHORTER = (torch.float32, torch.float16, torch.bfloat16)
 _CASTS = {"float", "half", "bfloat16", "to", "type", "type_as"}
-_FACTORIES = {
-    *("zeros", "ones", "full", "empty", "rand", "randn"),
-    *("zeros_like", "ones_like", "full_like", "empty_like", "rand_like", "randn_like"),
-    *("new_zeros", "new_ones", "new_full", "new_empty"),
-}
+_DATA = Tensor.data.__get__  # type: ignore[attr-defined]
 _PRODUCTS = {"linear", "matmul", "mm", "addmm", "__matmul__", "__rmatmul__"}
-_KERNEL_NAMES = {
-    name + suffix for name in ("rnn_tanh", "rnn_relu", "gru", "lstm") for suffix in ("", "_cell")
-}
+
+
+def _computing(layers: Iterable[nn.Module]) -> torch.dtype | None:
+    kinds = {p.dtype for layer in layers for p in layer.parameters() if p.is_floating_point()}
+    return torch.float32 if any(kind.itemsize < 4 for kind in kinds) else None
 
 
 def _attention(*args: Any, **kwargs: Any) -> Tensor:
@@ -502,7 +564,9 @@ def _fitted(given: Any, zeros: list[Tensor]) -> Any:
     try:
         fitted = []
         for part, zero in zip(parts, zeros, strict=True):
-            part = torch.as_tensor(part).detach().to(zero)
+            if not isinstance(part, Tensor):
+                raise TypeError
+            part = part.detach().to(zero)
             if part.dim() == zero.dim() - 1 and zero.dim() == 3:
                 part = part.unsqueeze(1)  # the same for every sequence
             elif part.dim() == zero.dim() + 1 and len(part) == 1:

@@ -188,9 +188,13 @@ class _Marks(Observer):
     def __init__(self, name: str) -> None:
         self._name = name
 
+    def follows(self, layer: str) -> bool:
+        """Whether it is the layer."""
+        return layer == self._name
+
     def leaving(self, layer: str, results: list[Tensor]) -> None:
         """Give results a tangent."""
-        for part in results if layer == self._name else ():
+        for part in results:
             if part.is_floating_point() or part.is_complex():
                 made_dual(part, torch.ones_like(part))
 

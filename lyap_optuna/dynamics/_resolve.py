@@ -192,6 +192,8 @@ class _Measurement:
 
     def _of_kernel(self, name: str, call: KernelCall) -> list[DrivenLayer]:
         """Linearise what a kernel ran, a stack as one system, or layer by layer and direction."""
+        if not bool(torch.isfinite(call.inputs).all()):
+            check_parameters(self._forward.model, "model")
         check_sequences(call.inputs)
         dtype = computing_dtype(call.weights[0][0].dtype)
         io = [(x.to(dtype), y.to(dtype)) for x, y in call.by_layer()]
@@ -257,7 +259,9 @@ class _Measurement:
             fast = self._along_chain(names[0], sequences, seen)
             if fast is not None:
                 return fast
-        if level == "kernel" and len(calls) > len(names):
+        if level == "kernel" and all(
+            isinstance(self._forward.layers[n], nn.RNNCellBase) for n in names
+        ):
             # the modules' own states: what a cell does to its kernel's result is part of its step
             level = "module"
             path = GeneralPath(self._forward, level, names)
@@ -298,14 +302,13 @@ class _Measurement:
 
     def _level(self, names: list[str], calls: list[ModuleCall]) -> str:
         """Return where the states of layers are to be seen."""
-        one_each = all(len(call.kernels) == 1 for call in calls)
-        if one_each:
+        if all(len(call.kernels) == 1 for call in calls):
             return "kernel"
-        whole = [n for n in names if isinstance(self._forward.layers[n], nn.RNNBase)]
-        single = len(calls) == len(names)
-        if whole and single:
-            return "kernel" if any(call.kernels for call in calls) else "weight"
-        return "module"
+        if not all(isinstance(self._forward.layers[n], nn.RNNBase) for n in names):
+            return "module"
+        if all(call.kernels for call in calls):
+            return "kernel"
+        return "weight"
 
     def _along_chain(
         self, name: str, sequences: list[Any], calls: list[ModuleCall]
