@@ -84,7 +84,7 @@ def xlstm():
     import xlstm as lib
 
     slstm = lib.sLSTMLayerConfig(backend="vanilla", num_heads=2, conv1d_kernel_size=4)
-    mlstm = lib.mLSTMLayerConfig(conv1d_kernel_size=4, qkv_proj_blocksize=4, num_heads=2)
+    mlstm = lib.mLSTMLayerConfig(conv1d_kernel_size=4, qkv_proj_blocksize=4, num_heads=16)
     config = lib.xLSTMBlockStackConfig(
         mlstm_block=lib.mLSTMBlockConfig(mlstm=mlstm),
         slstm_block=lib.sLSTMBlockConfig(
