@@ -16,6 +16,7 @@ from lyap_optuna.dynamics import (
 from lyap_optuna.dynamics.diagonal import DiagonalTrajectory
 from lyap_optuna.dynamics.gated import LayerTrajectory, StackTrajectory
 from lyap_optuna.spectrum import _growth
+from lyap_optuna.spectrum._basis import METHODS
 from lyap_optuna.spectrum._schedule import make_schedule
 
 
@@ -26,7 +27,7 @@ def fake(tensor):
 
 @pytest.mark.parametrize("in_one_call", [True, False], ids=["as on a GPU", "as on a CPU"])
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("method", list(_growth.METHODS))
+@pytest.mark.parametrize("method", list(METHODS))
 @pytest.mark.parametrize("layers", [1, 2])
 def test_no_host_synchronisation_in_the_time_loop(kind, method, layers, in_one_call, monkeypatch):
     monkeypatch.setattr(linalg, "_in_one_call", lambda device: in_one_call)

@@ -194,7 +194,7 @@ def test_full_spectrum_stores_quantiles():
     stored = study.trials[0].user_attrs["lyapunov:readouts"]["1"]
     assert len(stored["quantiles"]) == 32
     assert stored["quantiles"] == sorted(stored["quantiles"])
-    assert stored["quantiles"][-1] == stored["max"]
+    assert stored["quantiles"][-1] <= stored["max"]
     assert stored["clipped_fraction"] == 0
 
 
@@ -204,8 +204,8 @@ def test_full_spectrum_and_readout_agree():
     whole = lyap.LyapunovProbe(model, x, full_spectrum=True).measure()
     assert whole.spectrum is not None
     assert cheap.spectrum is None
-    assert whole.max == whole.spectrum.max
-    assert whole.max == pytest.approx(float(cheap.exponents[0]), abs=1e-9)
+    assert whole.max == pytest.approx(cheap.max, abs=1e-9)
+    assert whole.max >= whole.spectrum.max
     assert whole.mean == pytest.approx(cheap.mean, abs=1e-9)
     assert whole.mean_stderr == pytest.approx(cheap.mean_stderr, abs=1e-9)
 

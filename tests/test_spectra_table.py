@@ -652,7 +652,7 @@ def test_a_journal_study_with_a_database_for_its_spectra(database_url, tmp_path)
     probe.report(study.ask(), 0.5, 1)
     spectra = lyap.load_spectra(study, spectra_url=database_url)
     assert [(s.trial_number, s.step) for s in spectra] == [(0, 0), (0, 1)]
-    assert spectra[1].max == probe.measure().max
+    assert spectra[1].max == probe.measure().spectrum.max
     assert {r[0] for r in rows(database_url)} == {None}
     # Copied into that database, the study finds its spectra there.
     optuna.copy_study(from_study_name="a", from_storage=storage, to_storage=database_url)

@@ -3,6 +3,7 @@
 import pytest
 from click.testing import CliRunner
 
+from studies import start
 from studies.speed import __main__ as speed
 
 
@@ -14,6 +15,16 @@ def test_the_speed_benchmark_prints_its_tables(tmp_path):
     for name in (*speed.ARCHITECTURES, "Promised and measured", "float64 QR", "MiB"):
         assert name in result.output
     assert (tmp_path / "speed.html").stat().st_size > 1000
+
+
+@pytest.mark.slow
+def test_the_study_of_the_start_prints_its_table(monkeypatch):
+    monkeypatch.setattr(start, "LONG", 60)
+    options = ["--units", "8", "--starts", "2"]
+    result = CliRunner().invoke(start.main, options, catch_exceptions=False)
+    assert result.exit_code == 0
+    for name in ("tanh, identity", "LSTM, chrono", "root mean square"):
+        assert name in result.output
 
 
 def test_slope_is_the_exponent_of_a_power_law():

@@ -11,6 +11,7 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
+import torch.utils.checkpoint
 from torch import nn
 
 import lyap_optuna as lyap
@@ -62,9 +63,9 @@ def path(model, x, **options):
 
 
 def agree(measured, truth, tolerance=1e-6):
-    finite = torch.isfinite(measured)
-    assert bool((truth[~finite] < -25).all())  # what rounding leaves of minus infinity
-    assert torch.allclose(measured[finite], truth[: len(measured)][finite], atol=tolerance, rtol=0)
+    truth = truth[: len(measured)]
+    known = (measured > -25) | (truth > -25)  # below is what rounding leaves of minus infinity
+    assert torch.allclose(measured[known], truth[known], atol=tolerance, rtol=0)
 
 
 def double(module):
@@ -111,18 +112,15 @@ def test_a_leak_that_is_computed_before_the_call():
 def test_the_readout_of_the_general_path_is_its_spectrum(kind, cell):
     model, x = Loop(kind, cell), inputs().float()
     readout, whole = lyap.lyapunov_readout(model, x), lyap.lyapunov_spectrum(model, x)
-    assert readout.max == pytest.approx(float(whole.exponents[:4].max()), abs=1e-6)
+    assert readout.max >= float(whole.exponents[0]) - 1e-6  # it sees the whole block
     assert readout.mean == pytest.approx(whole.mean, abs=1e-6)
     assert torch.allclose(readout.exponents, whole.exponents[: len(readout.exponents)], atol=1e-6)
 
 
-def test_a_loop_that_forbids_gradients_has_a_maximum_and_no_mean():
+def test_a_loop_that_forbids_gradients_is_the_same_dynamics():
     x = inputs()[..., :2].float()
     free, bound = (lyap.lyapunov_readout(Closed(no_grad), x) for no_grad in (False, True))
-    assert bound.mean is None
-    assert bound.max == pytest.approx(free.max, abs=1e-9)
-    with pytest.raises(NotMeasurableError, match="Jacobians"):
-        lyap.lyapunov_spectrum(Closed(no_grad=True), x)
+    assert (bound.max, bound.mean) == (free.max, free.mean)
 
 
 # Cells and layers with a forward of their own --------------------------------------------------
@@ -269,6 +267,231 @@ def test_stacked_cells_are_one_system(names):
     whole = lyap.lyapunov_spectrum(model, x.float(), start="identity")
     assert whole.layer == ("low+high" if names else "cells")
     agree(whole.exponents, truth)
+
+
+# Other ways to write a loop ----------------------------------------------------------------------
+
+
+class Written(nn.Module):
+    """A forward given as a function."""
+
+    def __init__(self, function, **parts):
+        super().__init__()
+        self.function = [function]
+        for name, part in parts.items():
+            setattr(self, name, part)
+
+    def forward(self, *args):
+        return self.function[0](self, *args)
+
+
+def gru_cell(seed=0):
+    torch.manual_seed(seed)
+    return nn.GRUCell(FEATURES, UNITS)
+
+
+def keywords(self, x):
+    h = x.new_zeros(len(x), UNITS)
+    for step in x.unbind(1):
+        h = self.cell(input=step, hx=h)
+    return h
+
+
+def in_place(self, x):
+    h = x.new_zeros(len(x), UNITS)
+    for step in x.unbind(1):
+        h[:] = self.cell(step, h)
+    return h
+
+
+def in_an_array(self, x):
+    states = x.new_zeros(x.shape[1] + 1, len(x), UNITS)
+    for t, step in enumerate(x.unbind(1)):
+        states[t + 1] = self.cell(step, states[t])
+    return states
+
+
+def checkpointed(self, x):
+    h = x.new_zeros(len(x), UNITS)
+    for step in x.unbind(1):
+        h = torch.utils.checkpoint.checkpoint(self.cell, step, h, use_reentrant=False)
+    return h
+
+
+@pytest.mark.parametrize("function", [keywords, in_place, in_an_array, checkpointed])
+def test_loops_that_are_written_in_other_ways(function):
+    model, x = Written(function, cell=gru_cell()), inputs().float()
+    truth = true_exponents(gru_step(cell_weights(model.cell)), torch.zeros(3, UNITS), x)
+    assert path(model, x) == {"cell": "fast"}
+    agree(spectrum(model, x), truth)
+
+
+def from_a_learned_state(self, x):
+    h = self.begin.expand(len(x), UNITS)
+    for step in x.unbind(1):
+        h = 0.5 * h + 0.5 * self.cell(step, h)
+    return h
+
+
+def computed_state(self, x):
+    h = torch.tanh(self.enter(x[:, 0]))
+    for step in x.unbind(1):
+        h = 0.5 * h + 0.5 * self.cell(step, h)
+    return h
+
+
+@pytest.mark.parametrize("function", [from_a_learned_state, computed_state])
+def test_a_leaky_loop_from_a_state_that_is_no_zero(function):
+    torch.manual_seed(1)
+    begin, enter = nn.Parameter(torch.randn(1, UNITS)), nn.Linear(FEATURES, UNITS)
+    model, x = Written(function, cell=gru_cell(), begin=begin, enter=enter), inputs().float()
+    cell, d = gru_step(cell_weights(model.cell)), double(enter)
+    initial = begin.detach().expand(3, -1)
+    if function is computed_state:
+        initial = torch.tanh(d(x[:, 0].double())).detach()
+    truth = true_exponents(lambda s, z: 0.5 * s + 0.5 * cell(s, z), initial, x[:, :-1], total=STEPS)
+    agree(spectrum(model, x), truth)
+
+
+def twice_on_one_state(self, x):
+    h = x.new_zeros(len(x), UNITS)
+    for step in x.unbind(1):
+        h = 0.4 * self.cell(step, h) + 0.4 * self.cell(-step, h)
+    return h
+
+
+def test_a_cell_called_twice_on_one_state():
+    model, x = Written(twice_on_one_state, cell=gru_cell()), inputs().float()
+    cell = gru_step(cell_weights(model.cell))
+    truth = true_exponents(
+        lambda s, z: 0.4 * cell(s, z) + 0.4 * cell(s, -z),
+        torch.zeros(3, UNITS),
+        x[:, :-1],
+        total=STEPS,
+    )
+    agree(spectrum(model, x), truth)
+
+
+def in_series(self, x):
+    h = x.new_zeros(len(x), UNITS)
+    for step in x.unbind(1):
+        h = self.other(torch.zeros_like(step), self.cell(step, h))
+    return h
+
+
+def test_two_cells_in_series_on_one_state():
+    model, x = Written(in_series, cell=gru_cell(), other=gru_cell(1)), inputs().float()
+    one, two = (gru_step(cell_weights(cell)) for cell in (model.cell, model.other))
+    truth = true_exponents(
+        lambda s, z: two(one(s, z), torch.zeros_like(z)),
+        torch.zeros(3, UNITS),
+        x[:, :-1],
+        total=STEPS,
+    )
+    agree(spectrum(model, x), truth)
+
+
+def coupled(self, x):
+    a, b = x.new_zeros(len(x), UNITS), x.new_zeros(len(x), UNITS)
+    for step in x.unbind(1):
+        both = torch.cat([step, b], 1), torch.cat([step, a], 1)
+        a, b = self.cell(both[0], a), self.other(both[1], b)
+    return a
+
+
+def test_two_cells_that_drive_one_another():
+    torch.manual_seed(0)
+    parts = [nn.GRUCell(FEATURES + UNITS, UNITS) for _ in range(2)]
+    model, x = Written(coupled, cell=parts[0], other=parts[1]), inputs().float()
+    one, two = (gru_step(cell_weights(cell)) for cell in parts)
+
+    def step(s, z):
+        a, b = s[:UNITS], s[UNITS:]
+        return torch.cat([one(a, torch.cat([z, b])), two(b, torch.cat([z, a]))])
+
+    agree(spectrum(model, x), true_exponents(step, torch.zeros(3, 2 * UNITS), x))
+
+
+def halved_once(self, x):
+    _, h = self.rnn(x[:, :40])
+    return self.rnn(x[:, 40:], 0.5 * h)[0]
+
+
+def test_chunks_of_several_steps_between_which_the_state_is_changed():
+    torch.manual_seed(0)
+    model = Written(halved_once, rnn=nn.GRU(FEATURES, UNITS, batch_first=True))
+    x = inputs().float()
+    cell = gru_step(layer_weights(model.rnn))
+    marked = torch.cat([torch.zeros(3, STEPS, 1), x], 2)
+    marked[:, 39, 0] = 1  # what this step leads to is halved
+    truth = true_exponents(
+        lambda s, z: (1 - 0.5 * z[0]) * cell(s, z[1:]),
+        torch.zeros(3, UNITS),
+        marked[:, :-1],
+        total=STEPS,
+    )
+    agree(spectrum(model, x), truth)
+
+
+def both_directions_in_chunks(self, x):
+    state = None
+    for part in x.split(20, 1):
+        y, state = self.rnn(part, state)
+    return y
+
+
+def test_what_has_no_steps_is_refused():
+    rnn = nn.GRU(FEATURES, UNITS, batch_first=True, bidirectional=True)
+    with pytest.raises(NotMeasurableError, match="bidirectional"):
+        lyap.lyapunov_readout(Written(both_directions_in_chunks, rnn=rnn), inputs().float())
+
+    def stateless(self, x):
+        return sum(self.cell(step) for step in x.unbind(1))
+
+    with pytest.raises(NotMeasurableError, match="handed on"):
+        lyap.lyapunov_readout(Written(stateless, cell=gru_cell()), inputs().float())
+
+    def inference(self, x):
+        with torch.inference_mode():
+            return 2 * keywords(self, x)
+
+    with pytest.raises(NotMeasurableError, match="inference_mode"):
+        lyap.lyapunov_readout(Written(inference, cell=gru_cell()), inputs().float())
+
+
+def fed_back_detached(self, x):
+    h, y = x.new_zeros(len(x), UNITS), x[:, 0]
+    for step in x.unbind(1):
+        h = self.cell(step + y, h)
+        y = self.out(h).detach()
+    return h
+
+
+def test_an_output_that_is_detached_and_fed_back():
+    torch.manual_seed(3)
+    model = Written(fed_back_detached, cell=gru_cell(), out=nn.Linear(UNITS, FEATURES))
+    x = inputs().float()
+    cell, d = gru_step(cell_weights(model.cell)), double(model.out)
+
+    def step(s, z):
+        return cell(s, z[1:] + torch.where(z[:1] > 0, z[1:], d(s)))
+
+    marked = torch.cat([torch.zeros(3, STEPS, 1), x], 2)
+    marked[:, 0, 0] = 1
+    agree(spectrum(model, x), true_exponents(step, torch.zeros(3, UNITS), marked))
+
+
+def test_what_would_underflow_is_multiplied_step_by_step():
+    def shrinking(self, x):
+        h = x.new_zeros(len(x), UNITS)
+        for step in x.unbind(1):
+            h = 0.1 * self.cell(step, h)
+        return h
+
+    model, x = Written(shrinking, cell=gru_cell()), inputs(steps=400).float()
+    readout, whole = lyap.lyapunov_readout(model, x), lyap.lyapunov_spectrum(model, x)
+    assert readout.max == pytest.approx(whole.max, abs=0.01)
+    assert readout.mean == pytest.approx(whole.mean, abs=0.03)
 
 
 def test_a_decoder_leaves_what_it_is_given():

@@ -25,7 +25,13 @@ from lyap_optuna.dynamics._isolate import (
     undisturbed_generators,
 )
 from lyap_optuna.dynamics._registry import architecture_of
-from lyap_optuna.dynamics.torch_kernels import KernelCall, read_kernel_call, state_of_kernel
+from lyap_optuna.dynamics.torch_kernels import (
+    NAMES,
+    KernelCall,
+    read_kernel_call,
+    state_of_kernel,
+    steps_of_kernel,
+)
 
 
 @dataclass
@@ -57,11 +63,19 @@ class Observer:
     def leaving(self, layer: str, results: list[Tensor]) -> None:
         """See what the call returned."""
 
-    def made(self, number: int, tensor: Tensor) -> None:
-        """See a tensor that the forward made from nothing, by the operation of this number.
+    def follows(self, layer: str) -> bool:
+        """Whether the states of a layer are followed."""
+        return False
 
-        What the forward was given has numbers below 0.
+    def made(self, place: tuple[int, int], tensor: Tensor) -> Tensor:
+        """See a tensor that the forward made, and return what it goes on with.
+
+        Args:
+            place: Number of the operation that made it and its place among the results. What the
+                forward was given has numbers below 0.
+            tensor: The tensor.
         """
+        return tensor
 
 
 @dataclass(frozen=True)
@@ -109,8 +123,8 @@ class Forward:
         args, kwargs = arguments(self.model, _moved(self.inputs, self.model, dtype))
         observer = observer or Observer()
         for i, given in enumerate(leaves((args, kwargs)) if observer.level else ()):
-            observer.made(-1 - i, given)
-        recorder = _Recorder(layers, observer, self.initial_state, double)
+            observer.made((-1 - i, 0), given)
+        recorder = _Recorder(layers, observer, self.initial_state, double, grad)
         try:
             with (
                 undisturbed_generators(self.seed),
@@ -154,8 +168,10 @@ class _Recorder(TorchFunctionMode):
         observer: Observer,
         initial_state: Any,
         double: bool,
+        grad: bool,
     ) -> None:
         super().__init__()
+        self._grad = grad
         self.calls: list[ModuleCall] = []
         self._layers = layers
         self._observer = observer
@@ -196,30 +212,37 @@ class _Recorder(TorchFunctionMode):
 
     def _before(self, name: str) -> Any:
         def hook(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            if isinstance(layer, (nn.RNNBase, nn.RNNCellBase)):
-                first = name not in self._begun
-                given = self._initial_state if first else None
-                args, kwargs = with_state(layer, args, kwargs, given)
-            self._begun.add(name)
-            if self._observer.level == "module":
-                state = state_of_call(layer, args, kwargs)
-                changed = self._observer.arriving(name, state)
-                args, kwargs = replaced((args, kwargs), state, changed)
-            seen = ModuleCall(name, args, kwargs)
-            if name in self._snapshots:
-                # a layer of another library may write to what it was given
-                seen = copy.deepcopy(seen)
-            self._open.append(seen)
-            self.calls.append(self._open[-1])
-            return args, kwargs
+            with torch._C.DisableTorchFunction():  # nothing of ours counts as an operation
+                return self._begin(name, layer, args, kwargs)
 
         return hook
+
+    def _begin(
+        self, name: str, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        if isinstance(layer, (nn.RNNBase, nn.RNNCellBase)):
+            first = name not in self._begun
+            given = self._initial_state if first else None
+            args, kwargs = with_state(layer, args, kwargs, given)
+        self._begun.add(name)
+        if self._observer.level == "module" and self._observer.follows(name):
+            state = state_of_call(layer, args, kwargs)
+            changed = self._observer.arriving(name, state)
+            args, kwargs = replaced((args, kwargs), state, changed)
+        seen = ModuleCall(name, args, kwargs)
+        if name in self._snapshots:
+            # a layer of another library may write to what it was given
+            seen = copy.deepcopy(seen)
+        self._open.append(seen)
+        self.calls.append(self._open[-1])
+        return args, kwargs
 
     def _after(self, layer: nn.Module, args: Any, result: Any) -> None:
         call = self._open.pop()
         call.result, call.complete = result, True
-        if self._observer.level == "module":
-            self._observer.leaving(call.layer, list(leaves(result)))
+        if self._observer.level == "module" and self._observer.follows(call.layer):
+            with torch._C.DisableTorchFunction():
+                self._observer.leaving(call.layer, list(leaves(result)))
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -227,10 +250,24 @@ class _Recorder(TorchFunctionMode):
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "")
         self._operations += 1
-        if name in _FACTORIES and self._observer.level:
-            made = self._converted(func(*args, **kwargs))
-            self._observer.made(self._operations, made)
-            return made
+        number = self._operations
+        if not self._observer.level:
+            return self._called(func, name, args, kwargs)
+        # A state that is detached is the same state, and what forbids gradients is no dynamics.
+        if name in ("detach", "detach_") or func is _DATA:
+            return args[0]
+        if name == "_set_grad_enabled" and self._grad:
+            return None
+        result = self._called(func, name, args, kwargs)
+        if isinstance(result, Tensor):
+            return self._observer.made((number, 0), result)
+        if isinstance(result, (tuple, list)):
+            for i, part in enumerate(result):
+                if isinstance(part, Tensor):
+                    self._observer.made((number, i), part)
+        return result
+
+    def _called(self, func: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if self._double:
             if func is nn.functional.scaled_dot_product_attention:
                 # the fused kernels have no forward-mode rule
@@ -241,20 +278,49 @@ class _Recorder(TorchFunctionMode):
         within = self._open[-1] if self._open else None
         if within is None:
             return self._converted(func(*args, **kwargs))
-        level = self._observer.level
-        if level == "weight" and name in _PRODUCTS:
+        if self._observer.level == "weight" and name in _PRODUCTS:
             args = self._seen_at_weights(within.layer, args)
-        if not (name in _KERNEL_NAMES and not kwargs):
+        if not (name in NAMES and not kwargs):
             return self._converted(func(*args, **kwargs))
-        if level == "kernel":
-            state = state_of_kernel(name, args)
-            args, _ = replaced((args, {}), state, self._observer.arriving(within.layer, state))
+        if self._observer.level == "kernel" and self._observer.follows(within.layer):
+            return self._followed(func, name, args, within)
+        inputs = [t.clone() for t in leaves(args[:3])]  # the model may write to them afterwards
         result = func(*args, **kwargs)
-        read = read_kernel_call(name, args, result)
-        if read is not None:
-            within.kernels.append(read)
-            if level == "kernel":
-                self._observer.leaving(within.layer, list(leaves(result)))
+        read = read_kernel_call(
+            name, replaced(args[:3], list(leaves(args[:3])), inputs) + args[3:], result
+        )
+        within.kernels.append(read)
+        return result
+
+    def _followed(self, func: Any, name: str, args: tuple[Any, ...], call: ModuleCall) -> Any:
+        """Run a kernel whose state is followed, one time step after the other."""
+        if name.endswith("_cell"):
+            return self._step(func, name, args, call)
+        steps = steps_of_kernel(name, args)
+        if steps is None:
+            raise NotMeasurableError(
+                f"{call.layer!r} hands its state from one packed or bidirectional call to the "
+                "next, where single steps cannot be told. Measure it on whole sequences: pass the "
+                "layer itself and the inputs that reach it."
+            )
+        inputs, hx, *options = args
+        dim = 1 if args[8] else 0
+        outputs = []
+        for x in inputs.split(1, dim):
+            output, *hx = self._step(
+                func, name, (x, tuple(hx) if name == "lstm" else hx, *options), call
+            )
+            hx = hx if name == "lstm" else hx[0]
+            outputs.append(output)
+        return (torch.cat(outputs, dim), *(hx if name == "lstm" else (hx,)))
+
+    def _step(self, func: Any, name: str, args: tuple[Any, ...], call: ModuleCall) -> Any:
+        state = state_of_kernel(name, args)
+        args, _ = replaced((args, {}), state, self._observer.arriving(call.layer, state))
+        kept = replaced(args[:3], list(leaves(args[:3])), [t.clone() for t in leaves(args[:3])])
+        result = func(*args)
+        call.kernels.append(read_kernel_call(name, (*kept, *args[3:]), result))
+        self._observer.leaving(call.layer, list(leaves(result)))
         return result
 
     def _seen_at_weights(self, layer: str, args: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -276,15 +342,8 @@ class _Recorder(TorchFunctionMode):
 
 _SHORTER = (torch.float32, torch.float16, torch.bfloat16)
 _CASTS = {"float", "half", "bfloat16", "to", "type", "type_as"}
-_FACTORIES = {
-    *("zeros", "ones", "full", "empty", "rand", "randn"),
-    *("zeros_like", "ones_like", "full_like", "empty_like", "rand_like", "randn_like"),
-    *("new_zeros", "new_ones", "new_full", "new_empty"),
-}
+_DATA = Tensor.data.__get__  # type: ignore[attr-defined]
 _PRODUCTS = {"linear", "matmul", "mm", "addmm", "__matmul__", "__rmatmul__"}
-_KERNEL_NAMES = {
-    name + suffix for name in ("rnn_tanh", "rnn_relu", "gru", "lstm") for suffix in ("", "_cell")
-}
 
 
 def _attention(*args: Any, **kwargs: Any) -> Tensor:

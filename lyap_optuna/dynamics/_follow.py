@@ -6,6 +6,7 @@ arriving state depends on what the chain began with; it is followed by what it c
 (forward mode) or a graph (reverse mode).
 """
 
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -53,17 +54,20 @@ Sequence = list[Chain]
 class Beginnings:
     """Where states are made and first arrive; the same in each pass.
 
-    A state that a model makes at zero may be used before it arrives at the layer (a leak that is
-    computed first), so it is followed from where it is made.
+    A state may be used before it arrives at the layer (a leak that is computed first), so it is
+    followed from where it is made.
 
     Args:
         arrivals: Numbers of the arrivals at which a chain begins.
+        again: Numbers of the arrivals of a state that has just arrived (a layer that is called
+            twice on one state).
         made: Layer, number of the chain and offset in its state of the tensors that are made, by
-            the number of the operation that makes them.
+            the number and result of the operation that makes them.
     """
 
     arrivals: frozenset[int]
-    made: dict[int, tuple[str, int, int]]
+    again: frozenset[int]
+    made: dict[tuple[int, int], tuple[str, int, int]]
 
 
 class Follower(Observer):
@@ -82,27 +86,46 @@ class Follower(Observer):
         self._known = beginnings
         self._arrivals = 0
         self._first_arrivals: set[int] = set()
-        self._made: dict[int, int] = {}  # numbers of operations by the ids of what they made
-        self._origins: dict[int, tuple[str, int, int]] = {}
+        self._again: list[int] = []
+        self._between: set[str] = set()
+        # where tensors were made, by their ids as long as they live
+        self._made: dict[int, tuple[tuple[int, int], weakref.ref[Tensor]]] = {}
+        self._origins: dict[tuple[int, int], tuple[str, int, int]] = {}
         self._layers = layers
         self.sequences: list[Sequence] = []
         self._turn = 0
         self._last: dict[str, Chain] = {}
         self._memory: set[int] = set()  # of first states that are followed already
         self._keep: list[Any] = []
+        self._current: list[tuple[Tensor, int]] = []  # with the number of times it was written to
 
     def arriving(self, layer: str, state: list[Tensor]) -> list[Tensor]:
         """See a state; begin to follow it, or go on."""
-        if layer not in self._layers:
+        if layer in self._between:
             return state
         if not state:
             raise NotMeasurableError(
                 f"{layer!r} is called without a state, so that it cannot be followed from one call "
                 "to the next. Pass the layer itself, or a lyap_optuna.RecurrentDynamics."
             )
+        if any(part.is_inference() for part in state):
+            raise NotMeasurableError(
+                f"{layer!r} is called under torch.inference_mode, where nothing can be followed: "
+                "use torch.no_grad there, or nothing, as measurements record no gradients."
+            )
         number, self._arrivals = self._arrivals, self._arrivals + 1
+        arrived = state
+        if self._known is None:
+            if self._just_arrived(state):
+                self._again.append(number)
+        elif number in self._known.again:
+            return state
         shared = self._is_shared(state)
         carries = any(self.carries(part) for part in state) and not shared
+        if carries and layer not in self._last and self.sequences:
+            # It acts on what another layer has begun: a part of that one's step.
+            self._between.add(layer)
+            return state
         if self._known is not None:
             carries = number not in self._known.arrivals
         if not shared:
@@ -117,21 +140,30 @@ class Follower(Observer):
             self._compare(chain, state)
         self.note(chain, state)
         self._last[layer] = chain
+        self._current = [(part, part._version) for part in arrived]
         return state
 
-    def made(self, number: int, tensor: Tensor) -> None:
+    def follows(self, layer: str) -> bool:
+        """Whether it is one of the layers."""
+        return layer in self._layers
+
+    def made(self, place: tuple[int, int], tensor: Tensor) -> Tensor:
         """See a tensor that was made; follow it where it is known to be a state."""
-        self._keep.append(tensor)
         if self._known is None:
-            self._made[id(tensor)] = number
-        elif number in self._known.made:
-            layer, chain, offset = self._known.made[number]
-            self.begin(layer, chain, offset, tensor)
+            self._made[id(tensor)] = (place, weakref.ref(tensor))
+        elif place in self._known.made:
+            return self.begin(*self._known.made[place], tensor)
+        return tensor
 
     @property
     def beginnings(self) -> Beginnings:
         """Where states begin."""
-        return Beginnings(frozenset(self._first_arrivals), self._origins)
+        n = len(self.sequences[-1]) if self.sequences else 0
+        # In the first round two states may begin as one tensor; later they are two.
+        again = self._again if any(number >= n for number in self._again) else []
+        return Beginnings(
+            frozenset(self._first_arrivals - set(again)), frozenset(again), self._origins
+        )
 
     def leaving(self, layer: str, results: list[Tensor]) -> None:
         """Keep what a call returned."""
@@ -165,8 +197,8 @@ class Follower(Observer):
         """Begin to follow part ``index`` of a state."""
         raise NotImplementedError
 
-    def begin(self, layer: str, chain: int, offset: int, made: Tensor) -> None:
-        """Begin to follow a state where it is made, in place."""
+    def begin(self, layer: str, chain: int, offset: int, made: Tensor) -> Tensor:
+        """Begin to follow a state where it is made, and return it."""
         raise NotImplementedError
 
     def note(self, chain: Chain, state: list[Tensor]) -> None:
@@ -186,6 +218,13 @@ class Follower(Observer):
             self._memory.clear()
         self._turn += 1
         return chain
+
+    def _just_arrived(self, state: list[Tensor]) -> bool:
+        now = self._current
+        return len(now) == len(state) and all(
+            part is other and part._version == version
+            for part, (other, version) in zip(state, now, strict=True)
+        )
 
     def _is_shared(self, state: list[Tensor]) -> bool:
         """Whether a state is the very tensor that another chain has just begun with."""
@@ -234,9 +273,10 @@ class Follower(Observer):
         alone = address not in self._memory
         self._memory.add(address)
         self._keep.append(part)
-        if alone and id(part) in self._made:
-            place = next(i for i, c in enumerate(self.sequences[-1]) if c is chain)
-            self._origins[self._made[id(part)]] = (chain.layer, place, self.offset(chain, index))
+        place, made = self._made.get(id(part), (None, None))
+        if alone and place is not None and made is not None and made() is part:
+            turn = next(i for i, c in enumerate(self.sequences[-1]) if c is chain)
+            self._origins[place] = (chain.layer, turn, self.offset(chain, index))
         return self.follow(chain, index, part, in_place=alone)
 
     def _compare(self, chain: Chain, state: list[Tensor]) -> None:
@@ -339,17 +379,27 @@ class Tangents(Follower):
         seed = self._seed(chain, offset, rows.shape[1]).to(rows)
         return like_part(seed.expand_as(rows).clone(), part, layout).contiguous()
 
-    def begin(self, layer: str, chain: int, offset: int, made: Tensor) -> None:
+    def begin(self, layer: str, chain: int, offset: int, made: Tensor) -> Tensor:
         """Start a tangent where a state is made."""
-        _made_dual(made, self._seeded(layer, chain, offset, made))
+        return _made_dual(made, self._seeded(layer, chain, offset, made))
 
     def arriving(self, layer: str, state: list[Tensor]) -> list[Tensor]:
         """See a state; rows that were reset since the last call start anew."""
+        arrived = self._arrivals
         state = super().arriving(layer, state)
         chain = self._last.get(layer)
-        if chain is None or len(self.sequences[-1]) > 1 or len(chain.states) < 2:
+        again = self._known is not None and arrived in self._known.again
+        if (
+            chain is None
+            or again
+            or layer in self._between
+            or len(self.sequences[-1]) > 1
+            or len(chain.states) < 2
+        ):
             return state
         dead = (chain.carried[-1] == 0).all(1)
+        # One step does not bring a tangent to zero by underflow; many do.
+        dead &= chain.carried[-2].abs().amax(1) > _LEAST
         if not bool(dead.any()):
             return state
         # The tangent of a state that decays vanishes too, but then it is what the call returned.
@@ -389,6 +439,9 @@ class Tangents(Follower):
         chain.carried.append(torch.cat(tangents, 1).detach().clone())
 
 
+_LEAST = 1e-200
+
+
 def _made_dual(part: Tensor, tangent: Tensor) -> Tensor:
     old = forward_ad.unpack_dual(part)
     dual: Tensor = forward_ad.make_dual(old.primal.clone(), tangent)
@@ -414,9 +467,9 @@ class Graphs(Follower):
         """Begin the graph."""
         return (part if in_place else part.detach().clone()).requires_grad_()
 
-    def begin(self, layer: str, chain: int, offset: int, made: Tensor) -> None:
+    def begin(self, layer: str, chain: int, offset: int, made: Tensor) -> Tensor:
         """Begin the graph where a state is made."""
-        made.requires_grad_()
+        return made.requires_grad_()
 
     def note(self, chain: Chain, state: list[Tensor]) -> None:
         """Keep where in the graph the state stands, and the state as rows that depend on it."""

@@ -25,6 +25,8 @@ from lyap_optuna.dynamics._follow import Beginnings, Graphs, Sequence, Tangents
 from lyap_optuna.dynamics.base import Trajectory
 from lyap_optuna.dynamics.forward_mode import forward_mode
 
+_LEAST = 1e-290  # float64 has lost digits of what is smaller
+_FEW = 64  # dimensions whose Jacobians of all steps cost about as much as the passes
 _SAME = 1e-6  # relative; both sides are computed in float64, by other orders of operations
 
 
@@ -81,6 +83,8 @@ class GeneralPath:
                 call.kernels = mapped(call.kernels, lambda t: forward_ad.unpack_dual(t).primal)
         if self._beginnings is None:
             self._beginnings = observer.beginnings
+            if self._beginnings.again:
+                return self.tangents(seed)
         return sequences, calls
 
     @property
@@ -151,7 +155,7 @@ class GeneralTrajectory(Trajectory):
         part._checked, part._structural_rank = self._checked, self._structural_rank
         return part
 
-    def images(self, rows: Tensor) -> Tensor:
+    def images(self, rows: Tensor) -> Tensor | None:
         """Push each vector through the model's forward; ``(time, pieces, k, size)``."""
         sizes = [chain.states[0].shape[1] for chain in self._sequences[0]]
         images = []
@@ -166,7 +170,12 @@ class GeneralTrajectory(Trajectory):
             sequences, _ = self._path.tangents(seed)
             joint = [_joint(s, lambda chain: chain.carried) for s in sequences]
             images.append(self._gathered(joint))
-        return torch.stack(images, dim=2).transpose(0, 1)
+        found = torch.stack(images, dim=2).transpose(0, 1)
+        norms = found.norm(dim=(2, 3))
+        inside = bool(torch.isfinite(found).all()) and bool((norms > _LEAST).all())
+        if not inside and self.state_size <= _FEW and self.has_jacobians:
+            return None  # they can be multiplied one by one, and rescaled
+        return found
 
     @property
     def has_jacobians(self) -> bool:
@@ -235,11 +244,12 @@ class GeneralTrajectory(Trajectory):
         """Forming the Jacobian is what costs."""
         return False
 
-    def log_abs_det(self, inputs: Tensor, times: Tensor) -> Tensor:
-        """Return log|det J| of pairs; minus infinity where J is singular by construction."""
-        if self.has_jacobians and self._structural_rank < self.state_size:
-            return self.states.new_full((len(inputs),), -torch.inf)
-        return super().log_abs_det(inputs, times)
+    @property
+    def closed_log_abs_det(self) -> Tensor | None:
+        """Minus infinity where J is singular by construction (a normalised state lacks some)."""
+        if not self.has_jacobians or self._structural_rank == self.state_size:
+            return None
+        return self.states.new_full(self.states.shape[:2], -torch.inf)
 
 
 def pieces_of(sequences: list[Sequence], split: bool) -> tuple[list[Piece], Tensor]:

@@ -269,7 +269,9 @@ class _Measurement:
             fast = self._along_chain(names[0], sequences, seen)
             if fast is not None:
                 return fast
-        if level == "kernel" and len(calls) > len(names):
+        if level == "kernel" and all(
+            isinstance(self._forward.layers[n], nn.RNNCellBase) for n in names
+        ):
             # the modules' own states: what a cell does to its kernel's result is part of its step
             level = "module"
             path = GeneralPath(self._forward, level, names)
@@ -310,14 +312,13 @@ class _Measurement:
 
     def _level(self, names: list[str], calls: list[ModuleCall]) -> str:
         """Return where the states of layers are to be seen."""
-        one_each = all(len(call.kernels) == 1 for call in calls)
-        if one_each:
+        if all(len(call.kernels) == 1 for call in calls):
             return "kernel"
-        whole = [n for n in names if isinstance(self._forward.layers[n], nn.RNNBase)]
-        single = len(calls) == len(names)
-        if whole and single:
-            return "kernel" if any(call.kernels for call in calls) else "weight"
-        return "module"
+        if not all(isinstance(self._forward.layers[n], nn.RNNBase) for n in names):
+            return "module"
+        if all(call.kernels for call in calls):
+            return "kernel"
+        return "weight"
 
     def _along_chain(
         self, name: str, sequences: list[Any], calls: list[ModuleCall]
@@ -470,7 +471,8 @@ def checked_inputs(inputs: Any, dynamics: Dynamics) -> Tensor:
             "takes them."
         )
     dtype = dynamics.dtype or computing_dtype(inputs.dtype)
-    return inputs.detach().to(device=dynamics.device or inputs.device, dtype=dtype)
+    moved: Tensor = inputs.detach().to(device=dynamics.device or inputs.device, dtype=dtype)
+    return moved
 
 
 def _of_dynamics(dynamics: Dynamics, inputs: Any, initial_state: Any, state: str) -> DrivenLayer:

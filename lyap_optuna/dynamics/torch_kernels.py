@@ -33,6 +33,8 @@ CELLS: dict[str, Callable[[LayerWeights, str], GatedCell]] = {
 }
 """The equations of a layer by the name of PyTorch's function; ``torch.gru_cell`` is one step."""
 
+NAMES = {name + suffix for name in CELLS for suffix in ("", "_cell")}
+
 
 @dataclass(frozen=True)
 class KernelCall:
@@ -92,19 +94,26 @@ class KernelCall:
         return run_kernel(self.kernel, inputs, initial, weights, self.directions, self.batch_sizes)
 
 
-def read_kernel_call(name: str, args: tuple[Any, ...], result: Any) -> KernelCall | None:
-    """Return what a call of ``torch.<name>`` was, or None where it is no recurrent kernel."""
+def read_kernel_call(name: str, args: tuple[Any, ...], result: Any) -> KernelCall:
+    """Return what a call of ``torch.<name>`` was; ``name`` is one of :data:`NAMES`."""
     if name in CELLS:
         return _read_layer(name, args, result)
-    if name.endswith("_cell") and name[:-5] in CELLS:
-        return _read_cell(name[:-5], args, result)
-    return None
+    return _read_cell(name.removesuffix("_cell"), args, result)
 
 
 def state_of_kernel(name: str, args: tuple[Any, ...]) -> list[Tensor]:
     """Return the tensors of the state that a call of ``torch.<name>`` begins with."""
     hx = args[2 if _is_packed(name, args) else 1]
     return list(hx) if isinstance(hx, (tuple, list)) else [hx]
+
+
+def steps_of_kernel(name: str, args: tuple[Any, ...]) -> int | None:
+    """Return the time steps of a call, or None where they cannot be run one by one."""
+    if _is_packed(name, args):
+        return None
+    inputs, *_, bidirectional, batch_first = args
+    steps: int = inputs.shape[1 if batch_first else 0]
+    return None if bidirectional and steps > 1 else steps
 
 
 def _is_packed(name: str, args: tuple[Any, ...]) -> bool:

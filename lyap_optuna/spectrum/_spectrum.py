@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from lyap_optuna.dynamics import DrivenLayer, Dynamics, NotMeasurableError, Trajectory, resolve
 from lyap_optuna.dynamics._isolate import exactly
 from lyap_optuna.spectrum import _growth
+from lyap_optuna.spectrum._basis import METHODS
 from lyap_optuna.spectrum._schedule import Schedule, integer, make_schedule
 from lyap_optuna.spectrum._start import as_rows, starting_vectors
 from lyap_optuna.spectrum._workers import map_in_workers, number_of_workers
@@ -73,8 +74,8 @@ def lyapunov_spectrum(
             ``"identity"`` (the paper's, and what None means for ``method="textbook"``), or a
             matrix ``(S, k)`` with vectors as columns, which is made orthonormal.
         method: ``"auto"``; ``"textbook"``, the reference; ``"tangent"``, ``"qr"`` or ``"lu"``.
-        rtol: ``"auto"`` uses LU unless it is off from QR, on a few steps of one input, by more
-            than this (nats/step) on the upper 95 % of the spectrum.
+        rtol: ``"auto"`` uses LU where half of this holds its error (nats/step) against QR on the
+            upper 95 % of the spectrum, in an interval of one input.
         max_memory: Bytes for matrices of the state's size. A step holds about 7 S^2 numbers for
             each input that is measured at the same time; where that would be more, fewer are.
 
@@ -93,8 +94,8 @@ def lyapunov_spectrum(
         >>> spectrum.exponents.shape
         torch.Size([32])
     """
-    if method != "auto" and method not in _growth.METHODS:
-        known = ["auto", *_growth.METHODS]
+    if method != "auto" and method not in METHODS:
+        known = ["auto", *METHODS]
         raise ValueError(f"method must be one of {known}, but got {method!r}.")
     if not rtol > 0:
         raise ValueError(f"rtol must be positive, but got {rtol!r}.")
@@ -181,7 +182,13 @@ def _chosen(
         return "textbook"
     if history:
         return "qr"
-    return "lu" if _growth.lu_error(trajectory, vectors, schedule) <= rtol else "qr"
+    error = _growth.lu_error(trajectory, vectors, schedule, _singular(trajectory, schedule))
+    return "lu" if 2 * error <= rtol else "qr"  # one interval of one input may show less than all
+
+
+def _singular(trajectory: Trajectory, schedule: Schedule) -> bool:
+    volumes = trajectory.closed_log_abs_det
+    return volumes is not None and bool((volumes[:, schedule.warmup :] == -torch.inf).any())
 
 
 def grow(
@@ -206,8 +213,7 @@ def grow(
         workers = 1
     elif workers > 1:
         piece = 1 if method in ("lu", "qr") else -(-batch // workers)
-    volumes = trajectory.closed_log_abs_det
-    singular = volumes is not None and bool((volumes[:, schedule.warmup :] == -torch.inf).any())
+    singular = _singular(trajectory, schedule)
 
     def run(part: slice) -> _growth.Growth:
         path = trajectory if piece >= batch else trajectory.select(part)
