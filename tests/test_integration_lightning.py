@@ -144,10 +144,10 @@ def test_a_batch_that_does_not_fit_says_where_it_came_from():
         return batch[0].mT
 
     trial = ask()
-    with pytest.warns(lyap.LyapunovWarning, match="features"):
+    with pytest.warns(lyap.LyapunovWarning, match="Expected 2, got 12"):
         fit(LyapunovPruningCallback(trial, inputs=flipped))
     assert len(trial.study.trials[0].intermediate_values) == EPOCHS
-    with pytest.raises(ValueError, match="features"):
+    with pytest.raises(ValueError, match="Expected 2, got 12"):
         fit(LyapunovPruningCallback(ask(), inputs=flipped, strict=True))
 
     class Pairs(Module):

@@ -476,7 +476,7 @@ def test_model_passing_its_own_initial_state():
         ({"max_memory": 0}, "max_memory must be a positive"),
         ({"method": "lu", "keep_history": True}, "keeps no history"),
         ({"initial_state": torch.zeros(2, 2, 5)}, "initial_state has shape"),
-        ({"initial_state": 3}, "initial_state must be 1 tensor"),
+        ({"initial_state": 3}, "initial_state has shape"),
     ],
 )
 def test_bad_options_are_named(options, message):

@@ -6,10 +6,9 @@ states that arrive, and change them.
 """
 
 import contextlib
-import copy
 import dataclasses
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,6 +21,7 @@ from lyap_optuna.dynamics._isolate import (
     OwnRandomNumbers,
     exactly,
     private_copy,
+    snapshot,
     undisturbed_generators,
 )
 from lyap_optuna.dynamics._registry import architecture_of
@@ -41,9 +41,14 @@ class ModuleCall:
     layer: str
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
-    result: Any = None
+    results: list[Tensor] = field(default_factory=list)  # of a layer with equations of its own
     kernels: list[KernelCall] = field(default_factory=list)
     complete: bool = False
+
+    @property
+    def result(self) -> Tensor | None:
+        """The first tensor that it returned."""
+        return self.results[0] if self.results else None
 
 
 class Observer:
@@ -108,7 +113,8 @@ class Forward:
 
         Args:
             observer: Sees, and may change, the states that arrive at the layers.
-            double: Run in float64, whatever the model's dtype.
+            double: Run in float64, whatever the model's dtype. Else half-precision types are
+                computed in float32.
             grad: Record the graph.
 
         Returns:
@@ -117,14 +123,14 @@ class Forward:
         Raises:
             NotMeasurableError: The forward fails before it has called a layer, or calls none.
         """
-        dtype = torch.float64 if double else None
+        dtype = torch.float64 if double else _computing(self.layers.values())
         clone, copies = private_copy(self.model, dtype)
         layers = {name: copies[id(layer)] for name, layer in self.layers.items()}
         args, kwargs = arguments(self.model, _moved(self.inputs, self.model, dtype))
         observer = observer or Observer()
         for i, given in enumerate(leaves((args, kwargs)) if observer.level else ()):
             observer.made((-1 - i, 0), given)
-        recorder = _Recorder(layers, observer, self.initial_state, double, grad)
+        recorder = _Recorder(layers, observer, self.initial_state, dtype, grad)
         try:
             with (
                 undisturbed_generators(self.seed),
@@ -167,7 +173,7 @@ class _Recorder(TorchFunctionMode):
         layers: dict[str, nn.Module],
         observer: Observer,
         initial_state: Any,
-        double: bool,
+        dtype: torch.dtype | None,
         grad: bool,
     ) -> None:
         super().__init__()
@@ -176,7 +182,7 @@ class _Recorder(TorchFunctionMode):
         self._layers = layers
         self._observer = observer
         self._initial_state = initial_state
-        self._double = double
+        self._dtype = dtype
         self._open: list[ModuleCall] = []
         self._begun: set[str] = set()
         self._operations = 0
@@ -202,6 +208,9 @@ class _Recorder(TorchFunctionMode):
                 layer.register_forward_pre_hook(self._before(name), with_kwargs=True),
                 layer.register_forward_hook(self._after),
             ]
+            if name in self._snapshots:
+                # what the layer itself returned, before the hooks of others
+                self._handles.append(layer.register_forward_hook(self._returned, prepend=True))
         super().__enter__()  # type: ignore[no-untyped-call]
         return self
 
@@ -230,16 +239,19 @@ class _Recorder(TorchFunctionMode):
             changed = self._observer.arriving(name, state)
             args, kwargs = replaced((args, kwargs), state, changed)
         seen = ModuleCall(name, args, kwargs)
-        if name in self._snapshots:
+        if name in self._snapshots and not self._observer.level:
             # a layer of another library may write to what it was given
-            seen = copy.deepcopy(seen)
+            seen = ModuleCall(name, *snapshot((args, kwargs)))
         self._open.append(seen)
         self.calls.append(self._open[-1])
         return args, kwargs
 
+    def _returned(self, layer: nn.Module, args: Any, result: Any) -> None:
+        self._open[-1].results = [part.detach().clone() for part in leaves(result)]
+
     def _after(self, layer: nn.Module, args: Any, result: Any) -> None:
         call = self._open.pop()
-        call.result, call.complete = result, True
+        call.complete = True
         if self._observer.level == "module" and self._observer.follows(call.layer):
             with torch._C.DisableTorchFunction():
                 self._observer.leaving(call.layer, list(leaves(result)))
@@ -268,13 +280,13 @@ class _Recorder(TorchFunctionMode):
         return result
 
     def _called(self, func: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if self._double:
+        if self._dtype is not None:
             if func is nn.functional.scaled_dot_product_attention:
                 # the fused kernels have no forward-mode rule
                 func = _attention
-            if name in _CASTS and args[0].dtype == torch.float64:
+            if name in _CASTS and args[0].dtype == self._dtype:
                 cast = func(*args, **kwargs)
-                return args[0] if cast.dtype in _SHORTER else cast
+                return args[0] if self._is_shorter(cast) else cast
         within = self._open[-1] if self._open else None
         if within is None:
             return self._converted(func(*args, **kwargs))
@@ -284,12 +296,8 @@ class _Recorder(TorchFunctionMode):
             return self._converted(func(*args, **kwargs))
         if self._observer.level == "kernel" and self._observer.follows(within.layer):
             return self._followed(func, name, args, within)
-        inputs = [t.clone() for t in leaves(args[:3])]  # the model may write to them afterwards
         result = func(*args, **kwargs)
-        read = read_kernel_call(
-            name, replaced(args[:3], list(leaves(args[:3])), inputs) + args[3:], result
-        )
-        within.kernels.append(read)
+        within.kernels.append(read_kernel_call(name, args, result).kept())
         return result
 
     def _followed(self, func: Any, name: str, args: tuple[Any, ...], call: ModuleCall) -> Any:
@@ -317,9 +325,8 @@ class _Recorder(TorchFunctionMode):
     def _step(self, func: Any, name: str, args: tuple[Any, ...], call: ModuleCall) -> Any:
         state = state_of_kernel(name, args)
         args, _ = replaced((args, {}), state, self._observer.arriving(call.layer, state))
-        kept = replaced(args[:3], list(leaves(args[:3])), [t.clone() for t in leaves(args[:3])])
         result = func(*args)
-        call.kernels.append(read_kernel_call(name, (*kept, *args[3:]), result))
+        call.kernels.append(read_kernel_call(name, args, result).kept())
         self._observer.leaving(call.layer, list(leaves(result)))
         return result
 
@@ -335,15 +342,22 @@ class _Recorder(TorchFunctionMode):
         return seen
 
     def _converted(self, result: Any) -> Any:
-        if self._double and isinstance(result, Tensor) and result.dtype in _SHORTER:
-            return result.double()
-        return result
+        return result.to(self._dtype) if self._is_shorter(result) else result
+
+    def _is_shorter(self, result: Any) -> bool:
+        if self._dtype is None or not isinstance(result, Tensor):
+            return False
+        return result.is_floating_point() and result.itemsize < self._dtype.itemsize
 
 
-_SHORTER = (torch.float32, torch.float16, torch.bfloat16)
 _CASTS = {"float", "half", "bfloat16", "to", "type", "type_as"}
 _DATA = Tensor.data.__get__  # type: ignore[attr-defined]
 _PRODUCTS = {"linear", "matmul", "mm", "addmm", "__matmul__", "__rmatmul__"}
+
+
+def _computing(layers: Iterable[nn.Module]) -> torch.dtype | None:
+    kinds = {p.dtype for layer in layers for p in layer.parameters() if p.is_floating_point()}
+    return torch.float32 if any(kind.itemsize < 4 for kind in kinds) else None
 
 
 def _attention(*args: Any, **kwargs: Any) -> Tensor:
@@ -550,7 +564,9 @@ def _fitted(given: Any, zeros: list[Tensor]) -> Any:
     try:
         fitted = []
         for part, zero in zip(parts, zeros, strict=True):
-            part = torch.as_tensor(part).detach().to(zero)
+            if not isinstance(part, Tensor):
+                raise TypeError
+            part = part.detach().to(zero)
             if part.dim() == zero.dim() - 1 and zero.dim() == 3:
                 part = part.unsqueeze(1)  # the same for every sequence
             elif part.dim() == zero.dim() + 1 and len(part) == 1:

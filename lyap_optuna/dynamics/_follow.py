@@ -61,12 +61,14 @@ class Beginnings:
         arrivals: Numbers of the arrivals at which a chain begins.
         again: Numbers of the arrivals of a state that has just arrived (a layer that is called
             twice on one state).
+        between: Layers that act on the state of another one between its calls.
         made: Layer, number of the chain and offset in its state of the tensors that are made, by
             the number and result of the operation that makes them.
     """
 
     arrivals: frozenset[int]
     again: frozenset[int]
+    between: frozenset[str]
     made: dict[tuple[int, int], tuple[str, int, int]]
 
 
@@ -87,7 +89,7 @@ class Follower(Observer):
         self._arrivals = 0
         self._first_arrivals: set[int] = set()
         self._again: list[int] = []
-        self._between: set[str] = set()
+        self._between = set() if beginnings is None else set(beginnings.between)
         # where tensors were made, by their ids as long as they live
         self._made: dict[int, tuple[tuple[int, int], weakref.ref[Tensor]]] = {}
         self._origins: dict[tuple[int, int], tuple[str, int, int]] = {}
@@ -122,9 +124,10 @@ class Follower(Observer):
             return state
         shared = self._is_shared(state)
         carries = any(self.carries(part) for part in state) and not shared
-        if carries and layer not in self._last and self.sequences:
+        if self._known is None and carries and layer not in self._last and self.sequences:
             # It acts on what another layer has begun: a part of that one's step.
             self._between.add(layer)
+            self._arrivals = number
             return state
         if self._known is not None:
             carries = number not in self._known.arrivals
@@ -162,7 +165,10 @@ class Follower(Observer):
         # In the first round two states may begin as one tensor; later they are two.
         again = self._again if any(number >= n for number in self._again) else []
         return Beginnings(
-            frozenset(self._first_arrivals - set(again)), frozenset(again), self._origins
+            frozenset(self._first_arrivals - set(again)),
+            frozenset(again),
+            frozenset(self._between),
+            self._origins,
         )
 
     def leaving(self, layer: str, results: list[Tensor]) -> None:
@@ -359,13 +365,13 @@ class Tangents(Follower):
     def attach(self, part: Tensor, result: Tensor) -> Tensor:
         """Give a tensor the tangent of an equal one, in place."""
         tangent = forward_ad.unpack_dual(result).tangent
-        return part if tangent is None else _made_dual(part, tangent)
+        return part if tangent is None else made_dual(part, tangent)
 
     def follow(self, chain: Chain, index: int, part: Tensor, *, in_place: bool) -> Tensor:
         """Start a tangent."""
         tangent = self._start(chain, index, part)
         if in_place:
-            return _made_dual(part, tangent)
+            return made_dual(part, tangent)
         dual: Tensor = forward_ad.make_dual(forward_ad.unpack_dual(part).primal.clone(), tangent)
         return dual
 
@@ -381,7 +387,7 @@ class Tangents(Follower):
 
     def begin(self, layer: str, chain: int, offset: int, made: Tensor) -> Tensor:
         """Start a tangent where a state is made."""
-        return _made_dual(made, self._seeded(layer, chain, offset, made))
+        return made_dual(made, self._seeded(layer, chain, offset, made))
 
     def arriving(self, layer: str, state: list[Tensor]) -> list[Tensor]:
         """See a state; rows that were reset since the last call start anew."""
@@ -419,7 +425,7 @@ class Tangents(Follower):
             )
             start = self.rows(chain, self._start(chain, i, part))
             tangent = torch.where(dead.unsqueeze(1), start, tangent)
-            renewed.append(_made_dual(part, like_part(tangent, part, layout).contiguous()))
+            renewed.append(made_dual(part, like_part(tangent, part, layout).contiguous()))
         chain.resets[len(chain.states) - 1] = dead
         chain.states.pop()
         chain.carried.pop()
@@ -442,7 +448,7 @@ class Tangents(Follower):
 _LEAST = 1e-200
 
 
-def _made_dual(part: Tensor, tangent: Tensor) -> Tensor:
+def made_dual(part: Tensor, tangent: Tensor) -> Tensor:
     old = forward_ad.unpack_dual(part)
     dual: Tensor = forward_ad.make_dual(old.primal.clone(), tangent)
     try:

@@ -78,6 +78,12 @@ def private_copy(
     return clone.eval(), memo
 
 
+def snapshot(value: Any) -> Any:
+    """Return a copy of what a forward was called with, as it is now."""
+    with _TensorsCopied(_Converter(None)):
+        return copy.deepcopy(value)
+
+
 class _Converter:
     """Copies tensors, each of its own memory, without history."""
 

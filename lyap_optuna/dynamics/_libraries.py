@@ -39,8 +39,16 @@ def device_of(module: nn.Module) -> torch.device:
 
 
 def arguments(module: nn.Module, call: tuple[tuple[Any, ...], dict[str, Any]]) -> dict[str, Any]:
-    """Return the arguments of a call of the module's forward by their names."""
+    """Return the arguments of a call of the module's forward by their names.
+
+    A subclass may pass all of them on (``*args``): then they are named as its base names them.
+    """
     signature = inspect.signature(module.forward)
+    for cls in type(module).__mro__:
+        if not any(p.kind is p.VAR_POSITIONAL for p in signature.parameters.values()):
+            break
+        if "forward" in vars(cls):
+            signature = inspect.signature(vars(cls)["forward"].__get__(module))
     found = dict(signature.bind(*call[0], **call[1]).arguments)
     for name, parameter in signature.parameters.items():
         if parameter.kind is parameter.VAR_KEYWORD:

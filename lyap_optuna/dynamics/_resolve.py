@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from lyap_optuna.dynamics._capture import Forward, ModuleCall, leaves
+from lyap_optuna.dynamics._checks import agree, another, check_sequences, checked_inputs
 from lyap_optuna.dynamics._errors import NonFiniteParametersError, NotMeasurableError
 from lyap_optuna.dynamics._find import (
     LayerChoice,
@@ -26,6 +27,7 @@ from lyap_optuna.dynamics._find import (
 )
 from lyap_optuna.dynamics._general import GeneralPath, GeneralTrajectory, pieces_of
 from lyap_optuna.dynamics._isolate import exactly
+from lyap_optuna.dynamics._rebuilt import RebuiltLayer
 from lyap_optuna.dynamics._registry import architecture_of
 from lyap_optuna.dynamics.base import Batches, Dynamics, Trajectory, computing_dtype
 from lyap_optuna.dynamics.torch_kernels import KernelCall, linearise_along
@@ -185,26 +187,14 @@ class _Measurement:
                 _merged(parts)
                 for parts in zip(*(self._of_kernel(name, k) for k in kernels), strict=True)
             ]
-        parts = []
-        for group in [calls] if architecture.stepwise else [[call] for call in calls]:
-            reaching, initial = architecture.read_calls(
-                module, [(call.args, call.kwargs) for call in group]
-            )
-            given = self._forward.initial_state
-            dynamics = architecture.build(module, self._state)
-            checked = checked_inputs(reaching, dynamics)
-            trajectory = dynamics.linearise(checked, initial if given is None else given)
-            if architecture.outputs is not None and given is None:
-                returned = next(leaves(group[-1].result), None)
-                rebuilt = architecture.outputs(module, checked, trajectory)
-                if returned is None or not _agree(rebuilt, returned):
-                    raise NotMeasurableError(_another(name, module))
-            parts.append(DrivenLayer(name, trajectory, self._state))
-        return [_merged(parts)]
+        layer = RebuiltLayer(self._forward, name, module, architecture, calls, self._state)
+        return [_merged([DrivenLayer(name, t, self._state) for t in layer.trajectories()])]
 
     def _of_kernel(self, name: str, call: KernelCall) -> list[DrivenLayer]:
         """Linearise what a kernel ran, a stack as one system, or layer by layer and direction."""
-        _check_sequences(call.inputs)
+        if not bool(torch.isfinite(call.inputs).all()):
+            check_parameters(self._forward.model, "model")
+        check_sequences(call.inputs)
         dtype = computing_dtype(call.weights[0][0].dtype)
         io = [(x.to(dtype), y.to(dtype)) for x, y in call.by_layer()]
         initial = [tuple(p[i].to(dtype) for p in call.initial) for i in range(len(call.weights))]
@@ -249,8 +239,8 @@ class _Measurement:
             if lengths is not None:
                 live = torch.arange(ours.shape[1]) < lengths.unsqueeze(1)
                 ours, theirs = ours[live], theirs[live]
-            if not _agree(ours, theirs, dtype):
-                raise NotMeasurableError(_another(name, self._forward.layers.get(name)))
+            if not agree(ours, theirs, dtype):
+                raise NotMeasurableError(another(name, self._forward.layers.get(name)))
 
     # Step by step ---------------------------------------------------------------------------------
 
@@ -354,7 +344,7 @@ class _Measurement:
         ]
         initial = [tuple(p[i] for p in first.initial) for i in range(first.layers)]
         trajectory, rebuilt = linearise_along(first.kernel, first.weights, io, initial, state)
-        if not all(_agree(a, y) for a, (_, y) in zip(rebuilt, io, strict=True)):
+        if not all(agree(a, y) for a, (_, y) in zip(rebuilt, io, strict=True)):
             return None
         return DrivenLayer(name, trajectory, state)
 
@@ -371,33 +361,6 @@ class _Loop(nn.Module):
         for step in x.unbind(1):
             state = self.cell(step) if state is None else self.cell(step, state)
         return next(leaves(state))
-
-
-# Checks ------------------------------------------------------------------------------------------
-
-_TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
-"""Relative: rounding of one step, by another order of operations, at some thousand units."""
-
-
-def _agree(ours: Tensor, theirs: Tensor, dtype: torch.dtype | None = None) -> bool:
-    """Whether a rebuilt step is the model's own, but for rounding."""
-    if ours.shape != theirs.shape:
-        return False
-    dtype = max((dtype or theirs.dtype, ours.dtype), key=lambda kind: torch.finfo(kind).eps)
-    tolerance = _TOLERANCE.get(dtype, 16 * torch.finfo(dtype).eps)
-    ours, theirs = ours.double(), theirs.double()
-    scale = theirs.abs().max().clamp(min=torch.finfo(dtype).tiny)
-    difference = (ours - theirs).abs().max()
-    return not bool(torch.isfinite(scale)) or bool(difference <= tolerance * scale)
-
-
-def _another(name: str, module: nn.Module | None) -> str:
-    kind = "The layer" if module is None else type(module).__name__
-    return (
-        f"{kind} {name!r} computes something else than its weights say, where it cannot be "
-        "followed: what could be measured would be another network. Pass a "
-        "lyap_optuna.RecurrentDynamics with its step function."
-    )
 
 
 def _moves(driven: DrivenLayer, calls: list[KernelCall], tangents: list[Tensor]) -> bool:
@@ -433,46 +396,6 @@ def _finite(driven: DrivenLayer) -> DrivenLayer:
             "Lyapunov exponents. Check that the inputs are finite."
         )
     return driven
-
-
-def _check_sequences(inputs: Tensor) -> None:
-    shape = tuple(inputs.shape)
-    if inputs.dim() != 3:
-        raise NotMeasurableError(
-            f"inputs must have three dimensions (batch, time, features), but have shape {shape}."
-        )
-    if shape[0] == 0:
-        raise NotMeasurableError(
-            f"The batch of inputs is empty (shape {shape}): pass at least one sequence."
-        )
-    if shape[1] < 2:
-        raise NotMeasurableError(
-            f"inputs have {shape[1]} time step(s): exponents need at least 2, better 100."
-        )
-    if not bool(torch.isfinite(inputs).all()):
-        raise NotMeasurableError("inputs contain NaN or infinite values: clean them first.")
-
-
-def checked_inputs(inputs: Any, dynamics: Dynamics) -> Tensor:
-    """Return inputs as a dynamics takes them.
-
-    Raises:
-        NotMeasurableError: They have the wrong shape, or are not finite.
-    """
-    if not isinstance(inputs, Tensor):
-        raise NotMeasurableError(f"inputs must be a tensor, but got {type(inputs).__name__}.")
-    if inputs.dim() == 2:
-        inputs = inputs.unsqueeze(0)
-    _check_sequences(inputs)
-    if dynamics.input_size is not None and inputs.shape[2] != dynamics.input_size:
-        raise NotMeasurableError(
-            f"inputs have {inputs.shape[2]} features, but the recurrent layer takes "
-            f"{dynamics.input_size}. Check batch_first: sequences are laid out as the module "
-            "takes them."
-        )
-    dtype = dynamics.dtype or computing_dtype(inputs.dtype)
-    moved: Tensor = inputs.detach().to(device=dynamics.device or inputs.device, dtype=dtype)
-    return moved
 
 
 def _of_dynamics(dynamics: Dynamics, inputs: Any, initial_state: Any, state: str) -> DrivenLayer:

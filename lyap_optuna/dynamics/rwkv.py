@@ -84,6 +84,8 @@ class RwkvDynamics(Dynamics):
         states = torch.cat([averages, logs], dim=2)
         before = previous_states(initial, states)
         log_decay = logsigmoid(wide(before[..., n:] + w - key))
+        # Where nothing has been averaged there is no state yet: tangent vectors start after it.
+        log_decay.masked_fill_(before[..., n:] == -torch.inf, 0)
         decay = log_decay.exp().to(key)
         shear = decay * (1 - decay) * (before[..., :n] - value)
         return RwkvTrajectory(initial, states, log_decay, decay, shear)

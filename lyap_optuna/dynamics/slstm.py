@@ -131,12 +131,18 @@ class SLSTMDynamics(Dynamics):
         carry = [gate.unsqueeze(2) * carry_u, carry_u, torch.stack([zero, zero, p], dim=2)]
         weight = wide(self._recurrent[3 * self.units :])
         determinant = log_sigmoid_slope(o) + wide(new_u).abs().log() + 2 * logsigmoid(wide(x))
+        determinant = determinant.sum(-1) + log_abs_det(weight.unsqueeze(0))
+        gains, carries = torch.stack([to_y, to_u, to_log], dim=2), torch.stack(carry, dim=2)
+        # Where nothing has been averaged there is no state yet: tangent vectors start after it.
+        empty = (log_n == -torch.inf).all(2)
+        gains[empty], determinant[empty] = 0, 0
+        carries[empty] = torch.eye(3).to(carries).unsqueeze(2)
         return Linearisation(
             outputs=new_y,
             states=states,
-            gain=torch.stack([to_y, to_u, to_log], dim=2),
-            carry=torch.stack(carry, dim=2),
-            closed_log_abs_det=determinant.sum(-1) + log_abs_det(weight.unsqueeze(0)),
+            gain=gains,
+            carry=carries,
+            closed_log_abs_det=determinant,
         )
 
 

@@ -6,7 +6,7 @@ kernel is a line in a table.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -72,6 +72,16 @@ class KernelCall:
     def layers(self) -> int:
         """How many layers lie on top of one another."""
         return len(self.weights) // self.directions
+
+    def kept(self) -> "KernelCall":
+        """Return the call as it is now: a model may write to its inputs and outputs later."""
+        return replace(
+            self,
+            inputs=self.inputs.clone(),
+            initial=tuple(part.clone() for part in self.initial),
+            outputs=self.outputs.clone(),
+            final=tuple(part.clone() for part in self.final),
+        )
 
     def by_layer(self) -> list[tuple[Tensor, Tensor]]:
         """Return inputs and outputs of each layer, ``(batch, time, ...)``.

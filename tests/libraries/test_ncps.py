@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from _steps import ncps_step as truth
 from _truth import agree, library, measured, randomised
 
 from lyap_optuna.dynamics._errors import NotMeasurableError
@@ -11,20 +12,6 @@ B, T, F, N = 3, 7, 4, 5
 
 def wiring(units=9, motor=2):
     return library("ncps.wirings").AutoNCP(units, motor, seed=3)
-
-
-def truth(layer, x, spans=None):
-    """One step by the library's own cells, for the first sequence; batch-first inputs."""
-
-    def step(state, t):
-        h, c = state[None, : layer.state_size], state[None, layer.state_size :]
-        if layer.use_mixed:
-            h, c = layer.lstm(x[:1, t], (h, c))
-        span = 1.0 if spans is None else spans[0, t]
-        h = layer.rnn_cell(x[:1, t], h, span)[1]
-        return torch.cat([h, c], dim=1)[0]
-
-    return step
 
 
 def states_of(layer, batch=B, given=False):

@@ -7,7 +7,7 @@ import pytest
 from _truth import library
 from torch import nn
 
-from lyap_optuna.dynamics import find_layer
+from lyap_optuna.dynamics import find_layers
 from lyap_optuna.dynamics._registry import _BY_NAME, architecture_of
 
 PACKAGES = sorted({name.split(".")[0] for name in _BY_NAME})
@@ -34,7 +34,7 @@ def test_every_name_is_that_of_a_class(name):
 
     assert architecture_of(object.__new__(Own)) is _BY_NAME[name]
     layer = Own()
-    assert find_layer(nn.Sequential(nn.Linear(1, 1), layer)) is layer
+    assert list(find_layers(nn.Sequential(nn.Linear(1, 1), layer)).values()) == [layer]
 
 
 def test_an_initial_state_is_taken_as_the_layer_takes_it():

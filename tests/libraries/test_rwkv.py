@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from _steps import rwkv_step
 from _truth import agree, library, measured, randomised
 
 from lyap_optuna.dynamics.rwkv import RwkvTrajectory
@@ -26,32 +27,12 @@ def make(modeling, width=N):
     return randomised(attention)
 
 
-def truth(modeling, attention, x, shifted_first=None):
-    """(r, l) after one step by the library's own code, in its numbers (num, den, max)."""
+def truth(attention, x, shifted_first=None):
     state = None
     if shifted_first is not None:
         state = [None, torch.zeros(1, N, 3, dtype=torch.float64)]
         state[1][:, :, 1] = shifted_first
-    _, key, value, _ = attention.extract_key_value(x[:1], state=state)
-    n = len(attention.time_decay)
-
-    def step(s, t):
-        r, log_den = s[:n], s[n:]
-        one = torch.ones_like(r)
-        # maxima are constants: (num, den, max) with max held where log den is
-        held = log_den.detach()
-        den = one * torch.exp(log_den - held)
-        num, den, maximum = modeling.rwkv_linear_attention_cpu(
-            attention.time_decay,
-            attention.time_first,
-            key[:, t : t + 1].detach(),
-            value[:, t : t + 1].detach(),
-            state=(torch.where(den > 0, r * den, 0), den, held),
-            return_state=True,
-        )[1]
-        return torch.cat([(num / den)[0], (den.log() + maximum)[0]])
-
-    return step
+    return rwkv_step(attention, x, state)
 
 
 @pytest.mark.parametrize("width", [6, 8])
@@ -62,7 +43,7 @@ def test_rwkv(modeling, width):
     assert isinstance(trajectory, RwkvTrajectory)
     n = len(attention.time_decay)
     empty = torch.cat([torch.zeros(n), torch.full((n,), -1e30)]).double()
-    agree(trajectory, truth(modeling, attention, x), empty)
+    agree(trajectory, truth(attention, x), empty)
 
 
 def test_rwkv_goes_on_from_a_state(modeling):
@@ -78,7 +59,7 @@ def test_rwkv_goes_on_from_a_state(modeling):
     assert torch.allclose(rest.states, whole.states[:, 4:], rtol=0, atol=1e-12)
     assert torch.allclose(rest.closed_log_growth, whole.closed_log_growth[:, 4:], rtol=0, atol=1e-9)
     initial = whole.states[0, 3]
-    step = truth(modeling, attention, x[:, 4:], x[:1, 3])
+    step = truth(attention, x[:, 4:], x[:1, 3])
     agree(rest, step, initial, warmup=0)
 
 

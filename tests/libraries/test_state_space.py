@@ -264,10 +264,10 @@ def test_s5_refuses_what_is_not_one_dynamical_system():
 
 
 def test_s5_in_its_block_is_found():
-    from lyap_optuna.dynamics import find_layer
+    from lyap_optuna.dynamics import find_layers
 
     block = library("s5").S5Block(4, 6, bidir=False)
-    assert find_layer(block) is block.s5
+    assert list(find_layers(block).values()) == [block.s5]
     assert measured(block.s5, torch.randn(B, T, 4))[2].state_size == 12
 
 

@@ -4,6 +4,7 @@ import inspect
 
 import pytest
 import torch
+from _steps import stack_step
 from _truth import agree, library, measured, randomised
 
 from lyap_optuna.dynamics._errors import NotMeasurableError
@@ -44,22 +45,6 @@ def make(name, **options):
     return randomised(getattr(library("torchrecurrent"), name)(F, N, **options), scale=0.3)
 
 
-def truth(layer, x, double, decoupled):
-    """One step of the stack by the library's own cells, for the first sequence."""
-
-    def step(state, t):
-        pieces, new, below = list(state[None].split(N, dim=1)), [], x[:1, t]
-        for cell in layer.cells:
-            given = (pieces.pop(0), pieces.pop(0)) if double else pieces.pop(0)
-            below, after = cell(below, given) if decoupled else (None, cell(below, given))
-            after = after if isinstance(after, tuple) else (after,)
-            below = after[0] if below is None else below
-            new.extend(after)
-        return torch.cat(new, dim=1)[0]
-
-    return step
-
-
 @pytest.mark.parametrize("name", [name for name in LAYERS if name not in OTHERS])
 @pytest.mark.parametrize("num_layers", [1, 2])
 def test_layer(name, num_layers):
@@ -68,13 +53,12 @@ def test_layer(name, num_layers):
     x = torch.randn(B, T, F, dtype=torch.float64)
     bases = [cls.__name__ for cls in type(layer).__mro__]
     double = any("DoubleState" in base for base in bases)
-    decoupled = any(base.startswith("Decoupled") for base in bases)
     parts = 2 if double else 1
     state = [torch.rand(num_layers, B, N, dtype=torch.float64) for _ in range(parts)]
     given = tuple(state) if double else state[0]
     _, _, trajectory = measured(layer, x if batch_first else x.transpose(0, 1), given)
     initial = torch.cat([part[i, 0] for i in range(num_layers) for part in state])
-    agree(trajectory, truth(layer, x, double, decoupled), initial, warmup=0)
+    agree(trajectory, stack_step(layer, x), initial, warmup=0)
     vectors = torch.randn(B, 2, trajectory.state_size, dtype=torch.float64)
     expected = vectors @ trajectory.jacobian(3).mT
     assert torch.allclose(trajectory.tangent(3, vectors), expected, rtol=0, atol=1e-13)
