@@ -67,8 +67,6 @@ class Case:
         line: What a user writes.
         path: The path that is taken, ``"fast"`` or ``"general"``.
         whole: Whether there is a whole spectrum; else a maximum only.
-        share: One over the share of the leading exponents that are compared: those beyond depend
-            on rounding where a first step forgets all but a part of the state.
         library: The package that the model comes from.
         module: What to import to find out whether it is installed.
     """
@@ -80,7 +78,6 @@ class Case:
     line: str = "LyapunovProbe(model, x)"
     path: str = "fast"
     whole: bool = True
-    share: int = 1
     library: str = ""
     module: str = ""
 
@@ -121,11 +118,8 @@ def compare(case: Case, batch: int = 3, steps: int = 60, units: int = UNITS) -> 
         layer = name if len(truths) > 1 else None
         size = layers[name].trajectory.state_size
         if case.whole:
-            k = size // case.share
-            found = lyap.lyapunov_spectrum(
-                model, inputs, layer=layer, start="identity", k=k
-            ).exponents
-            expected = truth.exponents(torch.eye(size, k, dtype=torch.float64))
+            found = lyap.lyapunov_spectrum(model, inputs, layer=layer, start="identity").exponents
+            expected = truth.exponents(torch.eye(size, dtype=torch.float64))
         else:
             found = lyap.lyapunov_readout(model, inputs, layer=layer).exponents
             expected = truth.exponents(random_start(size, K))

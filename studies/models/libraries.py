@@ -1,24 +1,25 @@
-"""Layers of other libraries, each with the library's own step as the truth.
+"""Models with layers of other libraries; the truth is each layer's own step.
 
-A package is imported only where its case is used.
+The steps stand with the tests of these layers, in ``tests/libraries/_steps.py``. A package is
+imported only where its case is used.
 """
 
+import contextlib
 import importlib
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import torch
 from torch import Tensor, nn
 
-from studies.models.cases import Case, Truths, draw, zeros
+from lyap_optuna.dynamics import find_layers
+from studies.models.cases import Case, Truths, draw
 from studies.models.truth import Diagonal, Truth
 
 FEATURES = 4
-
-
-def _module(name: str) -> Any:
-    return importlib.import_module(name)
+STEPS = Path(__file__).parents[2] / "tests" / "libraries"
 
 
 class Around(nn.Module):
@@ -27,7 +28,7 @@ class Around(nn.Module):
     Args:
         layer: The layer.
         units: Its units.
-        scale: How far its weights are spread.
+        scale: How far its weights are spread: some begin at zero.
     """
 
     def __init__(self, layer: nn.Module, units: int, scale: float = 0.3) -> None:
@@ -45,37 +46,86 @@ class Around(nn.Module):
         return self.layer(*args)
 
 
-def _seeded(make: Callable[[int], nn.Module]) -> Callable[[int], nn.Module]:
-    def made(units: int) -> nn.Module:
-        torch.manual_seed(0)
-        return make(units)
+class ComplexAround(Around):
+    """Around a layer whose complex numbers do not follow ``double()``."""
 
-    return made
-
-
-def _sequences(model: Any, batch: int, steps: int) -> Tensor:
-    return draw(batch, steps, FEATURES)
-
-
-def _as_wide_as_the_layer(model: Any, batch: int, steps: int) -> Tensor:
-    return draw(batch, steps, model.units)
-
-
-def _time_first(model: Any, batch: int, steps: int) -> Tensor:
-    return draw(steps, batch, model.units)
+    def double(self) -> Any:
+        """Convert them too."""
+        super().double()
+        for module in self.modules():
+            for name, p in module.named_parameters(recurse=False):
+                if p.is_complex():
+                    setattr(module, name, nn.Parameter(p.detach().to(torch.complex128)))
+        if isinstance(getattr(self.layer, "state", None), Tensor):
+            self.layer.state = self.layer.state.to(torch.complex128)
+        return self
 
 
-def _tokens(model: Any, batch: int, steps: int) -> Tensor:
-    return torch.randint(0, 20, (batch, steps), generator=torch.Generator().manual_seed(0))
+# Truth -------------------------------------------------------------------------------------------
 
 
-def _numbered(batch: int, steps: int) -> Tensor:
-    """Return ``(batch, time, 2)``: which sequence and which step."""
-    rows, times = torch.arange(batch), torch.arange(steps)
-    return torch.stack(torch.meshgrid(rows, times, indexing="ij"), 2)
+def reaching(model: nn.Module, inputs: Any) -> dict[str, tuple[nn.Module, Any, Any]]:
+    """Return each recurrent layer that a model calls, with what it is called with, by name."""
+    calls: dict[str, tuple[nn.Module, Any, Any]] = {}
+    handles = []
+    for name, layer in find_layers(model).items():
+
+        def record(layer: nn.Module, args: Any, kwargs: Any, name: str = name) -> None:
+            calls[name] = layer, args, kwargs
+
+        handles.append(layer.register_forward_pre_hook(record, with_kwargs=True))
+    with torch.no_grad():
+        model(inputs)
+    for handle in handles:
+        handle.remove()
+    return calls
 
 
-# Hugging Face ------------------------------------------------------------------------------------
+@contextlib.contextmanager
+def double_by_default() -> Iterator[None]:
+    """Make tensors float64: some layers make their outputs in the default dtype."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+def _by_steps(diagonal: bool, empty: int, time_first: bool) -> Callable[[Any, Any], Truths]:
+    def truth(model: Any, inputs: Any) -> Truths:
+        if str(STEPS) not in sys.path:
+            sys.path.append(str(STEPS))
+        steps_of = importlib.import_module("_steps").steps_of
+        time, batch = inputs.shape[:2] if time_first else inputs.shape[1::-1]
+        rows, times = torch.arange(batch), torch.arange(time)
+        numbers = torch.stack(torch.meshgrid(rows, times, indexing="ij"), 2)
+        truths: Truths = {}
+        for name, call in reaching(model, inputs).items():
+            with double_by_default():
+                steps, initial = zip(*(steps_of(*call, b) for b in range(batch)), strict=True)
+
+            def step(s: Tensor, at: Tensor, steps: Any = steps) -> Tensor:
+                with double_by_default():
+                    new: Tensor = steps[int(at[0])](s, int(at[1]))
+                return new
+
+            begun = torch.stack(initial).detach()
+            truths[name] = (
+                Diagonal(step, begun, numbers)
+                if diagonal
+                else Truth(step, begun, numbers, empty=empty)
+            )
+        return truths
+
+    return truth
+
+
+# Models ------------------------------------------------------------------------------------------
+
+
+def _module(name: str) -> Any:
+    return importlib.import_module(name)
 
 
 def _language_model(name: str, heads: int = 0, **options: Any) -> Callable[[int], nn.Module]:
@@ -92,211 +142,33 @@ def _language_model(name: str, heads: int = 0, **options: Any) -> Callable[[int]
     return make
 
 
-def _linear(a: Tensor, b: Tensor) -> Diagonal:
-    """Return the recurrence of decays and drives ``(batch, time, S)``."""
-    return Diagonal(lambda s, x: x[0] * s + x[1], zeros(a, a.shape[2]), torch.stack([a, b], 2))
-
-
-def _mamba(model: Any, x: Tensor) -> Truths:
-    calls: list[Any] = []
-    modeling = _module("transformers.models.mamba.modeling_mamba")
-    scan = modeling.mamba_selective_scan
-
-    def spy(u: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor, *rest: Any, **more: Any) -> Any:
-        calls.append((u, dt + more["delta_bias"][:, None], a, b))
-        return scan(u, dt, a, b, c, *rest, **more)
-
-    with mock.patch.object(modeling, "mamba_selective_scan", spy), torch.no_grad():
-        model(x)
-    truths: Truths = {}
-    for i, (u, dt, a, b) in enumerate(calls):
-        dt = torch.nn.functional.softplus(dt.double()).transpose(1, 2).unsqueeze(3)
-        decay = torch.exp(dt * a.double())
-        drive = dt * b.double().transpose(1, 2).unsqueeze(2) * u.double().mT.unsqueeze(3)
-        truths[f"backbone.layers.{i}.mixer"] = _linear(decay.flatten(2), drive.flatten(2))
-    return truths
-
-
-def _mamba2(model: Any, x: Tensor) -> Truths:
-    calls: list[Any] = []
-    modeling = _module("transformers.models.mamba2.modeling_mamba2")
-    scan = modeling.mamba2_chunk_scan
-
-    def spy(u: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor, *rest: Any, **more: Any) -> Any:
-        calls.append((u, dt + more["dt_bias"], a, b, more["dt_limit"]))
-        return scan(u, dt, a, b, c, *rest, **more)
-
-    with mock.patch.object(modeling, "mamba2_chunk_scan", spy), torch.no_grad():
-        model(x)
-    truths: Truths = {}
-    for i, (u, dt, a, b, limit) in enumerate(calls):
-        dt = torch.nn.functional.softplus(dt.double()).clamp(*limit)
-        heads = u.shape[2]
-        b = b.double().repeat_interleave(heads // b.shape[2], dim=2)
-        drive = torch.einsum("bth,bthp,bthn->bthpn", dt, u.double(), b)
-        decay = torch.exp(dt * a.double())[..., None, None].expand_as(drive)
-        truths[f"backbone.layers.{i}.mixer"] = _linear(decay.flatten(2), drive.flatten(2))
-    return truths
-
-
-def _rwkv(model: Any, x: Tensor) -> Truths:
-    modeling = _module("transformers.models.rwkv.modeling_rwkv")
-    calls: list[Any] = []
-    attend = modeling.rwkv_linear_attention_cpu
-
-    def spy(decay: Tensor, first: Tensor, key: Tensor, value: Tensor, **more: Any) -> Any:
-        calls.append((decay, first, key, value))
-        return attend(decay, first, key, value, **more)
-
-    with mock.patch.object(modeling, "rwkv_linear_attention_cpu", spy), torch.no_grad():
-        model(x)
-    truths: Truths = {}
-    for i, (decay, first, key, value) in enumerate(calls):
-        n = len(decay)
-
-        def step(
-            s: Tensor,
-            at: Tensor,
-            parts: tuple[Tensor, ...] = (decay, first, key, value),
-            n: int = n,
-        ) -> Tensor:
-            decay, first, key, value = parts
-            row, t = int(at[0]), int(at[1])
-            r, log_den = s[:n], s[n:]
-            held = log_den.detach()  # (num, den, max) with max held where log den is
-            den = torch.exp(log_den - held)
-            num, den, maximum = attend(
-                decay,
-                first,
-                key[row : row + 1, t : t + 1],
-                value[row : row + 1, t : t + 1],
-                state=(r * den, den, held),
-                return_state=True,
-            )[1]
-            return torch.cat([(num / den)[0], (den.log() + maximum)[0]])
-
-        empty = torch.cat([torch.zeros(n), torch.full((n,), -1e30)]).double()
-        truths[f"rwkv.blocks.{i}.attention"] = Truth(
-            step, empty.expand(len(x), -1), _numbered(*x.shape), empty=2
-        )
-    return truths
-
-
-# Other state-space layers ------------------------------------------------------------------------
-
-
 def _mambapy(units: int) -> nn.Module:
     library = _module("mambapy.mamba")
     config = library.MambaConfig(d_model=units, n_layers=1, d_state=3, pscan=False)
     return Around(library.MambaBlock(config), units)
 
 
-def _mambapy_truth(model: Any, x: Tensor) -> Truths:
-    block = model.layer
-    shape, history = block.A_log.shape, block.config.d_conv - 1
-    windows = nn.functional.pad(block.in_proj(x).chunk(2, -1)[0], (0, 0, history, 0)).detach()
-
-    def step(s: Tensor, at: Tensor) -> Tensor:
-        row, t = int(at[0]), int(at[1])
-        window = windows[row, t : t + history].T[None]
-        new: Tensor = block.step(x[row, t][None], (s.view(1, *shape), window))[1][0]
-        return new.flatten()
-
-    return {"layer": Diagonal(step, zeros(x, block.A_log.numel()), _numbered(*x.shape[:2]))}
+def _min_gru(units: int) -> nn.Module:
+    return Around(_module("minGRU_pytorch").minGRU(units), units)
 
 
-def _min_gru(model: Any, x: Tensor) -> Truths:
-    layer = model.layer
-    n = layer.to_hidden_and_gate.out_features // 2
-
-    def step(s: Tensor, x: Tensor) -> Tensor:
-        new: Tensor = layer(x[None, None], s[None, None], True)[1]
-        return new.flatten()
-
-    # the library keeps logarithms of the state, so that it cannot begin at 0
-    before = torch.full((len(x), n), 1e-300, dtype=torch.float64)
-    return {"layer": Truth(step, before, x)}
+def _s5(units: int) -> nn.Module:
+    return ComplexAround(_module("s5").S5(FEATURES, units), units, scale=0)
 
 
-class _Complex(Around):
-    """Around a layer whose complex numbers do not follow ``double()``."""
-
-    def double(self) -> Any:
-        """Convert them too."""
-        super().double()
-        for module in self.modules():
-            for name, p in module.named_parameters(recurse=False):
-                if p.is_complex():
-                    setattr(module, name, nn.Parameter(p.detach().to(torch.complex128)))
-        if isinstance(getattr(self.layer, "state", None), Tensor):
-            self.layer.state = self.layer.state.to(torch.complex128)
-        return self
-
-
-def _s5(model: Any, x: Tensor) -> Truths:
-    sequence = model.layer.seq
-
-    def step(s: Tensor, x: Tensor) -> Tensor:
-        state = torch.view_as_complex(s.view(-1, 2))
-        return torch.view_as_real(sequence.forward_rnn(x, state)[1]).flatten()
-
-    size = 2 * sequence.Lambda.numel()
-    return {"layer": Truth(step, zeros(x, size), x)}
-
-
-def _lru(model: Any, x: Tensor) -> Truths:
-    layer = model.layer
-    modulus, phase = torch.exp(-torch.exp(layer.nu_log)), torch.exp(layer.theta_log)
-    decay = torch.polar(modulus, phase)
-    gain, b = torch.exp(layer.gamma_log), layer.B.to(torch.complex128)
-
-    def step(s: Tensor, x: Tensor) -> Tensor:
-        state = decay * torch.view_as_complex(s.view(-1, 2)) + gain * (b @ x.to(b.dtype))
-        return torch.view_as_real(state).flatten()
-
-    return {"layer": Truth(step, zeros(x, 2 * len(modulus)), x)}
-
-
-# Cells -------------------------------------------------------------------------------------------
+def _lru(units: int) -> nn.Module:
+    return ComplexAround(_module("LRU_pytorch").LRU(FEATURES, 3, units), units, scale=0)
 
 
 def _recurrent(name: str) -> Callable[[int], nn.Module]:
     return lambda units: Around(getattr(_module("torchrecurrent"), name)(units, units), units)
 
 
-def _of_cells(model: Any, x: Tensor) -> Truths:
-    (cell,) = model.layer.cells
-    bases = [base.__name__ for base in type(model.layer).__mro__]
-    parts = 2 if any("DoubleState" in base for base in bases) else 1
-
-    def step(s: Tensor, x: Tensor) -> Tensor:
-        given = s[None].chunk(parts, dim=1)
-        new = cell(x[None], given if parts > 1 else given[0])
-        return torch.cat(new if isinstance(new, tuple) else (new,), dim=1)[0]
-
-    x = x.transpose(0, 1)
-    return {"layer": Truth(step, zeros(x, parts * model.units), x)}
-
-
-def _ncps(name: str) -> Callable[[int], nn.Module]:
+def _ncps(name: str, scale: float) -> Callable[[int], nn.Module]:
     def make(units: int) -> nn.Module:
-        layer = getattr(_module("ncps.torch"), name)(FEATURES, units)
-        return Around(layer, units, scale=0.3 if name == "CfC" else 0.02)
+        return Around(getattr(_module("ncps.torch"), name)(FEATURES, units), units, scale)
 
     return make
-
-
-def _ncps_truth(model: Any, x: Tensor) -> Truths:
-    layer = model.layer
-
-    def step(s: Tensor, x: Tensor) -> Tensor:
-        new: Tensor = layer.rnn_cell(x[None], s[None], 1.0)[1]
-        return new[0]
-
-    return {"layer": Truth(step, zeros(x, layer.state_size), x)}
-
-
-# xLSTM -------------------------------------------------------------------------------------------
 
 
 def _slstm(units: int) -> nn.Module:
@@ -307,147 +179,76 @@ def _slstm(units: int) -> nn.Module:
     return Around(layers.sLSTMLayer(config), units)
 
 
-def _reaching(model: Any, part: nn.Module, x: Tensor) -> tuple[Any, Any]:
-    calls: list[Any] = []
-    handle = part.register_forward_pre_hook(
-        lambda _, args, kwargs: calls.append((args, kwargs)), with_kwargs=True
-    )
-    with torch.no_grad():
-        model(x)
-    handle.remove()
-    (call,) = calls
-    return call[0], call[1]
-
-
-def _slstm_truth(model: Any, x: Tensor) -> Truths:
-    cell = model.layer.slstm_cell
-    args, _ = _reaching(model, cell, x)
-    gates = args[0] if cell.config.input_shape == "BSGNH" else args[0].transpose(0, 1)
-    n, heads = cell.config.hidden_size, cell.config.num_heads
-
-    def step(s: Tensor, gates: Tensor) -> Tensor:
-        y, u, log_n = s.view(3, n)
-        held = log_n.detach().clamp(min=-1e4)  # the stabiliser; only n e^m matters
-        norm = torch.exp(log_n - held)
-        state = torch.stack([y, u * norm, norm, held])[:, None]
-        kernel, width = cell._recurrent_kernel, n // heads
-        ry = y.view(1, heads, 1, -1).matmul(
-            kernel.transpose(1, 2).reshape(1, heads, width, 4 * width)
-        )
-        ry = ry.reshape(1, heads, 4, -1).transpose(1, 2).reshape(1, -1)
-        y, c, norm, m = cell.pointwise(gates[None], ry, cell._bias, state, {})[0][:, 0]
-        return torch.cat([y, c / norm, norm.log() + m])
-
-    empty = torch.cat([torch.zeros(2 * n), torch.full((n,), -1e30)]).double()
-    return {"layer.slstm_cell": Truth(step, empty.expand(len(x), -1), gates)}
-
-
 def _mlstm(units: int) -> nn.Module:
     layers = _module("xlstm.blocks.mlstm.layer")
     config = layers.mLSTMLayerConfig(embedding_dim=units, num_heads=8, context_length=128)
     return Around(layers.mLSTMLayer(config), units)
 
 
-def _mlstm_truth(model: Any, x: Tensor) -> Truths:
-    cell = model.layer.mlstm_cell
-    args, kwargs = _reaching(model, cell, x)
-    q, k, v = args or (kwargs["q"], kwargs["k"], kwargs["v"])
-    heads = cell.config.num_heads
-    d = cell.config.embedding_dim // heads
-
-    def step(s: Tensor, at: Tensor) -> Tensor:
-        # its own recurrent form on (C e^m, n e^m), m = 0; ours keeps C transposed, with n below
-        row, t = int(at[0]), int(at[1])
-        memory = s.view(1, heads, d + 1, d)
-        held = (memory[:, :, :-1].mT, memory[:, :, -1:].mT, torch.zeros(1, heads, 1, 1).double())
-        parts = (part[row : row + 1, t : t + 1].clone() for part in (q, k, v))
-        c, n, m = cell.step(*parts, mlstm_state=held)[1]
-        new: Tensor = torch.cat([c.mT, n.mT], dim=2).mul(m.exp())
-        return new.flatten()
-
-    size = heads * d * (d + 1)
-    return {"layer.mlstm_cell": Diagonal(step, zeros(x, size), _numbered(*x.shape[:2]))}
-
-
 # The list ----------------------------------------------------------------------------------------
 
-_TOKENS = "LyapunovProbe(model, tokens)"
+
+def _features(model: Any, batch: int, steps: int) -> Tensor:
+    return draw(batch, steps, FEATURES)
 
 
-def _of(
+def _units(model: Any, batch: int, steps: int) -> Tensor:
+    return draw(batch, steps, model.units)
+
+
+def _time_first(model: Any, batch: int, steps: int) -> Tensor:
+    return draw(steps, batch, model.units)
+
+
+def _tokens(model: Any, batch: int, steps: int) -> Tensor:
+    return torch.randint(0, 20, (batch, steps), generator=torch.Generator().manual_seed(0))
+
+
+def _case(
     library: str,
-    module: str,
     name: str,
     make: Callable[[int], nn.Module],
-    inputs: Any,
-    truth: Any,
-    **more: Any,
+    inputs: Callable[[Any, int, int], Tensor],
+    *,
+    module: str = "",
+    diagonal: bool = False,
+    empty: int = 0,
 ) -> Case:
-    made = _seeded(make)
-    return Case(f"{library}: `{name}`", made, inputs, truth, library=library, module=module, **more)
+    def seeded(units: int) -> nn.Module:
+        torch.manual_seed(0)
+        return make(units)
 
+    return Case(
+        f"{library}: `{name}`",
+        seeded,
+        inputs,
+        _by_steps(diagonal, empty, inputs is _time_first),
+        "LyapunovProbe(model, tokens)" if inputs is _tokens else "LyapunovProbe(model, x)",
+        library=library,
+        module=module or library,
+    )
+
+
+_mamba = _language_model("Mamba", state_size=3)
+_mamba2 = _language_model("Mamba2", heads=2, state_size=3, n_groups=1, chunk_size=8)
+_rwkv = _language_model("Rwkv", context_length=128, rescale_every=0)
 
 LIBRARIES: dict[str, list[Case]] = {
     "Layers of other libraries": [
-        _of(
-            "transformers",
-            "transformers",
-            "MambaForCausalLM",
-            _language_model("Mamba", state_size=3),
-            _tokens,
-            _mamba,
-            line=_TOKENS,
-        ),
-        _of(
-            "transformers",
-            "transformers",
-            "Mamba2ForCausalLM",
-            _language_model("Mamba2", heads=2, state_size=3, n_groups=1, chunk_size=8),
-            _tokens,
-            _mamba2,
-            line=_TOKENS,
-        ),
-        _of(
-            "transformers",
-            "transformers",
-            "RwkvForCausalLM",
-            _language_model("Rwkv", context_length=128, rescale_every=0),
-            _tokens,
-            _rwkv,
-            line=_TOKENS,
-        ),
-        _of("mambapy", "mambapy", "MambaBlock", _mambapy, _as_wide_as_the_layer, _mambapy_truth),
-        _of(
-            "minGRU-pytorch",
-            "minGRU_pytorch",
-            "minGRU",
-            lambda units: Around(_module("minGRU_pytorch").minGRU(units), units),
-            _as_wide_as_the_layer,
-            _min_gru,
-        ),
-        _of(
-            "s5-pytorch",
-            "s5",
-            "S5",
-            lambda units: _Complex(_module("s5").S5(FEATURES, units), units, scale=0),
-            _sequences,
-            _s5,
-        ),
-        _of(
-            "LRU-pytorch",
-            "LRU_pytorch",
-            "LRU",
-            lambda units: _Complex(_module("LRU_pytorch").LRU(FEATURES, 3, units), units, scale=0),
-            _sequences,
-            _lru,
-        ),
+        _case("transformers", "MambaForCausalLM", _mamba, _tokens, diagonal=True),
+        _case("transformers", "Mamba2ForCausalLM", _mamba2, _tokens, diagonal=True),
+        _case("transformers", "RwkvForCausalLM", _rwkv, _tokens, empty=1),
+        _case("mambapy", "MambaBlock", _mambapy, _units, diagonal=True),
+        _case("minGRU-pytorch", "minGRU", _min_gru, _units, module="minGRU_pytorch", diagonal=True),
+        _case("s5-pytorch", "S5", _s5, _features, module="s5"),
+        _case("LRU-pytorch", "LRU", _lru, _features, module="LRU_pytorch"),
         *(
-            _of("torchrecurrent", "torchrecurrent", name, _recurrent(name), _time_first, _of_cells)
+            _case("torchrecurrent", name, _recurrent(name), _time_first)
             for name in ("IndRNN", "PeepholeLSTM", "UGRNN", "coRNN", "LEM")
         ),
-        _of("ncps", "ncps", "CfC", _ncps("CfC"), _sequences, _ncps_truth),
-        _of("ncps", "ncps", "LTC", _ncps("LTC"), _sequences, _ncps_truth),
-        _of("xlstm", "xlstm", "sLSTMLayer", _slstm, _as_wide_as_the_layer, _slstm_truth, share=3),
-        _of("xlstm", "xlstm", "mLSTMLayer", _mlstm, _as_wide_as_the_layer, _mlstm_truth),
+        _case("ncps", "CfC", _ncps("CfC", 0.3), _features),
+        _case("ncps", "LTC", _ncps("LTC", 0.02), _features),
+        _case("xlstm", "sLSTMLayer", _slstm, _units, empty=1),
+        _case("xlstm", "mLSTMLayer", _mlstm, _units, diagonal=True),
     ]
 }

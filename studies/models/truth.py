@@ -65,7 +65,9 @@ class Diagonal:
         rates = torch.zeros(self.initial.shape[1], dtype=torch.float64)
         for s, inputs in zip(self.initial, self.inputs, strict=True):
             for t, x in enumerate(inputs):
-                x = x.double() if x.is_floating_point() else x
+                if t < warmup:
+                    s = self.step(s, x).detach()
+                    continue
 
                 def moved(vector: Tensor, s: Tensor = s, x: Tensor = x) -> Tensor:
                     image: Tensor = jvp(lambda s: self.step(s, x), (s,), (vector,))[1]
@@ -74,8 +76,7 @@ class Diagonal:
                 diagonal = moved(torch.ones_like(vector))
                 if not torch.allclose(moved(vector), diagonal * vector, rtol=1e-9, atol=1e-12):
                     raise ValueError(f"At step {t} one component depends on another.")
-                if t >= warmup:
-                    rates += diagonal.abs().log()
+                rates += diagonal.abs().log()
                 s = self.step(s, x).detach()
         rates /= len(self.initial) * (steps - warmup)
         return rates.sort(descending=True).values
