@@ -9,12 +9,14 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from _truth import gru_step, layer_weights, lstm_step, true_exponents
 from torch import nn
-from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+from torch.nn.utils.rnn import pack_padded_sequence
 
 import lyap_optuna as lyap
 from lyap_optuna.dynamics import NotMeasurableError
+from studies.models.cases import step_of
+from studies.models.networks import EncoderDecoder, Packs, Stateful
+from studies.models.truth import true_exponents
 
 FEATURES, UNITS = 3, 5
 
@@ -31,11 +33,6 @@ def layer_of(kind, seed=0, **options):
         for p in layer.parameters():
             p.mul_(2)
     return layer
-
-
-def step_of(layer, index=0, suffix=""):
-    make = lstm_step if isinstance(layer, nn.LSTM) else gru_step
-    return make(layer_weights(layer, index, suffix))
 
 
 def zeros(layer, batch=4):
@@ -82,16 +79,6 @@ def test_a_bidirectional_layer_by_layer_and_direction(kind):
     )
     with pytest.raises(ValueError, match=r"rnn\.l0_reverse"):
         lyap.lyapunov_spectrum(model, x)
-
-
-class Packs(nn.Module):
-    def __init__(self, layer):
-        super().__init__()
-        self.lstm = layer
-
-    def forward(self, x, lengths):
-        packed = pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False)
-        return pad_packed_sequence(self.lstm(packed)[0], batch_first=True)[0]
 
 
 @pytest.mark.parametrize("lengths", [[50, 20, 35, 12], [50, 50, 50, 50]])
@@ -176,21 +163,8 @@ def test_wrong_lengths_are_named(lengths):
         lyap.lyapunov_readout(layer_of(nn.GRU), inputs(), lengths=lengths)
 
 
-class EncoderDecoder(nn.Module):
-    def __init__(self):
-        super().__init__()
-        torch.manual_seed(0)
-        self.encoder = nn.GRU(FEATURES, UNITS, batch_first=True)
-        self.decoder = nn.GRU(FEATURES, UNITS + 1, batch_first=True)
-        self.bridge = nn.Linear(UNITS, UNITS + 1)
-
-    def forward(self, x):
-        h = self.encoder(x)[1]
-        return self.decoder(x.flip(1), torch.tanh(self.bridge(h)))[0]
-
-
 def test_all_layers_of_a_model_in_one_pass():
-    model, x = EncoderDecoder().double(), inputs()
+    model, x = EncoderDecoder(UNITS).double(), inputs()
     readout = lyap.lyapunov_readout(model, x)
     assert list(readout.layers) == ["encoder", "decoder"]
     alone = lyap.lyapunov_readout(model, x, layer="decoder")
@@ -209,20 +183,8 @@ def test_all_layers_of_a_model_in_one_pass():
 # States that a model keeps -----------------------------------------------------------------------
 
 
-class Stateful(nn.Module):
-    def __init__(self, kept=None):
-        super().__init__()
-        torch.manual_seed(0)
-        self.rnn, self.kept = nn.LSTM(FEATURES, UNITS, batch_first=True), kept
-
-    def forward(self, x):
-        y, h = self.rnn(x, self.kept)
-        self.kept = tuple(part.detach() for part in h)
-        return y
-
-
 def test_a_state_kept_for_another_batch_size():
-    model, x = Stateful().double(), inputs()
+    model, x = Stateful(units=UNITS).double(), inputs()
     fresh = lyap.lyapunov_readout(model, x)
     model(inputs(batch=32))
     kept = [part.clone() for part in model.kept]
@@ -235,7 +197,7 @@ def test_a_state_kept_for_another_batch_size():
 
 
 def test_a_state_kept_for_this_batch_size_is_begun_with():
-    model, x = Stateful().double(), inputs()
+    model, x = Stateful(units=UNITS).double(), inputs()
     model(inputs(seed=3))
     initial = torch.cat([part[0] for part in model.kept], 1)
     truth = true_exponents(step_of(model.rnn), initial, x)
