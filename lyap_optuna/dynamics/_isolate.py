@@ -7,6 +7,7 @@ from a generator of our own.
 
 import contextlib
 import copy
+import functools
 import random
 import sys
 import threading
@@ -236,9 +237,16 @@ class OwnRandomNumbers(TorchDispatchMode):
         self._seed = seed
         self._generators: dict[torch.device, torch.Generator] = {}
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        # nothing is compiled in here, and to guard against it costs more than all else
+        return False
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if not _draws(func):
+            return func(*args, **kwargs) if kwargs else func(*args)
         kwargs = kwargs or {}
-        if _is_global(kwargs.get("generator")) and _draws(func):
+        if _is_global(kwargs.get("generator")):
             drawing = _with_generator(func)
             if drawing is not None:
                 tensors = [item for item in args if isinstance(item, Tensor)]
@@ -266,6 +274,7 @@ def _takes_generator(overload: Any) -> bool:
     return any(argument.name == "generator" for argument in overload._schema.arguments)
 
 
+@functools.cache
 def _draws(func: Any) -> bool:
     return torch.Tag.nondeterministic_seeded in func.tags or _takes_generator(func)
 
