@@ -187,6 +187,7 @@ class _Recorder(TorchFunctionMode):
     ) -> None:
         super().__init__()
         self._grad = grad
+        self._looks_on = not observer.level and dtype is None  # changes nothing
         self.calls: list[ModuleCall] = []
         self._layers = layers
         self._observer = observer
@@ -275,6 +276,8 @@ class _Recorder(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "")
+        if self._looks_on and name not in NAMES:
+            return func(*args, **kwargs)
         self._operations += 1
         number = self._operations
         if not self._observer.level:
