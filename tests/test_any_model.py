@@ -110,6 +110,53 @@ def test_packed_sequences_in_both_directions():
     assert torch.allclose(spectrum.exponents, truth, atol=1e-6)
 
 
+@pytest.mark.parametrize("kind", [nn.GRU, nn.LSTM])
+@pytest.mark.parametrize("state", ["hidden", "full"])
+def test_lengths_of_a_direction_that_reads_the_padding_first(kind, state):
+    layer, x, lengths = layer_of(kind, bidirectional=True), inputs(), [50, 30, 35, 22]
+    step = step_of(layer, 0, "_reverse")
+    begun, rows = [], []
+    for row, n in zip(x, lengths, strict=True):
+        s = torch.zeros(zeros(layer).shape[1], dtype=torch.float64)
+        for padding in row[n:].flip(0):
+            s = step(s, padding)
+        begun.append(s.detach())
+        rows.append(torch.cat([row[:n].flip(0), row[n:]]))
+    truth = true_exponents(step, torch.stack(begun), torch.stack(rows), lengths=lengths)
+    spectrum = lyap.lyapunov_spectrum(
+        layer, x, layer="l0_reverse", lengths=lengths, state=state, start="identity"
+    )
+    if state == "full" or kind is nn.GRU:
+        assert torch.allclose(spectrum.exponents, truth, atol=1e-6)
+
+
+class DecayLoop(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.cell = nn.GRUCell(FEATURES, UNITS)
+
+    def forward(self, x):
+        h = x.new_zeros(len(x), UNITS)
+        for step in x.unbind(1):
+            h = 0.5 * self.cell(step, h)
+        return h
+
+
+@pytest.mark.parametrize("lengths", [[50, 20, 35, 40], [30, 20, 25, 30]])
+def test_lengths_in_a_loop_that_changes_its_state(lengths):
+    model, x = DecayLoop(), inputs(dtype=torch.float32)
+    cell = gru_step(
+        [model.cell.weight_ih, model.cell.weight_hh, model.cell.bias_ih, model.cell.bias_hh]
+    )
+    seen = [min(n, 49) for n in lengths]  # what the last call leads to is not seen
+    truth = true_exponents(
+        lambda s, z: 0.5 * cell(s, z), torch.zeros(4, UNITS), x[:, :49], lengths=seen, warmup=5
+    )
+    spectrum = lyap.lyapunov_spectrum(model, x, lengths=lengths, warmup=5, start="identity")
+    assert torch.allclose(spectrum.exponents, truth, atol=1e-6)
+
+
 @pytest.mark.parametrize("lengths", [[50, 20], [0, 1, 2, 3], [60] * 4, [1.5] * 4, "ten"])
 def test_wrong_lengths_are_named(lengths):
     with pytest.raises(ValueError, match="lengths"):

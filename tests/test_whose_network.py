@@ -247,6 +247,7 @@ def test_one_cell_over_several_sequences(way):
     truth = true_exponents(
         gru_step(cell_weights(model.cell)), torch.zeros(6, UNITS), torch.cat([a, b])
     )
+    assert path(model, (a, x[:, 30:])) == {"cell": "fast"}
     whole = lyap.lyapunov_spectrum(model, (a, x[:, 30:]), start="identity")
     assert whole.per_input.shape[0] == 6
     assert whole.steps + whole.warmup == 30

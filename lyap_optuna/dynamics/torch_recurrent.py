@@ -8,6 +8,7 @@ that a cell remembers (TGRU, TLSTM) is input; states of earlier steps that a lay
 (tauGRU) are state, all of them.
 """
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -18,7 +19,6 @@ from torch.func import jvp
 from lyap_optuna.dynamics._errors import NotMeasurableError
 from lyap_optuna.dynamics._libraries import (
     arguments,
-    computing,
     device_of,
     extended,
     parameter_dtype,
@@ -26,6 +26,7 @@ from lyap_optuna.dynamics._libraries import (
 )
 from lyap_optuna.dynamics.base import Dynamics, Trajectory
 from lyap_optuna.dynamics.gated import previous_states
+from lyap_optuna.dynamics.linalg import wide_dtype
 from lyap_optuna.dynamics.linear_tape import Tape, record
 from lyap_optuna.dynamics.ncps_layers import initial_of
 
@@ -265,8 +266,12 @@ class CellStackTrajectory(Trajectory):
 
 
 def recurrent_dynamics(module: nn.Module, state: str) -> CellStackDynamics:
-    """Build the dynamics of a layer of torchrecurrent."""
-    return CellStackDynamics(computing(module).eval())
+    """Build the dynamics of a layer of torchrecurrent.
+
+    In float64: determinants of whole Jacobians are computed, and those of cells like the LSTM,
+    where h hardly does more than c, are lost in float32.
+    """
+    return CellStackDynamics(copy.deepcopy(module).to(wide_dtype(device_of(module))).eval())
 
 
 def recurrent_outputs(module: Any, inputs: Tensor, trajectory: Trajectory) -> Tensor:

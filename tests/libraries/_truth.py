@@ -1,9 +1,11 @@
 """Independent truth: a library's own step, differentiated in float64, with a QR at every step."""
 
+import contextlib
 import copy
 import importlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -142,3 +144,112 @@ def agree(
     assert worst < tolerance, f"differs by {worst:.2e}"
     print(f"largest error {worst:.1e}, outputs {getattr(measured, 'error', 0):.1e}")
     return worst
+
+
+@contextlib.contextmanager
+def in_double() -> Iterator[None]:
+    """Let layers that make tensors in the default dtype make them in float64."""
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(default)
+
+
+@dataclass
+class Truth:
+    """Exponents of one layer of a model, from its library's own step.
+
+    Args:
+        jacobians: Of each sequence and step, empty averages left out.
+        warmup: Steps that are not averaged.
+    """
+
+    jacobians: list[list[Tensor]]
+    warmup: int
+
+    def per_input(self, start: Tensor | None = None) -> Tensor:
+        """Return ``(batch, k)`` in QR order; from unit vectors where there is no start."""
+        size = self.jacobians[0][0].shape[0]
+        found = []
+        for steps in self.jacobians:
+            q = torch.eye(size, dtype=torch.float64) if start is None else start
+            total = torch.zeros(q.shape[1], dtype=torch.float64)
+            for t, jacobian in enumerate(steps):
+                q, r = torch.linalg.qr(jacobian @ q)
+                if t >= self.warmup:
+                    total += r.diagonal().abs().log()
+            found.append(total / (len(steps) - self.warmup))
+        return torch.stack(found)
+
+    def exponents(self, start: Tensor | None = None) -> Tensor:
+        """Return the averages over the sequences, descending."""
+        return self.per_input(start).mean(0).sort(descending=True).values
+
+    @property
+    def mean(self) -> float:
+        """The mean exponent, by determinants."""
+        rates = [
+            torch.stack([torch.linalg.slogdet(j)[1] for j in steps[self.warmup :]]).mean()
+            for steps in self.jacobians
+        ]
+        return float(torch.stack(rates).mean()) / self.jacobians[0][0].shape[0]
+
+
+def truths(
+    model: nn.Module, inputs: Any, names: list[str], lengths: list[int] | None = None
+) -> dict[str, Truth]:
+    """Run a float64 copy in eval mode, and step its layers as their library does.
+
+    Calls of a layer follow one another in the batch.
+    """
+    from _steps import steps_of
+
+    with in_double():
+        twin = copy.deepcopy(model).double().eval()
+        calls: dict[str, list[Any]] = {name: [] for name in names}
+        for name in names:
+            twin.get_submodule(name).register_forward_pre_hook(
+                lambda _, args, kwargs, name=name: calls[name].append(
+                    copy.deepcopy((args, kwargs))
+                ),
+                with_kwargs=True,
+            )
+        args, kwargs = ((), inputs) if isinstance(inputs, dict) else (inputs, {})
+        args = args if isinstance(args, tuple) else (args,)
+        args = [a.double() if a.is_floating_point() else a for a in args]
+        with torch.no_grad():
+            twin(*args, **kwargs)
+        found = {}
+        for name in names:
+            layer = twin.get_submodule(name)
+            jacobians = []
+            for given in calls[name]:
+                layer._forward_pre_hooks.clear()
+                layer._forward_hooks.clear()
+                batch, time = _extent(layer, *given)
+                for b in range(batch):
+                    step, state = steps_of(layer, *given, b)
+                    steps = []
+                    for t in range(lengths[b] if lengths else time):
+                        empty = bool((state <= -1e29).any())
+                        jacobian = jacrev(lambda s, t=t, step=step: step(s, t))(state).detach()
+                        steps.append(torch.eye(len(state)).to(jacobian) if empty else jacobian)
+                        state = step(state, t).detach()
+                    jacobians.append(steps)
+            longest = max(len(steps) for steps in jacobians)
+            found[name] = Truth(jacobians, min(20, longest // 5))
+        return found
+
+
+def _extent(layer: nn.Module, args: Any, kwargs: Any) -> tuple[int, int]:
+    x = next(a for a in (*args, *kwargs.values()) if isinstance(a, Tensor))
+    first = getattr(layer, "batch_first", True)
+    return (x.shape[0], x.shape[1]) if first else (x.shape[1], x.shape[0])
+
+
+def distance(ours: Tensor, theirs: Tensor, above: float = -torch.inf) -> float:
+    """Return the largest distance of exponents; those below ``above`` do not count."""
+    kept = (theirs > above) & (theirs != ours)
+    return float((ours - theirs)[kept].abs().max()) if bool(kept.any()) else 0.0
