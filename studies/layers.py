@@ -89,7 +89,7 @@ def _slstm(n: int) -> nn.Module:
         _part(layers + "sLSTMLayerConfig")(embedding_dim=n, num_heads=4, backend="vanilla")
     )
     layer.reset_parameters()
-    return layer  # type: ignore[no-any-return]
+    return layer
 
 
 LAYERS: dict[str, Callable[[int], nn.Module]] = {
@@ -110,9 +110,9 @@ LAYERS: dict[str, Callable[[int], nn.Module]] = {
         n_groups=lambda n: 1,
     ),
     "RWKV-4": _mixer("Rwkv"),
-    "minGRU": lambda n: _part("minGRU_pytorch.minGRU")(n),  # type: ignore[no-any-return]
+    "minGRU": lambda n: _part("minGRU_pytorch.minGRU")(n),
     "S5": _of_units("s5.S5"),
-    "LRU": lambda n: _part("LRU_pytorch.LRU")(n, n, n),  # type: ignore[no-any-return]
+    "LRU": lambda n: _part("LRU_pytorch.LRU")(n, n, n),
     "sLSTM": _slstm,
     "IndRNN": _of_units("torchrecurrent.IndRNN", batch_first=True),
     "PeepholeLSTM": _of_units("torchrecurrent.PeepholeLSTM", batch_first=True),
