@@ -3,7 +3,7 @@
 Each model here is one that a reader of its weights alone gets wrong: what it does between two
 calls, or in a forward of its own, is in its exponents. The truth beside is a product of autodiff
 Jacobians, from the same start. The models that ``docs/models.md`` lists are held to their truths in
-``test_models.py``.
+``test_models_page.py``.
 """
 
 import copy
