@@ -9,12 +9,14 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from _truth import gru_step, layer_weights, lstm_step, true_exponents
 from torch import nn
-from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+from torch.nn.utils.rnn import pack_padded_sequence
 
 import lyap_optuna as lyap
 from lyap_optuna.dynamics import NotMeasurableError
+from studies.models.cases import step_of
+from studies.models.networks import EncoderDecoder, Packs, Stateful
+from studies.models.truth import gru_step, true_exponents
 
 FEATURES, UNITS = 3, 5
 
@@ -31,11 +33,6 @@ def layer_of(kind, seed=0, **options):
         for p in layer.parameters():
             p.mul_(2)
     return layer
-
-
-def step_of(layer, index=0, suffix=""):
-    make = lstm_step if isinstance(layer, nn.LSTM) else gru_step
-    return make(layer_weights(layer, index, suffix))
 
 
 def zeros(layer, batch=4):
@@ -84,16 +81,6 @@ def test_a_bidirectional_layer_by_layer_and_direction(kind):
         lyap.lyapunov_spectrum(model, x)
 
 
-class Packs(nn.Module):
-    def __init__(self, layer):
-        super().__init__()
-        self.lstm = layer
-
-    def forward(self, x, lengths):
-        packed = pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False)
-        return pad_packed_sequence(self.lstm(packed)[0], batch_first=True)[0]
-
-
 @pytest.mark.parametrize("lengths", [[50, 20, 35, 12], [50, 50, 50, 50]])
 @pytest.mark.parametrize("kind", [nn.GRU, nn.LSTM])
 def test_padding_is_no_step(kind, lengths):
@@ -123,27 +110,61 @@ def test_packed_sequences_in_both_directions():
     assert torch.allclose(spectrum.exponents, truth, atol=1e-6)
 
 
+@pytest.mark.parametrize("kind", [nn.GRU, nn.LSTM])
+@pytest.mark.parametrize("state", ["hidden", "full"])
+def test_lengths_of_a_direction_that_reads_the_padding_first(kind, state):
+    layer, x, lengths = layer_of(kind, bidirectional=True), inputs(), [50, 30, 35, 22]
+    step = step_of(layer, 0, "_reverse")
+    begun, rows = [], []
+    for row, n in zip(x, lengths, strict=True):
+        s = torch.zeros(zeros(layer).shape[1], dtype=torch.float64)
+        for padding in row[n:].flip(0):
+            s = step(s, padding)
+        begun.append(s.detach())
+        rows.append(torch.cat([row[:n].flip(0), row[n:]]))
+    truth = true_exponents(step, torch.stack(begun), torch.stack(rows), lengths=lengths)
+    spectrum = lyap.lyapunov_spectrum(
+        layer, x, layer="l0_reverse", lengths=lengths, state=state, start="identity"
+    )
+    if state == "full" or kind is nn.GRU:
+        assert torch.allclose(spectrum.exponents, truth, atol=1e-6)
+
+
+class DecayLoop(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.cell = nn.GRUCell(FEATURES, UNITS)
+
+    def forward(self, x):
+        h = x.new_zeros(len(x), UNITS)
+        for step in x.unbind(1):
+            h = 0.5 * self.cell(step, h)
+        return h
+
+
+@pytest.mark.parametrize("lengths", [[50, 20, 35, 40], [30, 20, 25, 30]])
+def test_lengths_in_a_loop_that_changes_its_state(lengths):
+    model, x = DecayLoop(), inputs(dtype=torch.float32)
+    cell = gru_step(
+        [model.cell.weight_ih, model.cell.weight_hh, model.cell.bias_ih, model.cell.bias_hh]
+    )
+    seen = [min(n, 49) for n in lengths]  # what the last call leads to is not seen
+    truth = true_exponents(
+        lambda s, z: 0.5 * cell(s, z), torch.zeros(4, UNITS), x[:, :49], lengths=seen, warmup=5
+    )
+    spectrum = lyap.lyapunov_spectrum(model, x, lengths=lengths, warmup=5, start="identity")
+    assert torch.allclose(spectrum.exponents, truth, atol=1e-6)
+
+
 @pytest.mark.parametrize("lengths", [[50, 20], [0, 1, 2, 3], [60] * 4, [1.5] * 4, "ten"])
 def test_wrong_lengths_are_named(lengths):
     with pytest.raises(ValueError, match="lengths"):
         lyap.lyapunov_readout(layer_of(nn.GRU), inputs(), lengths=lengths)
 
 
-class EncoderDecoder(nn.Module):
-    def __init__(self):
-        super().__init__()
-        torch.manual_seed(0)
-        self.encoder = nn.GRU(FEATURES, UNITS, batch_first=True)
-        self.decoder = nn.GRU(FEATURES, UNITS + 1, batch_first=True)
-        self.bridge = nn.Linear(UNITS, UNITS + 1)
-
-    def forward(self, x):
-        h = self.encoder(x)[1]
-        return self.decoder(x.flip(1), torch.tanh(self.bridge(h)))[0]
-
-
 def test_all_layers_of_a_model_in_one_pass():
-    model, x = EncoderDecoder().double(), inputs()
+    model, x = EncoderDecoder(UNITS).double(), inputs()
     readout = lyap.lyapunov_readout(model, x)
     assert list(readout.layers) == ["encoder", "decoder"]
     alone = lyap.lyapunov_readout(model, x, layer="decoder")
@@ -162,20 +183,8 @@ def test_all_layers_of_a_model_in_one_pass():
 # States that a model keeps -----------------------------------------------------------------------
 
 
-class Stateful(nn.Module):
-    def __init__(self, kept=None):
-        super().__init__()
-        torch.manual_seed(0)
-        self.rnn, self.kept = nn.LSTM(FEATURES, UNITS, batch_first=True), kept
-
-    def forward(self, x):
-        y, h = self.rnn(x, self.kept)
-        self.kept = tuple(part.detach() for part in h)
-        return y
-
-
 def test_a_state_kept_for_another_batch_size():
-    model, x = Stateful().double(), inputs()
+    model, x = Stateful(units=UNITS).double(), inputs()
     fresh = lyap.lyapunov_readout(model, x)
     model(inputs(batch=32))
     kept = [part.clone() for part in model.kept]
@@ -188,7 +197,7 @@ def test_a_state_kept_for_another_batch_size():
 
 
 def test_a_state_kept_for_this_batch_size_is_begun_with():
-    model, x = Stateful().double(), inputs()
+    model, x = Stateful(units=UNITS).double(), inputs()
     model(inputs(seed=3))
     initial = torch.cat([part[0] for part in model.kept], 1)
     truth = true_exponents(step_of(model.rnn), initial, x)

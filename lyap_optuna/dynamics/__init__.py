@@ -4,7 +4,8 @@ from lyap_optuna.dynamics._battery import check_dynamics
 from lyap_optuna.dynamics._errors import NonFiniteParametersError, NotMeasurableError
 from lyap_optuna.dynamics._find import find_layers, unwrapped
 from lyap_optuna.dynamics._registry import Architecture, register_architecture
-from lyap_optuna.dynamics._resolve import STATES, DrivenLayer, resolve
+from lyap_optuna.dynamics._resolve import STATES, resolve
+from lyap_optuna.dynamics._sequences import DrivenLayer
 from lyap_optuna.dynamics.antisymmetric import AntisymmetricRNN
 from lyap_optuna.dynamics.autodiff import RecurrentDynamics
 from lyap_optuna.dynamics.base import Dynamics, Trajectory

@@ -5,10 +5,7 @@ recurrent kernels within them, by a mode that is local to the thread. An *observ
 states that arrive, and change them.
 """
 
-import contextlib
-import dataclasses
-import inspect
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,13 +13,14 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from lyap_optuna.dynamics._arguments import arguments, leaves, misfit, moved, replaced
+from lyap_optuna.dynamics._call_states import state_of_call, with_state
 from lyap_optuna.dynamics._errors import NotMeasurableError, OptionError
+from lyap_optuna.dynamics._generators import OwnRandomNumbers, undisturbed_generators
 from lyap_optuna.dynamics._isolate import (
-    OwnRandomNumbers,
     exactly,
     private_copy,
     snapshot,
-    undisturbed_generators,
 )
 from lyap_optuna.dynamics._registry import architecture_of
 from lyap_optuna.dynamics.torch_kernels import (
@@ -126,7 +124,7 @@ class Forward:
         dtype = torch.float64 if double else _computing(self.layers.values())
         clone, copies = private_copy(self.model, dtype)
         layers = {name: copies[id(layer)] for name, layer in self.layers.items()}
-        args, kwargs = arguments(self.model, _moved(self.inputs, self.model, dtype))
+        args, kwargs = arguments(self.model, moved(self.inputs, self.model, dtype))
         observer = observer or Observer()
         for i, given in enumerate(leaves((args, kwargs)) if observer.level else ()):
             observer.made((-1 - i, 0), given)
@@ -161,7 +159,7 @@ class Forward:
         return (
             f"The forward of {type(self.model).__name__} failed on inputs of shapes {shapes} "
             f"({type(error).__name__}: {error}). Pass a batch as in training, without targets, "
-            f"laid out as the model takes it.{_misfit(self.model, self.inputs)}"
+            f"laid out as the model takes it.{misfit(self.model, self.inputs)}"
         )
 
 
@@ -367,226 +365,3 @@ def _attention(*args: Any, **kwargs: Any) -> Tensor:
     kwargs.pop("enable_gqa", None)
     result: Tensor = torch.ops.aten._scaled_dot_product_attention_math(*args, **kwargs)[0]
     return result
-
-
-# Arguments ---------------------------------------------------------------------------------------
-
-
-def arguments(model: nn.Module, inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Return ``inputs`` as arguments and keyword arguments of the model's forward.
-
-    A dict is keyword arguments and a tuple arguments, unless the forward takes them whole.
-
-    Raises:
-        NotMeasurableError: They do not fit.
-    """
-    signature = inspect.signature(model.forward)
-    if not any(True for _ in leaves(inputs)):
-        raise NotMeasurableError(f"inputs hold no tensor: got {inputs!r:.100}.")
-    candidates: list[tuple[tuple[Any, ...], dict[str, Any]]] = [((inputs,), {})]
-    if isinstance(inputs, Mapping) and all(isinstance(key, str) for key in inputs):
-        candidates.insert(0, ((), dict(inputs)))
-    elif isinstance(inputs, (tuple, list)) and not isinstance(inputs, nn.utils.rnn.PackedSequence):
-        candidates.insert(0, (tuple(inputs), {}))
-    error: TypeError | None = None
-    for args, kwargs in candidates:
-        try:
-            signature.bind(*args, **kwargs)
-        except TypeError as misfit:
-            error = error or misfit
-        else:
-            return args, kwargs
-    raise NotMeasurableError(_MISFIT.format(type(model).__name__, error)) from None
-
-
-_MISFIT = (
-    "inputs do not fit the forward of {} ({}): pass what it takes, without targets; a tensor, a "
-    "tuple of arguments or a dict of keyword arguments."
-)
-
-
-def _misfit(model: nn.Module, inputs: Any) -> str:
-    """Say so, where a tuple or a dict was taken whole because it fits no other way."""
-    if not isinstance(inputs, (tuple, list, Mapping)):
-        return ""
-    args, kwargs = ((), inputs) if isinstance(inputs, Mapping) else (inputs, {})
-    try:
-        inspect.signature(model.forward).bind(*args, **kwargs)
-    except TypeError as error:
-        return " Or: " + _MISFIT.format(type(model).__name__, error)
-    return ""
-
-
-def _moved(value: Any, model: nn.Module, dtype: torch.dtype | None) -> Any:
-    """Copy tensors, on the model's device, so that a forward may write to them."""
-    parameter = next(model.parameters(), None)
-    device = None if parameter is None else parameter.device
-
-    def tensor(item: Tensor) -> Tensor:
-        floating = dtype if item.is_floating_point() else None
-        return item.detach().to(device=device, dtype=floating, copy=True)
-
-    return mapped(value, tensor)
-
-
-def mapped(value: Any, function: Any) -> Any:
-    """Apply a function to the tensors in containers, which are made anew."""
-    if isinstance(value, Tensor):
-        return function(value)
-    if isinstance(value, nn.utils.rnn.PackedSequence):
-        return value._replace(data=function(value.data))
-    if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return type(value)(*(mapped(item, function) for item in value))
-    if isinstance(value, (tuple, list)):
-        return type(value)(mapped(item, function) for item in value)
-    if isinstance(value, Mapping):
-        made = {key: mapped(item, function) for key, item in value.items()}
-        if type(value) is dict:
-            return made
-        try:
-            return type(value)(made)  # type: ignore[call-arg]
-        except Exception:
-            return made
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        changed = {
-            f.name: mapped(getattr(value, f.name), function) for f in dataclasses.fields(value)
-        }
-        return dataclasses.replace(value, **changed)
-    return value
-
-
-def leaves(value: Any) -> Iterator[Tensor]:
-    """Return the tensors in containers, in order."""
-    found: list[Tensor] = []
-
-    def note(item: Tensor) -> Tensor:
-        found.append(item)
-        return item
-
-    with contextlib.suppress(TypeError):
-        mapped(value, note)
-    return iter(found)
-
-
-def replaced(value: Any, old: list[Tensor], new: list[Tensor]) -> Any:
-    """Return ``value`` with some of its tensors replaced."""
-    if all(a is b for a, b in zip(old, new, strict=True)):
-        return value
-    swap: dict[int, list[Tensor]] = {}
-    for a, b in zip(old, new, strict=True):
-        swap.setdefault(id(a), []).append(b)  # a tensor that stands twice is replaced twice
-
-    def next_of(item: Tensor) -> Tensor:
-        waiting = swap.get(id(item))
-        return waiting.pop(0) if waiting else item
-
-    return mapped(value, next_of)
-
-
-# States of calls ---------------------------------------------------------------------------------
-
-
-def with_state(
-    layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], given: Any = None
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Return the arguments of one of PyTorch's layers or cells, with a state that fits.
-
-    A state that was kept for another number of sequences is left out: the layer then begins at
-    zero, as a model does before its first batch. One that is absent is made explicit.
-
-    Args:
-        layer: An ``nn.RNNBase`` or ``nn.RNNCellBase``.
-        args: Arguments of its forward.
-        kwargs: Keyword arguments.
-        given: A state in place of the call's, as the layer takes it; without the batch dimension
-            the same for every sequence. None: the call's own.
-
-    Raises:
-        ValueError: ``given`` does not fit.
-    """
-    names = _parameters_of(layer)
-    inputs = args[0] if args else kwargs.get(names[0] if names else "input")
-    if len(args) > 2 or len(names) < 2:
-        return args, kwargs
-    name = names[1]
-    state = args[1] if len(args) > 1 else kwargs.get(name)
-    zeros = _zero_state(layer, inputs)
-    if zeros is None:
-        return args, kwargs
-    if given is not None:
-        state = _fitted(given, zeros)
-    else:
-        shapes = [tuple(part.shape) for part in leaves(state)]
-        fits = shapes == [tuple(zero.shape) for zero in zeros]
-        if state is not None and (fits or not _other_batch(shapes, zeros)):
-            return args, kwargs
-        state = tuple(zeros) if len(zeros) > 1 else zeros[0]
-    return args[:1], {**{k: v for k, v in kwargs.items() if k != name}, name: state}
-
-
-def _parameters_of(layer: nn.Module) -> list[str]:
-    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    parameters = inspect.signature(layer.forward).parameters.values()
-    return [p.name for p in parameters if p.kind in kinds]
-
-
-def _zero_state(layer: nn.Module, inputs: Any) -> list[Tensor] | None:
-    parts = 2 if isinstance(layer, (nn.LSTM, nn.LSTMCell)) else 1
-    if isinstance(layer, nn.RNNBase):
-        shape: tuple[int, ...]
-        if isinstance(inputs, nn.utils.rnn.PackedSequence):
-            data = inputs.data
-            batch: tuple[int, ...] = (int(inputs.batch_sizes[0]),)
-        elif isinstance(inputs, Tensor) and inputs.dim() in (2, 3):
-            data = inputs
-            batch = () if inputs.dim() == 2 else (inputs.shape[0 if layer.batch_first else 1],)
-        else:
-            return None
-        shape = (layer.num_layers * (2 if layer.bidirectional else 1), *batch)
-        sizes = [layer.proj_size or layer.hidden_size, layer.hidden_size][:parts]
-    elif (
-        isinstance(layer, nn.RNNCellBase) and isinstance(inputs, Tensor) and inputs.dim() in (1, 2)
-    ):
-        data, shape, sizes = inputs, tuple(inputs.shape[:-1]), [layer.hidden_size] * parts
-    else:
-        return None
-    return [data.new_zeros(*shape, size) for size in sizes]
-
-
-def _other_batch(shapes: list[tuple[int, ...]], zeros: list[Tensor]) -> bool:
-    # the same but for the batch dimension, the last but one
-    def but_batch(shape: tuple[int, ...]) -> tuple[int, ...]:
-        return (*shape[:-2], *shape[-1:])
-
-    return [but_batch(s) for s in shapes] == [but_batch(tuple(z.shape)) for z in zeros]
-
-
-def _fitted(given: Any, zeros: list[Tensor]) -> Any:
-    parts = tuple(given) if isinstance(given, (tuple, list)) else (given,)
-    needed = [tuple(zero.shape) for zero in zeros]
-    try:
-        fitted = []
-        for part, zero in zip(parts, zeros, strict=True):
-            if not isinstance(part, Tensor):
-                raise TypeError
-            part = part.detach().to(zero)
-            if part.dim() == zero.dim() - 1 and zero.dim() == 3:
-                part = part.unsqueeze(1)  # the same for every sequence
-            elif part.dim() == zero.dim() + 1 and len(part) == 1:
-                part = part[0]  # a cell's, as a layer of one takes it
-            fitted.append(part.expand_as(zero).clone())
-    except (RuntimeError, TypeError, ValueError):
-        got = [tuple(part.shape) if isinstance(part, Tensor) else type(part) for part in parts]
-        raise OptionError(
-            f"initial_state has shapes {got}, but {needed} is needed: a state as the recurrent "
-            "layer's forward takes it."
-        ) from None
-    return tuple(fitted) if len(fitted) > 1 else fitted[0]
-
-
-def state_of_call(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
-    """Return the tensors of the state that a call begins with: what follows the input."""
-    rest = [*args[1:], *(kwargs.values() if args else list(kwargs.values())[1:])]
-    widths = {getattr(layer, "hidden_size", None), getattr(layer, "proj_size", None)}
-    tensors = [t for t in leaves(rest) if t.is_floating_point() and t.dim()]
-    return [t for t in tensors if widths == {None} or t.shape[-1] in widths]

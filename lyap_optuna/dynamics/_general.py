@@ -19,9 +19,11 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
-from lyap_optuna.dynamics._capture import Forward, ModuleCall, mapped
+from lyap_optuna.dynamics._arguments import mapped
+from lyap_optuna.dynamics._capture import Forward, ModuleCall
+from lyap_optuna.dynamics._carriers import Graphs, Tangents
 from lyap_optuna.dynamics._errors import NotMeasurableError
-from lyap_optuna.dynamics._follow import Beginnings, Graphs, Sequence, Tangents
+from lyap_optuna.dynamics._follow import Beginnings, Sequence
 from lyap_optuna.dynamics.base import Trajectory
 from lyap_optuna.dynamics.forward_mode import forward_mode
 
@@ -252,12 +254,15 @@ class GeneralTrajectory(Trajectory):
         return self.states.new_full(self.states.shape[:2], -torch.inf)
 
 
-def pieces_of(sequences: list[Sequence], split: bool) -> tuple[list[Piece], Tensor]:
+def pieces_of(
+    sequences: list[Sequence], split: bool, lengths: Tensor | None = None
+) -> tuple[list[Piece], Tensor]:
     """Cut sequences into pieces.
 
     Args:
         sequences: As followed.
         split: Whether rows are cut at their resets.
+        lengths: Calls of each row that are no padding; None for all.
 
     Returns:
         The pieces, and whether each contains a reset.
@@ -266,8 +271,15 @@ def pieces_of(sequences: list[Sequence], split: bool) -> tuple[list[Piece], Tens
     for index, sequence in enumerate(sequences):
         steps = min(len(chain.states) for chain in sequence) - 1
         batch = sequence[0].states[0].shape[0]
+        if lengths is not None and len(lengths) != batch:
+            raise ValueError(
+                f"lengths are {len(lengths)} numbers, but {batch} sequences reach the layer "
+                f"{sequence[0].layer!r}."
+            )
         resets = sequence[0].resets if len(sequence) == 1 else {}
+        longest = steps
         for row in range(batch):
+            steps = longest if lengths is None else min(longest, int(lengths[row]))
             cuts = [t for t, rows in sorted(resets.items()) if bool(rows[row]) and t <= steps]
             edges = [0, *cuts, steps] if split else [0, steps]
             for start, stop in pairwise(edges):

@@ -13,10 +13,11 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
-from lyap_optuna.dynamics._capture import Forward, ModuleCall, Observer, leaves
+from lyap_optuna.dynamics._arguments import leaves
+from lyap_optuna.dynamics._capture import Forward, ModuleCall, Observer
+from lyap_optuna.dynamics._carriers import made_dual
 from lyap_optuna.dynamics._checks import agree, agree_at_first, another, checked_inputs
 from lyap_optuna.dynamics._errors import NotMeasurableError
-from lyap_optuna.dynamics._follow import made_dual
 from lyap_optuna.dynamics._registry import Architecture
 from lyap_optuna.dynamics.base import Dynamics, Trajectory
 from lyap_optuna.dynamics.forward_mode import forward_mode

@@ -8,13 +8,13 @@ depends on them, the fast path serves too; else the general path.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from lyap_optuna.dynamics._capture import Forward, ModuleCall, leaves
+from lyap_optuna.dynamics._arguments import leaves
+from lyap_optuna.dynamics._capture import Forward, ModuleCall
 from lyap_optuna.dynamics._checks import agree, another, check_sequences, checked_inputs
 from lyap_optuna.dynamics._errors import NonFiniteParametersError, NotMeasurableError
 from lyap_optuna.dynamics._find import (
@@ -29,36 +29,23 @@ from lyap_optuna.dynamics._general import GeneralPath, GeneralTrajectory, pieces
 from lyap_optuna.dynamics._isolate import exactly
 from lyap_optuna.dynamics._rebuilt import RebuiltLayer
 from lyap_optuna.dynamics._registry import architecture_of
-from lyap_optuna.dynamics.base import Batches, Dynamics, Trajectory, computing_dtype
+from lyap_optuna.dynamics._sequences import (
+    DrivenLayer,
+    after_padding,
+    backwards,
+    checked_lengths,
+    common_name,
+    goes_on,
+    grouped,
+    hands_on,
+    last_outputs,
+    lengths_of,
+    merged,
+)
+from lyap_optuna.dynamics.base import Dynamics, Trajectory, computing_dtype
 from lyap_optuna.dynamics.torch_kernels import KernelCall, linearise_along
 
 STATES = ("hidden", "full")
-
-
-@dataclass(frozen=True)
-class DrivenLayer:
-    """A recurrent layer of a model, linearised along the states that its inputs drive it through.
-
-    Args:
-        name: The layer's name within the model; ``""`` where it was given itself.
-        trajectory: The layer along its states.
-        state: What was followed, ``"hidden"`` or ``"full"``.
-        lengths: Steps of each sequence, ``(batch,)`` on the CPU, what follows is padding; None
-            where every sequence has all of the trajectory's steps.
-        reset: Whether the state of a sequence is reset within it, ``(batch,)`` on the CPU: what
-            came before is forgotten, and its exponents are minus infinity. None: nowhere.
-        longest: Steps of the longest sequence, which the default warm-up follows from; None for
-            the trajectory's. It has one more where what the last one leads to is not seen.
-        path: How it was measured: ``"fast"``, or ``"general"`` through the model's forward.
-    """
-
-    name: str
-    trajectory: Trajectory
-    state: str
-    lengths: Tensor | None = None
-    reset: Tensor | None = None
-    longest: int | None = None
-    path: str = "fast"
 
 
 @torch.no_grad()
@@ -98,19 +85,40 @@ def resolve(
     """
     if state not in STATES:
         raise ValueError(f"state must be one of {STATES}, but got {state!r}.")
-    steps = _checked_lengths(lengths)
+    steps = checked_lengths(lengths)
     with exactly():
         if isinstance(model, Dynamics):
-            found = [_of_dynamics(model, inputs, initial_state, state)]
+            trajectory = model.linearise(checked_inputs(inputs, model), initial_state)
+            found = [DrivenLayer("", trajectory, state, lengths_of("", trajectory, steps, None))]
         elif isinstance(model, nn.Module):
-            measured = _Measurement(model, inputs, initial_state, layer, seed, state, split_resets)
-            found = measured.layers()
+            forward, chosen = _forward_of(model, inputs, initial_state, layer, seed)
+            found = _Measurement(forward, chosen, state, steps, split_resets).layers()
         else:
             raise ValueError(
                 "model must be an nn.Module or a RecurrentDynamics, but got "
                 f"{type(model).__name__}."
             )
-        return {driven.name: _shortened(_finite(driven), steps) for driven in found}
+        return {driven.name: _finite(driven) for driven in found}
+
+
+def _forward_of(
+    model: nn.Module, inputs: Any, initial_state: Any, layer: LayerChoice, seed: int
+) -> tuple[Forward, list[str] | None]:
+    """Return the model with its recurrent layers, and the names that were asked for."""
+    model = unwrapped(model)
+    if isinstance(model, nn.RNNCellBase) and isinstance(inputs, Tensor) and inputs.dim() == 3:
+        model = _Loop(model)
+    named = layer is not None and not isinstance(layer, nn.Module)
+    chosen = chosen_names(layer) if named else None  # type: ignore[arg-type]
+    modules = find_layers(model, layer)
+    if initial_state is not None and len(modules) > 1:
+        raise ValueError(
+            f"initial_state is for one layer, but {len(modules)} are measured: "
+            f"{sorted(modules)}. Name one by layer=."
+        )
+    for name, module in modules.items():
+        check_parameters(module, f"recurrent layer {name!r}" if name else "recurrent layer")
+    return Forward(model, inputs, modules, initial_state, seed), chosen
 
 
 class _Measurement:
@@ -118,37 +126,20 @@ class _Measurement:
 
     def __init__(
         self,
-        model: nn.Module,
-        inputs: Any,
-        initial_state: Any,
-        layer: LayerChoice,
-        seed: int,
+        forward: Forward,
+        chosen: list[str] | None,
         state: str,
+        lengths: Tensor | None,
         split: bool,
     ) -> None:
-        model = unwrapped(model)
-        self._itself = architecture_of(model) is not None
-        if isinstance(model, nn.RNNCellBase) and isinstance(inputs, Tensor) and inputs.dim() == 3:
-            model = _Loop(model)
-        self._chosen = (
-            None if layer is None or isinstance(layer, nn.Module) else chosen_names(layer)
-        )
-        modules = find_layers(model, layer)
-        if initial_state is not None and len(modules) > 1:
-            raise ValueError(
-                f"initial_state is for one layer, but {len(modules)} are measured: "
-                f"{sorted(modules)}. Name one by layer=."
-            )
-        for name, module in modules.items():
-            check_parameters(module, f"recurrent layer {name!r}" if name else "recurrent layer")
-        self._model, self._state, self._split = model, state, split
-        self._forward = Forward(model, inputs, modules, initial_state, seed)
+        self._forward, self._chosen = forward, chosen
+        self._state, self._lengths, self._split = state, lengths, split
 
     def layers(self) -> list[DrivenLayer]:
         """Measure them."""
         copies, calls = self._forward.run()
         found: list[DrivenLayer] = []
-        for names in _grouped(calls):
+        for names in grouped(calls):
             mine = [call for call in calls if call.layer in names]
             if len(names) == 1 and not self._is_stepwise(copies[names[0]], mine):
                 found += self._of_whole_sequences(names[0], copies[names[0]], mine)
@@ -174,7 +165,7 @@ class _Measurement:
         kernels = [kernel for call in calls for kernel in call.kernels]
         if len(kernels) != len(calls):
             return True
-        return isinstance(module, nn.RNNCellBase) or _goes_on(kernels)
+        return isinstance(module, nn.RNNCellBase) or goes_on(kernels)
 
     def _of_whole_sequences(
         self, name: str, module: nn.Module, calls: list[ModuleCall]
@@ -184,11 +175,17 @@ class _Measurement:
         if architecture.build is None:
             kernels = [kernel for call in calls for kernel in call.kernels]
             return [
-                _merged(parts)
+                merged(parts)
                 for parts in zip(*(self._of_kernel(name, k) for k in kernels), strict=True)
             ]
         layer = RebuiltLayer(self._forward, name, module, architecture, calls, self._state)
-        return [_merged([DrivenLayer(name, t, self._state) for t in layer.trajectories()])]
+        return [merged([self._driven(name, t) for t in layer.trajectories()])]
+
+    def _driven(
+        self, name: str, trajectory: Trajectory, packed: Tensor | None = None
+    ) -> DrivenLayer:
+        lengths = lengths_of(name, trajectory, self._lengths, packed)
+        return DrivenLayer(name, trajectory, self._state, lengths)
 
     def _of_kernel(self, name: str, call: KernelCall) -> list[DrivenLayer]:
         """Linearise what a kernel ran, a stack as one system, or layer by layer and direction."""
@@ -205,26 +202,32 @@ class _Measurement:
                 call.kernel, call.weights, io, initial, self._state
             )
             self._compare(name, rebuilt, [y for _, y in io], call.lengths, exact)
-            ends = _ends([y for _, y in io], call.lengths)
+            ends = last_outputs([y for _, y in io], call.lengths)
             self._compare(name, ends, [f[0] for f in final], None, exact)
-            return [DrivenLayer(name, trajectory, self._state, call.lengths)]
+            return [self._driven(name, trajectory, call.lengths)]
         found = []
         for i, (x, y) in enumerate(io):
             for reverse in (False, True):
-                j = 2 * i + reverse
-                z = y.chunk(2, dim=2)[reverse]
-                one = (
-                    [(_reversed(x, call.lengths), _reversed(z, call.lengths))]
-                    if reverse
-                    else [(x, z)]
-                )
-                trajectory, rebuilt = linearise_along(
-                    call.kernel, [call.weights[j]], one, [initial[j]], self._state
-                )
                 part = f"l{i}{'_reverse' if reverse else ''}"
                 label = f"{name}.{part}" if name else part
-                self._compare(label, rebuilt, [one[0][1]], call.lengths, exact)
-                found.append(DrivenLayer(label, trajectory, self._state, call.lengths))
+                z = y.chunk(2, dim=2)[reverse]
+                begin, weights = initial[2 * i + reverse], [call.weights[2 * i + reverse]]
+                if reverse:
+                    x, z = (backwards(values, call.lengths) for values in (x, z))
+                trajectory, rebuilt = linearise_along(
+                    call.kernel, weights, [(x, z)], [begin], self._state
+                )
+                self._compare(label, rebuilt, [z], call.lengths, exact)
+                driven = self._driven(label, trajectory, call.lengths)
+                if reverse and call.lengths is None and driven.lengths is not None:
+                    # The layer has read the padding first.
+                    full, _ = linearise_along(call.kernel, weights, [(x, z)], [begin], "full")
+                    x, z, begin = after_padding(x, z, begin, full.states, driven.lengths)
+                    trajectory, _ = linearise_along(
+                        call.kernel, weights, [(x, z)], [begin], self._state
+                    )
+                    driven = self._driven(label, trajectory)
+                found.append(driven)
         return found
 
     def _compare(
@@ -247,6 +250,10 @@ class _Measurement:
     def _followed(self, names: list[str], calls: list[ModuleCall]) -> DrivenLayer:
         """Follow states from call to call."""
         level = self._level(names, calls)
+        fast = level == "kernel" and len(names) == 1 and hands_on(calls)
+        if not fast and level == "kernel" and self._are_cells(names):
+            # the modules' own states: what a cell does to its kernel's result is part of its step
+            level = "module"
         path = GeneralPath(self._forward, level, names)
 
         def scout(chain: int, offset: int, size: int) -> Tensor:
@@ -255,19 +262,16 @@ class _Measurement:
             return torch.randn(size, generator=generator, dtype=torch.float64)
 
         sequences, seen = path.tangents(scout)
-        if level == "kernel" and len(names) == 1:
-            fast = self._along_chain(names[0], sequences, seen)
-            if fast is not None:
-                return fast
-        if level == "kernel" and all(
-            isinstance(self._forward.layers[n], nn.RNNCellBase) for n in names
-        ):
-            # the modules' own states: what a cell does to its kernel's result is part of its step
-            level = "module"
-            path = GeneralPath(self._forward, level, names)
-            path.tangents(scout)
+        if fast:
+            along = self._along_chain(names[0], sequences, seen)
+            if along is not None:
+                return along
+            if self._are_cells(names):
+                level = "module"
+                path = GeneralPath(self._forward, level, names)
+                path.tangents(scout)
         sequences, _ = path.tangents(scout)  # from where the states are made, now that it is known
-        name = _common_name(names)
+        name = common_name(names)
         if self._state == "hidden" and any(
             isinstance(self._forward.layers[n], (nn.LSTM, nn.LSTMCell)) for n in names
         ):
@@ -275,7 +279,7 @@ class _Measurement:
                 f"The state of {name!r} is changed between its calls. With the cell held fixed "
                 "(state='hidden') that is no dynamics: pass state='full'."
             )
-        pieces, reset = pieces_of(sequences, self._split)
+        pieces, reset = pieces_of(sequences, self._split, self._lengths)
         if not pieces:
             raise NotMeasurableError(
                 f"The state of {name!r} is never handed on for two steps: there is nothing to "
@@ -299,6 +303,9 @@ class _Measurement:
             int(lengths.max()) + (not trajectory.ends_known),
             "general",
         )
+
+    def _are_cells(self, names: list[str]) -> bool:
+        return all(isinstance(self._forward.layers[n], nn.RNNCellBase) for n in names)
 
     def _level(self, names: list[str], calls: list[ModuleCall]) -> str:
         """Return where the states of layers are to be seen."""
@@ -330,7 +337,7 @@ class _Measurement:
             if driven is None:
                 return None
             parts.append(driven)
-        return _merged(parts)
+        return merged(parts)
 
     def _joined(self, name: str, calls: list[KernelCall], state: str) -> DrivenLayer | None:
         first = calls[0]
@@ -346,7 +353,8 @@ class _Measurement:
         trajectory, rebuilt = linearise_along(first.kernel, first.weights, io, initial, state)
         if not all(agree(a, y) for a, (_, y) in zip(rebuilt, io, strict=True)):
             return None
-        return DrivenLayer(name, trajectory, state)
+        lengths = lengths_of(name, trajectory, self._lengths, None)
+        return DrivenLayer(name, trajectory, state, lengths)
 
 
 class _Loop(nn.Module):
@@ -396,125 +404,3 @@ def _finite(driven: DrivenLayer) -> DrivenLayer:
             "Lyapunov exponents. Check that the inputs are finite."
         )
     return driven
-
-
-def _of_dynamics(dynamics: Dynamics, inputs: Any, initial_state: Any, state: str) -> DrivenLayer:
-    return DrivenLayer(
-        "", dynamics.linearise(checked_inputs(inputs, dynamics), initial_state), state
-    )
-
-
-# Sequences ---------------------------------------------------------------------------------------
-
-
-def _grouped(calls: list[ModuleCall]) -> list[list[str]]:
-    """Return the layers in groups: those whose calls interleave belong together."""
-    first: dict[str, int] = {}
-    last: dict[str, int] = {}
-    for i, call in enumerate(calls):
-        first.setdefault(call.layer, i)
-        last[call.layer] = i
-    groups: list[list[str]] = []
-    end = -1
-    for name in sorted(first, key=lambda n: first[n]):
-        if groups and first[name] < end:
-            groups[-1].append(name)
-        else:
-            groups.append([name])
-            end = -1
-        end = max(end, last[name])
-    return groups
-
-
-def _goes_on(kernels: list[KernelCall]) -> bool:
-    """Whether a later call may begin with what an earlier one left."""
-    first = kernels[0].initial
-    for call in kernels[1:]:
-        zero = all(not bool(part.any()) for part in call.initial)
-        again = all(
-            a.shape == b.shape and torch.equal(a, b)
-            for a, b in zip(call.initial, first, strict=True)
-        )
-        if not (zero or again):
-            return True
-    return kernels[0].inputs.shape[1] == 1 and len(kernels) > 1
-
-
-def _merged(parts: Sequence[DrivenLayer]) -> DrivenLayer:
-    """Return several batches of one layer as one."""
-    if len(parts) == 1:
-        return parts[0]
-    steps = [part.trajectory.steps for part in parts]
-    lengths = torch.cat(
-        [
-            torch.full((part.trajectory.batch,), n) if part.lengths is None else part.lengths
-            for part, n in zip(parts, steps, strict=True)
-        ]
-    )
-    same = bool((lengths == lengths[0]).all())
-    return DrivenLayer(
-        parts[0].name,
-        Batches([part.trajectory for part in parts]),
-        parts[0].state,
-        None if same else lengths,
-    )
-
-
-def _common_name(names: list[str]) -> str:
-    if len(names) == 1:
-        return names[0]
-    parents = {name.rpartition(".")[0] for name in names}
-    only_digits = all(name.rpartition(".")[2].isdigit() for name in names)
-    if len(parents) == 1 and only_digits:
-        return parents.pop()
-    return "+".join(names)
-
-
-def _ends(outputs: Sequence[Tensor], lengths: Tensor | None) -> list[Tensor]:
-    if lengths is None:
-        return [y[:, -1] for y in outputs]
-    rows = torch.arange(len(lengths))
-    return [y[rows, lengths - 1] for y in outputs]
-
-
-def _reversed(sequences: Tensor, lengths: Tensor | None) -> Tensor:
-    """Return ``(batch, time, ...)`` backwards in time, each row within its length."""
-    if lengths is None:
-        return sequences.flip(1)
-    steps = torch.arange(sequences.shape[1])
-    index = torch.where(steps < lengths.unsqueeze(1), lengths.unsqueeze(1) - 1 - steps, steps)
-    backwards: Tensor = sequences.gather(
-        1, index.unsqueeze(2).expand_as(sequences).to(sequences.device)
-    )
-    return backwards
-
-
-def _checked_lengths(lengths: Any) -> Tensor | None:
-    if lengths is None:
-        return None
-    try:
-        steps = torch.as_tensor(lengths).detach().cpu()
-        valid = steps.dim() == 1 and len(steps) > 0 and not steps.is_floating_point()
-        valid = valid and bool((steps >= 1).all())
-    except (RuntimeError, TypeError, ValueError):
-        valid = False
-    if not valid:
-        raise ValueError(
-            "lengths must be positive whole numbers, one for each sequence, but got "
-            f"{lengths!r:.100}."
-        )
-    return steps.long()
-
-
-def _shortened(driven: DrivenLayer, lengths: Tensor | None) -> DrivenLayer:
-    if lengths is None:
-        return driven
-    batch, steps = driven.trajectory.batch, driven.trajectory.steps
-    if len(lengths) != batch or int(lengths.max()) > steps:
-        raise ValueError(
-            f"lengths are {len(lengths)} numbers of at most {int(lengths.max())}, but "
-            f"{batch} sequences of {steps} steps reach the layer {driven.name!r}."
-        )
-    if driven.lengths is not None:
-        lengths = torch.minimum(lengths, driven.lengths)
-    return replace(driven, lengths=lengths, longest=int(lengths.max()))

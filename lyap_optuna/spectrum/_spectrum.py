@@ -51,12 +51,13 @@ def lyapunov_spectrum(
     2). Nothing of the model, and no global random state, changes.
 
     Args:
-        model: An ``nn.RNN``, ``nn.LSTM`` or ``nn.GRU``; a model that contains exactly one (or
-            whose one is named by ``layer``); or a :class:`~lyap_optuna.RecurrentDynamics`.
+        model: A recurrent layer (``nn.LSTM``, say); a model with recurrent layers in it; or a
+            :class:`~lyap_optuna.RecurrentDynamics`.
         inputs: What the model's forward takes, ``batch_first`` respected: a tensor, a tuple of
             arguments or a dict of keyword arguments. In a model, what reaches the recurrent
             layer in eval mode drives it. For a dynamics ``(batch, time, features)``.
-        layer: Name of the recurrent layer in a model with several, or the layer itself.
+        layer: Name of the recurrent layer in a model with several (``"lstm.l0_reverse"`` for one
+            direction of a bidirectional layer), or the layer itself.
         k: Number of leading exponents; None for all S.
         warmup: Steps at the front of the inputs in which states and vectors evolve and nothing
             is averaged; ``min(20, T // 5)`` of the longest sequence where it is None.

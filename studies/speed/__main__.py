@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,6 +24,8 @@ from rich.table import Table
 from torch import Tensor, nn
 
 import lyap_optuna as lyap
+from lyap_optuna.dynamics import StackedDynamics, resolve
+from lyap_optuna.dynamics.torch_kernels import cell_of
 from lyap_optuna.spectrum._start import random_start
 
 FEATURES, SEQUENCES, STEPS, BATCHES = 82, 10, 100, 256
@@ -198,6 +201,18 @@ def headline(units: int, repeats: int) -> list[Figure]:
         )
         if state == "hidden":
             hidden_seconds = seconds
+        whole, _ = median_time(partial(resolve, layer, x, state=state), repeats)
+        weights = [list(group) for group in layer.all_weights]
+        alone = StackedDynamics([cell_of("lstm", group, state) for group in weights])
+        bare, _ = median_time(partial(alone.linearise, x), repeats)
+        figures.append(
+            Figure(
+                "of it: private copy of the model, recording, checks",
+                "printed",
+                f"{100 * max(0.0, whole - bare) / seconds:.0f} %",
+                True,
+            )
+        )
 
     def textbook(**options: Any) -> lyap.LyapunovSpectrum:
         return lyap.lyapunov_spectrum(
