@@ -389,7 +389,9 @@ def test_two_cells_in_series_on_one_state():
         x[:, :-1],
         total=STEPS,
     )
-    agree(spectrum(model, x), truth)
+    agree(spectrum(model, x, layer="cell"), truth)
+    with pytest.raises(NotMeasurableError, match="layer="):
+        lyap.lyapunov_readout(model, x)
 
 
 def coupled(self, x):

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.overrides import TorchFunctionMode
 
 from lyap_optuna.dynamics._arguments import arguments, leaves, misfit, moved, replaced
@@ -29,6 +30,7 @@ from lyap_optuna.dynamics.torch_kernels import (
     read_kernel_call,
     state_of_kernel,
     steps_of_kernel,
+    weights_of_kernel,
 )
 
 
@@ -58,6 +60,12 @@ class Observer:
     """
 
     level = ""
+    left_torch = False
+    """Whether something that is followed was handed to NumPy."""
+
+    def carries(self, part: Tensor) -> bool:
+        """Whether a tensor depends on what is followed."""
+        return False
 
     def arriving(self, layer: str, state: list[Tensor]) -> list[Tensor]:
         """See the state that a call begins with, and return what it begins with."""
@@ -106,6 +114,7 @@ class Forward:
         *,
         double: bool = False,
         grad: bool = False,
+        every: bool = True,
     ) -> tuple[dict[str, nn.Module], list[ModuleCall]]:
         """Run a copy once.
 
@@ -114,6 +123,7 @@ class Forward:
             double: Run in float64, whatever the model's dtype. Else half-precision types are
                 computed in float32.
             grad: Record the graph.
+            every: Whether every layer must be called; else one that is called is enough.
 
         Returns:
             The copies of the layers, and their calls in order.
@@ -141,11 +151,12 @@ class Forward:
         except (NotMeasurableError, OptionError, torch.OutOfMemoryError):
             raise
         except Exception as error:
-            if {call.layer for call in recorder.seen} != set(layers) or double:
+            called = {call.layer for call in recorder.seen}
+            if not called or (every and called != set(layers)) or double:
                 raise NotMeasurableError(self._failure(error, args, kwargs)) from error
         calls = recorder.seen
         missing = sorted(set(layers) - {call.layer for call in calls})
-        if missing:
+        if missing and (every or len(missing) == len(layers)):
             kind = type(self.layers[missing[0]]).__name__
             raise NotMeasurableError(
                 f"The forward of {type(self.model).__name__} never called its {kind} layer "
@@ -176,6 +187,7 @@ class _Recorder(TorchFunctionMode):
     ) -> None:
         super().__init__()
         self._grad = grad
+        self._looks_on = not observer.level and dtype is None  # changes nothing
         self.calls: list[ModuleCall] = []
         self._layers = layers
         self._observer = observer
@@ -187,6 +199,11 @@ class _Recorder(TorchFunctionMode):
         known = {name: architecture_of(layer) for name, layer in layers.items()}
         self._snapshots = {n for n, a in known.items() if a is not None and a.build is not None}
         self._unchecked = {n for n in self._snapshots if (a := known[n]) and a.outputs is None}
+        self._own_weights = {
+            name: {p.data_ptr() for p in layer.parameters()}
+            for name, layer in layers.items()
+            if isinstance(layer, (nn.RNNBase, nn.RNNCellBase))
+        }
         self._recurrent_weights = {
             name: [p for n, p in layer.named_parameters(recurse=False) if "weight_hh" in n]
             for name, layer in layers.items()
@@ -259,6 +276,8 @@ class _Recorder(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "")
+        if self._looks_on and name not in NAMES:
+            return func(*args, **kwargs)
         self._operations += 1
         number = self._operations
         if not self._observer.level:
@@ -268,6 +287,9 @@ class _Recorder(TorchFunctionMode):
             return args[0]
         if name == "_set_grad_enabled" and self._grad:
             return None
+        if name in ("numpy", "__array__") and self._observer.carries(args[0]):
+            self._observer.left_torch = True
+            return func(forward_ad.unpack_dual(args[0]).primal.detach(), *args[1:], **kwargs)
         result = self._called(func, name, args, kwargs)
         if isinstance(result, Tensor):
             return self._observer.made((number, 0), result)
@@ -286,6 +308,8 @@ class _Recorder(TorchFunctionMode):
                 cast = func(*args, **kwargs)
                 return args[0] if self._is_shorter(cast) else cast
         within = self._open[-1] if self._open else None
+        if within is None and name in NAMES and not kwargs:
+            within = self._called_directly(name, args)
         if within is None:
             return self._converted(func(*args, **kwargs))
         if self._observer.level == "weight" and name in _PRODUCTS:
@@ -297,6 +321,15 @@ class _Recorder(TorchFunctionMode):
         result = func(*args, **kwargs)
         within.kernels.append(read_kernel_call(name, args, result).kept())
         return result
+
+    def _called_directly(self, name: str, args: tuple[Any, ...]) -> ModuleCall | None:
+        """Return a call of a layer whose kernel runs without its hooks, by ``forward`` say."""
+        weights = {t.data_ptr() for t in leaves(weights_of_kernel(name, args))}
+        for layer, own in self._own_weights.items():
+            if weights & own:
+                self.calls.append(ModuleCall(layer, args, {}, complete=True))
+                return self.calls[-1]
+        return None
 
     def _followed(self, func: Any, name: str, args: tuple[Any, ...], call: ModuleCall) -> Any:
         """Run a kernel whose state is followed, one time step after the other."""

@@ -1,6 +1,7 @@
 """Random numbers of our own: a measurement leaves the global generators alone."""
 
 import contextlib
+import functools
 import random
 import sys
 import threading
@@ -29,15 +30,21 @@ class OwnRandomNumbers(TorchDispatchMode):
         self._seed = seed
         self._generators: dict[torch.device, torch.Generator] = {}
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        # nothing is compiled in here, and to guard against it costs more than all else
+        return False
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if not _draws(func):
+            return func(*args, **kwargs) if kwargs else func(*args)
         kwargs = kwargs or {}
-        if _is_global(kwargs.get("generator")) and _draws(func):
+        if _is_global(kwargs.get("generator")):
             drawing = _with_generator(func)
             if drawing is not None:
                 tensors = [item for item in args if isinstance(item, Tensor)]
-                device = (
-                    tensors[0].device if tensors else torch.device(kwargs.get("device") or "cpu")
-                )
+                place = kwargs.get("device") or "cpu"
+                device = tensors[0].device if tensors else torch.device(place)
                 return drawing(*args, **{**kwargs, "generator": self._generator(device)})
         return func(*args, **kwargs)
 
@@ -59,6 +66,7 @@ def _takes_generator(overload: Any) -> bool:
     return any(argument.name == "generator" for argument in overload._schema.arguments)
 
 
+@functools.cache
 def _draws(func: Any) -> bool:
     return torch.Tag.nondeterministic_seeded in func.tags or _takes_generator(func)
 
