@@ -1,5 +1,6 @@
 """The state that a call of a recurrent module begins with."""
 
+import functools
 import inspect
 from typing import Any
 
@@ -49,6 +50,17 @@ def with_state(
     return args[:1], {**{k: v for k, v in kwargs.items() if k != name}, name: state}
 
 
+def _signature(layer: nn.Module) -> inspect.Signature:
+    function = getattr(layer.forward, "__func__", None)
+    return inspect.signature(layer.forward) if function is None else _unbound(function)
+
+
+@functools.lru_cache(maxsize=64)
+def _unbound(function: Any) -> inspect.Signature:
+    signature = inspect.signature(function)
+    return signature.replace(parameters=list(signature.parameters.values())[1:])
+
+
 def _is_own(layer: nn.Module) -> bool:
     """Whether a layer's forward is PyTorch's."""
     function = getattr(layer.forward, "__func__", None)
@@ -57,7 +69,7 @@ def _is_own(layer: nn.Module) -> bool:
 
 def _parameters_of(layer: nn.Module) -> list[str]:
     kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    parameters = inspect.signature(layer.forward).parameters.values()
+    parameters = _signature(layer).parameters.values()
     return [p.name for p in parameters if p.kind in kinds]
 
 
@@ -121,7 +133,7 @@ def state_of_call(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any
     They are the arguments that have the name of a state; where none has, the second argument.
     What else a cell takes (masks, contexts, time gaps) is input.
     """
-    bound = inspect.signature(layer.forward).bind(*args, **kwargs).arguments
+    bound = _signature(layer).bind(*args, **kwargs).arguments
     named = [value for name, value in bound.items() if name.lower() in _STATES]
     chosen = named or list(bound.values())[1:2]
     widths = {getattr(layer, "hidden_size", None), getattr(layer, "proj_size", None)}
@@ -138,7 +150,7 @@ _STATES = {
 
 def first_state(cell: nn.RNNCellBase, x: Tensor) -> Any:
     """Return zeros for a cell that must be given a state; None where it begins by itself."""
-    parameters = list(inspect.signature(cell.forward).parameters.values())[1:2]
+    parameters = list(_signature(cell).parameters.values())[1:2]
     if not parameters or parameters[0].default is not inspect.Parameter.empty:
         return None
     zero = x.new_zeros(len(x), cell.hidden_size)

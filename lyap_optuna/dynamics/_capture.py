@@ -17,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 
 from lyap_optuna.dynamics._arguments import arguments, leaves, misfit, moved, replaced
 from lyap_optuna.dynamics._call_states import state_of_call, with_state
-from lyap_optuna.dynamics._dual_kernels import DualKernels
+from lyap_optuna.dynamics._duals import DualKernels, dual_arithmetic
 from lyap_optuna.dynamics._errors import NotMeasurableError, OptionError
 from lyap_optuna.dynamics._generators import OwnRandomNumbers, undisturbed_generators
 from lyap_optuna.dynamics._isolate import (
@@ -317,6 +317,10 @@ class _Recorder(TorchFunctionMode):
             if name in _CASTS and args[0].dtype == self._dtype:
                 cast = func(*args, **kwargs)
                 return args[0] if self._is_shorter(cast) else cast
+        if self._observer.dual and not kwargs:
+            dual = dual_arithmetic(func, name, args)
+            if dual is not None:
+                return dual
         within = self._open[-1] if self._open else None
         if within is None and name in NAMES and not kwargs:
             within = self._called_directly(name, args)

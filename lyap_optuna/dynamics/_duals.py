@@ -1,9 +1,11 @@
-"""One step of PyTorch's kernels in forward mode, by the cells' equations.
+"""Forward mode where PyTorch is slow: one step of its kernels, and sums and products.
 
-PyTorch takes some twenty operations apart for one step of a cell, each with its own rule; the
-equations of this package give the same tangent from one product.
+PyTorch takes a step of a cell apart into some twenty operations, each with a rule of its own; the
+equations of this package give the same tangent from one product. And where one of two operands has
+no tangent, PyTorch adds a symbolic zero, which is worked out in Python.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -76,6 +78,61 @@ class DualKernels:
         path = LayerTrajectory(cell.weights, linearised)
         image: Tensor = path.tangent(0, vectors.unsqueeze(1), below)[:, 0]
         return image
+
+
+def dual_arithmetic(function: Any, name: str, args: tuple[Any, ...]) -> Tensor | None:
+    """Run a sum, difference, product or quotient of which one operand alone has a tangent.
+
+    Returns:
+        The result with its tangent; None where PyTorch is to run it.
+    """
+    if name not in _ARITHMETIC or len(args) != 2:
+        return None
+    unpacked = [forward_ad.unpack_dual(a) if isinstance(a, Tensor) else None for a in args]
+    tangents = [None if u is None else u.tangent for u in unpacked]
+    if (tangents[0] is None) == (tangents[1] is None):
+        return None
+    a, b = (x if u is None else u.primal for x, u in zip(args, unpacked, strict=True))
+    rule = _ARITHMETIC[name]
+    first = tangents[0] is not None
+    moved = rule(tangents[0], b, True) if first else rule(tangents[1], a, False)
+    if moved is None:
+        return None
+    result = function(a, b)
+    if moved.dtype != result.dtype:
+        return None
+    dual: Tensor = forward_ad.make_dual(result, moved.expand_as(result).contiguous())
+    return dual
+
+
+def _product(tangent: Tensor, other: Any, first: bool) -> Tensor:
+    moved: Tensor = tangent * other
+    return moved
+
+
+def _sum(tangent: Tensor, other: Any, first: bool) -> Tensor:
+    return tangent
+
+
+def _difference(tangent: Tensor, other: Any, first: bool) -> Tensor:
+    return tangent if first else -tangent
+
+
+def _reversed_difference(tangent: Tensor, other: Any, first: bool) -> Tensor:
+    return -tangent if first else tangent
+
+
+def _quotient(tangent: Tensor, other: Any, first: bool) -> Tensor | None:
+    return tangent / other if first else None
+
+
+_ARITHMETIC: dict[str, Callable[[Any, Any, bool], Tensor | None]] = {
+    **dict.fromkeys(("mul", "__mul__", "__rmul__"), _product),
+    **dict.fromkeys(("add", "__add__", "__radd__"), _sum),
+    **dict.fromkeys(("sub", "__sub__"), _difference),
+    "__rsub__": _reversed_difference,
+    **dict.fromkeys(("div", "__truediv__"), _quotient),
+}
 
 
 def _mapped(args: tuple[Any, ...], function: Any) -> tuple[Any, ...]:
