@@ -89,7 +89,8 @@ def _slstm(n: int) -> nn.Module:
         _part(layers + "sLSTMLayerConfig")(embedding_dim=n, num_heads=4, backend="vanilla")
     )
     layer.reset_parameters()
-    return layer
+    made: nn.Module = layer
+    return made
 
 
 LAYERS: dict[str, Callable[[int], nn.Module]] = {
