@@ -1,5 +1,5 @@
 # make demo     a real study, pruned and ranked by Lyapunov exponents (a few minutes)
-# make test     the tests
+# make test     the tests, with one torch thread and (those that measure) with two
 # make test-libraries   the tests of other libraries' layers, in .venv-libraries
 # make benchmark   what readouts and spectra cost here, against Algorithm 1 and training (10 minutes)
 # make browser  Chromium from the system's packages, for the tests in a browser
@@ -21,6 +21,8 @@ BENCHMARK ?=
 PYTEST ?=
 
 BIN := $(VENV)/bin
+MEASURING := $(addprefix tests/test_,$(addsuffix .py,spectrum start driven_layers \
+	whose_network any_model battery architectures dynamics))
 STAMP := $(VENV)/.installed
 
 # One thread per process: the tests run in two processes, the demo in one.
@@ -47,8 +49,11 @@ $(STAMP): pyproject.toml
 demo: $(STAMP)
 	@$(BIN)/lyap-optuna demo $(DEMO)
 
+# One thread in each of two processes; then what measures, with two threads in one process.
 test: $(STAMP)
 	$(BIN)/python -m pytest -n 2 $(PYTEST)
+	OMP_NUM_THREADS=2 MKL_NUM_THREADS=2 OPENBLAS_NUM_THREADS=2 \
+		$(BIN)/python -m pytest -q $(MEASURING)
 
 test-fast: $(STAMP)
 	$(BIN)/python -m pytest -n 2 -m "not slow" $(PYTEST)

@@ -5,6 +5,7 @@ recurrent kernels within them, by a mode that is local to the thread. An *observ
 states that arrive, and change them.
 """
 
+import contextlib
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,6 +17,7 @@ from torch.overrides import TorchFunctionMode
 
 from lyap_optuna.dynamics._arguments import arguments, leaves, misfit, moved, replaced
 from lyap_optuna.dynamics._call_states import state_of_call, with_state
+from lyap_optuna.dynamics._duals import DualKernels, dual_arithmetic
 from lyap_optuna.dynamics._errors import NotMeasurableError, OptionError
 from lyap_optuna.dynamics._generators import OwnRandomNumbers, undisturbed_generators
 from lyap_optuna.dynamics._isolate import (
@@ -60,6 +62,9 @@ class Observer:
     """
 
     level = ""
+    dual = False
+    """Whether it follows tangents."""
+
     left_torch = False
     """Whether something that is followed was handed to NumPy."""
 
@@ -107,6 +112,7 @@ class Forward:
     layers: dict[str, nn.Module]
     initial_state: Any = None
     seed: int = 0
+    _draws: list[bool] = field(default_factory=list)  # of each pass so far
 
     def run(
         self,
@@ -139,10 +145,12 @@ class Forward:
         for i, given in enumerate(leaves((args, kwargs)) if observer.level else ()):
             observer.made((-1 - i, 0), given)
         recorder = _Recorder(layers, observer, self.initial_state, dtype, grad)
+        own = OwnRandomNumbers(self.seed)
         try:
             with (
                 undisturbed_generators(self.seed),
-                OwnRandomNumbers(self.seed),
+                # a mode that sees every operation costs more than most of them
+                contextlib.nullcontext() if self._draws and not any(self._draws) else own,
                 exactly(),
                 torch.set_grad_enabled(grad),
                 recorder,
@@ -154,6 +162,7 @@ class Forward:
             called = {call.layer for call in recorder.seen}
             if not called or (every and called != set(layers)) or double:
                 raise NotMeasurableError(self._failure(error, args, kwargs)) from error
+        self._draws.append(own.drew)
         calls = recorder.seen
         missing = sorted(set(layers) - {call.layer for call in calls})
         if missing and (every or len(missing) == len(layers)):
@@ -194,6 +203,7 @@ class _Recorder(TorchFunctionMode):
         self._initial_state = initial_state
         self._dtype = dtype
         self._open: list[ModuleCall] = []
+        self._kernels = DualKernels()
         self._begun: set[str] = set()
         self._operations = 0
         known = {name: architecture_of(layer) for name, layer in layers.items()}
@@ -307,6 +317,10 @@ class _Recorder(TorchFunctionMode):
             if name in _CASTS and args[0].dtype == self._dtype:
                 cast = func(*args, **kwargs)
                 return args[0] if self._is_shorter(cast) else cast
+        if self._observer.dual and not kwargs:
+            dual = dual_arithmetic(func, name, args)
+            if dual is not None:
+                return dual
         within = self._open[-1] if self._open else None
         if within is None and name in NAMES and not kwargs:
             within = self._called_directly(name, args)
@@ -318,7 +332,7 @@ class _Recorder(TorchFunctionMode):
             return self._converted(func(*args, **kwargs))
         if self._observer.level == "kernel" and self._observer.follows(within.layer):
             return self._followed(func, name, args, within)
-        result = func(*args, **kwargs)
+        result = self._run_kernel(func, name, args)
         within.kernels.append(read_kernel_call(name, args, result).kept())
         return result
 
@@ -353,10 +367,17 @@ class _Recorder(TorchFunctionMode):
             outputs.append(output)
         return (torch.cat(outputs, dim), *(hx if name == "lstm" else (hx,)))
 
+    def _run_kernel(self, func: Any, name: str, args: tuple[Any, ...]) -> Any:
+        if self._observer.dual:
+            result = self._kernels.run(func, name, args)
+            if result is not None:
+                return result
+        return func(*args)
+
     def _step(self, func: Any, name: str, args: tuple[Any, ...], call: ModuleCall) -> Any:
         state = state_of_kernel(name, args)
         args, _ = replaced((args, {}), state, self._observer.arriving(call.layer, state))
-        result = func(*args)
+        result = self._run_kernel(func, name, args)
         call.kernels.append(read_kernel_call(name, args, result).kept())
         self._observer.leaving(call.layer, list(leaves(result)))
         return result

@@ -3,23 +3,26 @@
 import torch
 from torch import Tensor
 
+_SMALL = 64  # rows: a quarter of where wrong factors were seen
 
-def _in_one_call(device: torch.device) -> bool:
-    return device.type != "cpu"
+
+def _in_one_call(matrices: Tensor) -> bool:
+    return matrices.device.type != "cpu" or matrices.shape[1] <= _SMALL
 
 
 def lu_factor(matrices: Tensor) -> tuple[Tensor, Tensor]:
     """Factorise ``(n, rows, columns)`` by LU with partial pivoting.
 
-    On the CPU the matrices are factorised one after another, each by all threads of the process.
+    On the CPU larger matrices are factorised one after another, each by all threads of the process.
     PyTorch's batched call would spread them over threads, but with more than one thread it was
     measured to return wrong factors, without an error, for 256 rows and more (torch 2.13 with
-    MKL 2024.2; ``torch.linalg.slogdet`` is affected too); one by one costs the same.
+    MKL 2024.2; ``torch.linalg.slogdet`` is affected too); one by one costs
+    the same, but for small ones.
 
     Returns:
         The packed factors, column-major, and the pivots (LAPACK's, from 1).
     """
-    if _in_one_call(matrices.device):
+    if _in_one_call(matrices):
         factors, pivots, _ = torch.linalg.lu_factor_ex(matrices)
         return factors, pivots
     n, rows, columns = matrices.shape
