@@ -128,7 +128,7 @@ class Follower(Observer):
         if not shared:
             state, attached = self._attached(layer, state)
             carries = carries or attached
-        chain = self._going_on(layer) if carries else self._beginning(layer)
+        chain = self._going_on(layer) if carries else self._beginning(layer, state)
         if chain.states and len(self.rows(chain, state[0])) != len(chain.states[-1]):
             raise NotMeasurableError(
                 f"{layer!r} is called with fewer sequences as some end. Pass sequences of one "
@@ -211,9 +211,12 @@ class Follower(Observer):
 
     # ----------------------------------------------------------------------------------------------
 
-    def _beginning(self, layer: str) -> Chain:
+    def _beginning(self, layer: str, state: list[Tensor]) -> Chain:
         chain = Chain(layer)
         in_first_round = bool(self.sequences) and self._turn == len(self.sequences[-1])
+        if in_first_round:
+            batch = len(self.sequences[-1][0].states[0])
+            in_first_round = len(self.rows(chain, state[0])) == batch
         if in_first_round:
             self.sequences[-1].append(chain)
         else:
