@@ -146,9 +146,7 @@ class DecayLoop(nn.Module):
 @pytest.mark.parametrize("lengths", [[50, 20, 35, 40], [30, 20, 25, 30]])
 def test_lengths_in_a_loop_that_changes_its_state(lengths):
     model, x = DecayLoop(), inputs(dtype=torch.float32)
-    cell = gru_step(
-        [model.cell.weight_ih, model.cell.weight_hh, model.cell.bias_ih, model.cell.bias_hh]
-    )
+    cell = step_of(model.cell)
     seen = [min(n, 49) for n in lengths]  # what the last call leads to is not seen
     truth = true_exponents(
         lambda s, z: 0.5 * cell(s, z), torch.zeros(4, UNITS), x[:, :49], lengths=seen, warmup=5

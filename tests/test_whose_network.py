@@ -3,7 +3,7 @@
 Each model here is one that a reader of its weights alone gets wrong: what it does between two
 calls, or in a forward of its own, is in its exponents. The truth beside is a product of autodiff
 Jacobians, from the same start. The models that ``docs/models.md`` lists are held to their truths in
-``test_models.py``.
+``test_models_page.py``.
 """
 
 import copy
@@ -389,7 +389,9 @@ def test_two_cells_in_series_on_one_state():
         x[:, :-1],
         total=STEPS,
     )
-    agree(spectrum(model, x), truth)
+    agree(spectrum(model, x, layer="cell"), truth)
+    with pytest.raises(NotMeasurableError, match="layer="):
+        lyap.lyapunov_readout(model, x)
 
 
 def coupled(self, x):

@@ -113,3 +113,11 @@ def state_of_call(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any
     widths = {getattr(layer, "hidden_size", None), getattr(layer, "proj_size", None)}
     tensors = [t for t in leaves(rest) if t.is_floating_point() and t.dim()]
     return [t for t in tensors if widths == {None} or t.shape[-1] in widths]
+
+
+def steps_of_call(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int | None:
+    """Return the time steps of the inputs of an ``nn.RNNBase``, or None where that is unknown."""
+    inputs = next(leaves((args, kwargs)), None)
+    if not isinstance(layer, nn.RNNBase) or inputs is None or inputs.dim() not in (2, 3):
+        return None
+    return inputs.shape[1 if layer.batch_first and inputs.dim() == 3 else 0]

@@ -5,18 +5,26 @@ recurrent kernels within them, by a mode that is local to the thread. An *observ
 states that arrive, and change them.
 """
 
+import contextlib
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.overrides import TorchFunctionMode
 
 from lyap_optuna.dynamics._arguments import arguments, leaves, misfit, moved, replaced
 from lyap_optuna.dynamics._call_states import state_of_call, with_state
 from lyap_optuna.dynamics._errors import NotMeasurableError, OptionError
-from lyap_optuna.dynamics._generators import OwnRandomNumbers, undisturbed_generators
+from lyap_optuna.dynamics._generators import (
+    DrewError,
+    OwnRandomNumbers,
+    is_alone,
+    undisturbed_generators,
+    watched_generator,
+)
 from lyap_optuna.dynamics._isolate import (
     exactly,
     private_copy,
@@ -29,6 +37,7 @@ from lyap_optuna.dynamics.torch_kernels import (
     read_kernel_call,
     state_of_kernel,
     steps_of_kernel,
+    weights_of_kernel,
 )
 
 
@@ -58,6 +67,12 @@ class Observer:
     """
 
     level = ""
+    left_torch = False
+    """Whether something that is followed was handed to NumPy."""
+
+    def carries(self, part: Tensor) -> bool:
+        """Whether a tensor depends on what is followed."""
+        return False
 
     def arriving(self, layer: str, state: list[Tensor]) -> list[Tensor]:
         """See the state that a call begins with, and return what it begins with."""
@@ -106,6 +121,7 @@ class Forward:
         *,
         double: bool = False,
         grad: bool = False,
+        every: bool = True,
     ) -> tuple[dict[str, nn.Module], list[ModuleCall]]:
         """Run a copy once.
 
@@ -114,6 +130,7 @@ class Forward:
             double: Run in float64, whatever the model's dtype. Else half-precision types are
                 computed in float32.
             grad: Record the graph.
+            every: Whether every layer must be called; else one that is called is enough.
 
         Returns:
             The copies of the layers, and their calls in order.
@@ -121,31 +138,45 @@ class Forward:
         Raises:
             NotMeasurableError: The forward fails before it has called a layer, or calls none.
         """
+        if observer is None and is_alone(self.model):
+            with contextlib.suppress(DrewError):
+                return self._run(Observer(), watched_generator(), double, grad, every)
+        numbers = OwnRandomNumbers(self.seed)
+        return self._run(observer or Observer(), numbers, double, grad, every)
+
+    def _run(
+        self,
+        observer: Observer,
+        random_numbers: contextlib.AbstractContextManager[Any],
+        double: bool,
+        grad: bool,
+        every: bool,
+    ) -> tuple[dict[str, nn.Module], list[ModuleCall]]:
         dtype = torch.float64 if double else _computing(self.layers.values())
         clone, copies = private_copy(self.model, dtype)
         layers = {name: copies[id(layer)] for name, layer in self.layers.items()}
         args, kwargs = arguments(self.model, moved(self.inputs, self.model, dtype))
-        observer = observer or Observer()
         for i, given in enumerate(leaves((args, kwargs)) if observer.level else ()):
             observer.made((-1 - i, 0), given)
         recorder = _Recorder(layers, observer, self.initial_state, dtype, grad)
         try:
             with (
                 undisturbed_generators(self.seed),
-                OwnRandomNumbers(self.seed),
+                random_numbers,
                 exactly(),
                 torch.set_grad_enabled(grad),
                 recorder,
             ):
                 clone(*args, **kwargs)
-        except (NotMeasurableError, OptionError, torch.OutOfMemoryError):
+        except (NotMeasurableError, OptionError, DrewError, torch.OutOfMemoryError):
             raise
         except Exception as error:
-            if {call.layer for call in recorder.seen} != set(layers) or double:
+            called = {call.layer for call in recorder.seen}
+            if not called or (every and called != set(layers)) or double:
                 raise NotMeasurableError(self._failure(error, args, kwargs)) from error
         calls = recorder.seen
         missing = sorted(set(layers) - {call.layer for call in calls})
-        if missing:
+        if missing and (every or len(missing) == len(layers)):
             kind = type(self.layers[missing[0]]).__name__
             raise NotMeasurableError(
                 f"The forward of {type(self.model).__name__} never called its {kind} layer "
@@ -188,6 +219,12 @@ class _Recorder(TorchFunctionMode):
         known = {name: architecture_of(layer) for name, layer in layers.items()}
         self._snapshots = {n for n, a in known.items() if a is not None and a.build is not None}
         self._unchecked = {n for n in self._snapshots if (a := known[n]) and a.outputs is None}
+        self._only_modules = self._looks_on and len(self._snapshots) == len(layers)
+        self._own_weights = {
+            name: {p.data_ptr() for p in layer.parameters()}
+            for name, layer in layers.items()
+            if isinstance(layer, (nn.RNNBase, nn.RNNCellBase))
+        }
         self._recurrent_weights = {
             name: [p for n, p in layer.named_parameters(recurse=False) if "weight_hh" in n]
             for name, layer in layers.items()
@@ -210,11 +247,13 @@ class _Recorder(TorchFunctionMode):
             if name in self._snapshots:
                 # what the layer itself returned, before the hooks of others
                 self._handles.append(layer.register_forward_hook(self._returned, prepend=True))
-        super().__enter__()  # type: ignore[no-untyped-call]
+        if not self._only_modules:
+            super().__enter__()  # type: ignore[no-untyped-call]
         return self
 
     def __exit__(self, *exception: Any) -> None:
-        super().__exit__(*exception)  # type: ignore[no-untyped-call]
+        if not self._only_modules:
+            super().__exit__(*exception)  # type: ignore[no-untyped-call]
         for handle in self._handles:
             handle.remove()
 
@@ -271,6 +310,9 @@ class _Recorder(TorchFunctionMode):
             return args[0]
         if name == "_set_grad_enabled" and self._grad:
             return None
+        if name in ("numpy", "__array__") and self._observer.carries(args[0]):
+            self._observer.left_torch = True
+            return func(forward_ad.unpack_dual(args[0]).primal.detach(), *args[1:], **kwargs)
         result = self._called(func, name, args, kwargs)
         if isinstance(result, Tensor):
             return self._observer.made((number, 0), result)
@@ -289,6 +331,8 @@ class _Recorder(TorchFunctionMode):
                 cast = func(*args, **kwargs)
                 return args[0] if self._is_shorter(cast) else cast
         within = self._open[-1] if self._open else None
+        if within is None and name in NAMES and not kwargs:
+            within = self._called_directly(name, args)
         if within is None:
             return self._converted(func(*args, **kwargs))
         if self._observer.level == "weight" and name in _PRODUCTS:
@@ -300,6 +344,15 @@ class _Recorder(TorchFunctionMode):
         result = func(*args, **kwargs)
         within.kernels.append(read_kernel_call(name, args, result).kept())
         return result
+
+    def _called_directly(self, name: str, args: tuple[Any, ...]) -> ModuleCall | None:
+        """Return a call of a layer whose kernel runs without its hooks, by ``forward`` say."""
+        weights = {t.data_ptr() for t in leaves(weights_of_kernel(name, args))}
+        for layer, own in self._own_weights.items():
+            if weights & own:
+                self.calls.append(ModuleCall(layer, args, {}, complete=True))
+                return self.calls[-1]
+        return None
 
     def _followed(self, func: Any, name: str, args: tuple[Any, ...], call: ModuleCall) -> Any:
         """Run a kernel whose state is followed, one time step after the other."""

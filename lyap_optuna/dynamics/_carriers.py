@@ -69,13 +69,7 @@ class Tangents(Follower):
         state = super().arriving(layer, state)
         chain = self._last.get(layer)
         again = self._known is not None and arrived in self._known.again
-        if (
-            chain is None
-            or again
-            or layer in self._between
-            or len(self.sequences[-1]) > 1
-            or len(chain.states) < 2
-        ):
+        if chain is None or again or len(self.sequences[-1]) > 1 or len(chain.states) < 2:
             return state
         dead = (chain.carried[-1] == 0).all(1)
         # One step does not bring a tangent to zero by underflow; many do.
@@ -178,6 +172,44 @@ class Graphs(Follower):
         itself = self._total(sequence, t, t)
         jacobian: Tensor = torch.linalg.solve(itself, total, left=False)
         return jacobian
+
+    @torch.enable_grad()
+    def pull(self, sequence: int, t: int, covector: Tensor) -> Tensor:
+        """Return w^T J_t for one covector w of each row, ``(batch, size)``.
+
+        With y = w^T J_t and T, D as in :meth:`jacobian`: y D = w^T T. D - 1 is nilpotent, so y is
+        found by as many steps as a state has parts.
+
+        Raises:
+            RuntimeError: There is no graph between the two states.
+        """
+        total = self._pulled(sequence, t + 1, t, covector)
+        found = total
+        for _ in range(sum(len(chain.carried[t]) for chain in self.sequences[sequence]) - 1):
+            found = total - (self._pulled(sequence, t, t, found) - found)
+        return found
+
+    def _pulled(self, sequence: int, of: int, by: int, covector: Tensor) -> Tensor:
+        chains = self.sequences[sequence]
+        outputs = torch.cat([chain.states[of] for chain in chains], 1)
+        targets = [(chain, *edge) for chain in chains for edge in chain.carried[by]]
+        edges = [edge for _, edge, _ in targets if edge is not None]
+        if not edges or not outputs.requires_grad:
+            raise RuntimeError("The states are not connected by a graph.")
+        by_edge = iter(
+            torch.autograd.grad(outputs, edges, covector, retain_graph=True, allow_unused=True)
+        )
+        columns, first = [], 0
+        for chain, edge, part in targets:
+            gradient = None if edge is None else next(by_edge)
+            layout = self.batch_dimension(chain.layer, part)
+            rows = as_rows(part if gradient is None else gradient, layout)
+            if gradient is None:  # nothing flows into it: it depends on itself alone
+                own = covector[:, first : first + rows.shape[1]]
+                rows = own if of == by else torch.zeros_like(rows)
+            columns.append(rows)
+            first += rows.shape[1]
+        return torch.cat(columns, 1).detach()
 
     def _total(self, sequence: int, of: int, by: int) -> Tensor:
         chains = self.sequences[sequence]

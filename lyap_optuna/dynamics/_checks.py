@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lyap_optuna.dynamics._errors import NotMeasurableError
+from lyap_optuna.dynamics._errors import NoStepsError, NotMeasurableError
 from lyap_optuna.dynamics.base import Dynamics, Trajectory, computing_dtype
 
 _TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
@@ -80,7 +80,7 @@ def check_sequences(inputs: Tensor, least: int = 2) -> None:
             f"The batch of inputs is empty (shape {shape}): pass at least one sequence."
         )
     if shape[1] < least:
-        raise NotMeasurableError(
+        raise NoStepsError(
             f"inputs have {shape[1]} time step(s): exponents need at least 2, better 100."
         )
     if not bool(torch.isfinite(inputs).all()):

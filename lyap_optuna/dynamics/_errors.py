@@ -12,5 +12,9 @@ class OptionError(ValueError):
     """An option is wrong, though that shows only while the model runs."""
 
 
+class NoStepsError(NotMeasurableError):
+    """A layer is not used as a recurrence: its state is never handed on for two steps."""
+
+
 class NonFiniteParametersError(NotMeasurableError):
     """The network has NaN or infinite weights, or diverges: it has no exponents."""

@@ -58,14 +58,12 @@ class Beginnings:
         arrivals: Numbers of the arrivals at which a chain begins.
         again: Numbers of the arrivals of a state that has just arrived (a layer that is called
             twice on one state).
-        between: Layers that act on the state of another one between its calls.
         made: Layer, number of the chain and offset in its state of the tensors that are made, by
             the number and result of the operation that makes them.
     """
 
     arrivals: frozenset[int]
     again: frozenset[int]
-    between: frozenset[str]
     made: dict[tuple[int, int], tuple[str, int, int]]
 
 
@@ -86,7 +84,6 @@ class Follower(Observer):
         self._arrivals = 0
         self._first_arrivals: set[int] = set()
         self._again: list[int] = []
-        self._between = set() if beginnings is None else set(beginnings.between)
         # where tensors were made, by their ids as long as they live
         self._made: dict[int, tuple[tuple[int, int], weakref.ref[Tensor]]] = {}
         self._origins: dict[tuple[int, int], tuple[str, int, int]] = {}
@@ -100,8 +97,6 @@ class Follower(Observer):
 
     def arriving(self, layer: str, state: list[Tensor]) -> list[Tensor]:
         """See a state; begin to follow it, or go on."""
-        if layer in self._between:
-            return state
         if not state:
             raise NotMeasurableError(
                 f"{layer!r} is called without a state, so that it cannot be followed from one call "
@@ -121,17 +116,24 @@ class Follower(Observer):
             return state
         shared = self._is_shared(state)
         carries = any(self.carries(part) for part in state) and not shared
-        if self._known is None and carries and layer not in self._last and self.sequences:
-            # It acts on what another layer has begun: a part of that one's step.
-            self._between.add(layer)
-            self._arrivals = number
-            return state
+        if carries and self._known is None and layer not in self._last and self.sequences:
+            first = self.sequences[-1][0].layer
+            raise NotMeasurableError(
+                f"{first!r} and {layer!r} act on one state in turns, so that it cannot be told "
+                f"which calls are a time step. Name the layer whose calls are, {first!r} say, by "
+                "layer=; what the others do between its calls is then a part of its step."
+            )
         if self._known is not None:
             carries = number not in self._known.arrivals
         if not shared:
             state, attached = self._attached(layer, state)
             carries = carries or attached
         chain = self._going_on(layer) if carries else self._beginning(layer)
+        if chain.states and len(self.rows(chain, state[0])) != len(chain.states[-1]):
+            raise NotMeasurableError(
+                f"{layer!r} is called with fewer sequences as some end. Pass sequences of one "
+                "length, or the layer itself and the inputs that reach it, with lengths=."
+            )
         if not carries:
             self._first_arrivals.add(number)
             chain.first = [part.detach().clone() for part in state]
@@ -164,7 +166,6 @@ class Follower(Observer):
         return Beginnings(
             frozenset(self._first_arrivals - set(again)),
             frozenset(again),
-            frozenset(self._between),
             self._origins,
         )
 

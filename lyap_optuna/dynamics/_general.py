@@ -63,6 +63,7 @@ class GeneralPath:
         self._level = level
         self._names = names
         self._graphs: Graphs | None = None
+        self.left_torch = False
         self._beginnings: Beginnings | None = None
 
     def tangents(
@@ -80,6 +81,7 @@ class GeneralPath:
             except NotMeasurableError as error:
                 raise _clearer(error) from error
             sequences = observer.finish()
+            self.left_torch |= observer.left_torch
             _check_range(sequences)
             for call in calls:
                 call.kernels = mapped(call.kernels, lambda t: forward_ad.unpack_dual(t).primal)
@@ -127,7 +129,7 @@ class GeneralTrajectory(Trajectory):
         self._joint = [_joint(s, lambda chain: chain.states) for s in sequences]
         self.states = self._gathered(self._joint)
         self._checked: bool | None = None
-        self._structural_rank = self.state_size
+        self._structural_rank, self._known_rank = self.state_size, 0
 
     def _gathered(self, joint: list[list[Tensor]]) -> Tensor:
         """Return ``(pieces, time, size)`` of the states after each step."""
@@ -190,29 +192,30 @@ class GeneralTrajectory(Trajectory):
         return self._checked
 
     def _check(self) -> bool:
-        ranks = []
+        graphs = self._path.graphs
+        generator = torch.Generator().manual_seed(0)
         for index, joint in enumerate(self._joint):
             tangents = _joint(self._sequences[index], lambda chain: chain.carried)
-            for t in sorted({0, (len(joint) - 1) // 2, len(joint) - 2}):
-                if t < 0 or t + 1 >= len(joint):
-                    continue
-                jacobian = self._path.graphs.jacobian(index, t)
-                expected = (jacobian @ tangents[t].unsqueeze(2)).squeeze(2)
+            for t, (before, after) in enumerate(pairwise(tangents)):
+                covector = torch.randn(after.shape, generator=generator, dtype=after.dtype)
+                covector = covector.to(after.device)
+                pulled = graphs.pull(index, t, covector)
+                ours, theirs = (pulled * before).sum(1), (covector * after).sum(1)
+                scale = (pulled.norm(dim=1) * before.norm(dim=1)).maximum(
+                    covector.norm(dim=1) * after.norm(dim=1)
+                )
+                same = (ours - theirs).abs() <= _SAME * scale
+                same |= after.norm(dim=1) < _LEAST
                 fresh = _reset_rows(self._sequences[index], t + 1)
-                error = (
-                    (expected - tangents[t + 1])[~fresh]
-                    if fresh is not None
-                    else (expected - tangents[t + 1])
-                )
-                scale = (
-                    tangents[t + 1].abs().amax() + jacobian.abs().amax() * tangents[t].abs().amax()
-                )
-                if not bool((error.abs() <= _SAME * scale).all()):
+                if not bool((same if fresh is None else same | fresh).all()):
                     return False
-                live = jacobian if fresh is None else jacobian[~fresh]
-                if len(live):
-                    ranks.append(int(torch.linalg.matrix_rank(live).max()))
-        self._structural_rank = max(ranks, default=self.state_size)
+            steps = len(joint) - 1
+            if steps < 1:
+                continue
+            for t in sorted({0, steps // 2, steps - 1}):
+                rank = int(torch.linalg.matrix_rank(graphs.jacobian(index, t)).max())
+                self._structural_rank = max(rank, self._known_rank)
+                self._known_rank = self._structural_rank
         return True
 
     def jacobians(self, inputs: Tensor, times: Tensor) -> Tensor:
@@ -276,12 +279,17 @@ def pieces_of(
                 f"lengths are {len(lengths)} numbers, but {batch} sequences reach the layer "
                 f"{sequence[0].layer!r}."
             )
-        resets = sequence[0].resets if len(sequence) == 1 else {}
+        resets = sequence[0].resets if len(sequence) == 1 else _joint_resets(sequence)
         longest = steps
         for row in range(batch):
             steps = longest if lengths is None else min(longest, int(lengths[row]))
             cuts = [t for t, rows in sorted(resets.items()) if bool(rows[row]) and t <= steps]
-            edges = [0, *cuts, steps] if split else [0, steps]
+            if len(sequence) > 1 and split:
+                cuts, steps_left = cuts[:1], steps
+                # a joint state is not followed anew after a reset
+                edges = [0, cuts[0]] if cuts else [0, steps_left]
+            else:
+                edges = [0, *cuts, steps] if split else [0, steps]
             for start, stop in pairwise(edges):
                 # The step that resets belongs to no piece: what follows does not depend on it.
                 end = stop if stop == steps or not split else stop - 1
@@ -294,6 +302,16 @@ def pieces_of(
 def _joint(sequence: Sequence, of: Callable[..., list[Tensor]]) -> list[Tensor]:
     columns = [of(chain) for chain in sequence]
     return [torch.cat(parts, 1) for parts in zip(*columns, strict=False)]
+
+
+def _joint_resets(sequence: Sequence) -> dict[int, Tensor]:
+    """Return the rows whose whole joint state has lost its tangent, by the first such step."""
+    found: dict[int, Tensor] = {}
+    for t, (before, after) in enumerate(pairwise(_joint(sequence, lambda chain: chain.carried))):
+        dead = (after == 0).all(1) & (before != 0).any(1)
+        if bool(dead.any()):
+            found[t + 1] = dead
+    return found
 
 
 def _reset_rows(sequence: Sequence, t: int) -> Tensor | None:

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import itertools
 import random
 import sys
 import threading
@@ -9,7 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lyap_optuna.dynamics._errors import NotMeasurableError
@@ -32,18 +33,19 @@ class OwnRandomNumbers(TorchDispatchMode):
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        # Nothing is compiled in here, and to guard against it costs more than all else.
+        # nothing is compiled in here, and to guard against it costs more than all else
         return False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if not _draws(func):
+            return func(*args, **kwargs) if kwargs else func(*args)
         kwargs = kwargs or {}
-        if _draws(func) and _is_global(kwargs.get("generator")):
+        if _is_global(kwargs.get("generator")):
             drawing = _with_generator(func)
             if drawing is not None:
                 tensors = [item for item in args if isinstance(item, Tensor)]
-                device = (
-                    tensors[0].device if tensors else torch.device(kwargs.get("device") or "cpu")
-                )
+                place = kwargs.get("device") or "cpu"
+                device = tensors[0].device if tensors else torch.device(place)
                 return drawing(*args, **{**kwargs, "generator": self._generator(device)})
         return func(*args, **kwargs)
 
@@ -91,6 +93,35 @@ _DRAWS_LIKE: dict[Any, Callable[..., Tensor]] = {
         like, **options
     ).uniform_(generator=generator),
 }
+
+
+class DrewError(Exception):
+    """A forward drew from PyTorch's global generator, where none was to be drawn from."""
+
+
+def is_alone(model: nn.Module) -> bool:
+    """Whether nobody else can draw meanwhile from what a model may draw from."""
+    tensors = itertools.chain(model.parameters(), model.buffers())
+    return threading.active_count() == 1 and all(t.device.type == "cpu" for t in tensors)
+
+
+@contextlib.contextmanager
+def watched_generator() -> Iterator[None]:
+    """See whether PyTorch's generator is drawn from; it is put back.
+
+    For a model that is alone. Hardly any draws in eval mode, and to look at every operation, as
+    :class:`OwnRandomNumbers` does, costs more than many a forward.
+
+    Raises:
+        DrewError: It was.
+    """
+    before = torch.default_generator.get_state()
+    try:
+        yield
+    finally:
+        if not torch.equal(before, torch.default_generator.get_state()):
+            torch.default_generator.set_state(before)
+            raise DrewError
 
 
 @contextlib.contextmanager

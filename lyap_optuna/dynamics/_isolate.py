@@ -7,6 +7,9 @@ from a generator of our own.
 
 import contextlib
 import copy
+import functools
+import random
+import sys
 import types
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -58,7 +61,10 @@ def private_copy(
                     memo[id(sub)] = copy.deepcopy(unwrapped(sub), memo)
             clone: nn.Module = copy.deepcopy(model, memo)
             functions = _Functions(memo)
+            copied = {id(sub) for sub in clone.modules()}
             for sub in modules:
+                if id(sub) in copied:
+                    raise ValueError(f"{type(sub).__name__} copies to itself")
                 functions.into(sub, memo.get(id(sub)))  # None within a scripted module
     except Exception as error:
         raise NotMeasurableError(
@@ -138,66 +144,126 @@ def _things(value: Any, keep: list[Any], depth: int = 5) -> Iterator[Any]:
 
 
 class _Functions:
-    """Copies functions that a model keeps: patched forwards and hooks.
+    """Copies functions that a model runs: methods of its classes, patched forwards and hooks.
 
-    ``copy.deepcopy`` takes a function as it is; one that closes over the original model, or over
-    a list that it appends to, would then run on the original.
+    ``copy.deepcopy`` takes a function as it is; one that closes over the original model, or that
+    appends to a list of its module, would then run on the original.
     """
 
     def __init__(self, memo: dict[int, Any]) -> None:
         self._memo = memo
+        self._visited: set[int] = set()
 
     def into(self, original: nn.Module, clone: Any) -> None:
         """Put copies of the functions of ``original`` into ``clone``."""
-        if not isinstance(clone, nn.Module) or clone is original:
+        if not isinstance(clone, nn.Module):
             return
+        for cls in type(original).__mro__:
+            if cls.__module__.startswith("torch."):
+                continue
+            for name, value in vars(cls).items():
+                if isinstance(value, types.FunctionType) and not name.startswith("__"):
+                    copied = self.copy(value)
+                    if copied is not value and getattr(type(original), name, None) is value:
+                        vars(clone)[name] = types.MethodType(copied, clone)
         for name, value in vars(original).items():
-            if isinstance(value, types.FunctionType):
-                vars(clone)[name] = self.copy(value)
+            if isinstance(value, _CALLABLES):
+                vars(clone)[name] = self.value(value)
+            elif not name.startswith("_") and isinstance(value, (list, tuple, dict)):
+                vars(clone)[name] = self._within(value, vars(clone).get(name, value))
         for hooks in ("_forward_hooks", "_forward_pre_hooks"):
             ours: dict[int, Any] = getattr(clone, hooks)
             for key, hook in getattr(original, hooks).items():
-                if isinstance(hook, types.FunctionType):
-                    ours[key] = self.copy(hook)
+                if isinstance(hook, _CALLABLES):
+                    ours[key] = self.value(hook)
+
+    def _within(self, original: Any, clone: Any, depth: int = 3) -> Any:
+        """Return a copied container in which functions are copies too."""
+        if isinstance(original, _CALLABLES):
+            return self.value(original)
+        if depth and type(original) in (list, tuple) and len(clone) == len(original):
+            pairs = zip(original, clone, strict=True)
+            return type(original)(self._within(a, b, depth - 1) for a, b in pairs)
+        if depth and type(original) is dict and clone.keys() == original.keys():
+            return {key: self._within(v, clone[key], depth - 1) for key, v in original.items()}
+        return clone
 
     def copy(self, function: types.FunctionType) -> types.FunctionType:
-        """Return a function over copies of what ``function`` closes over and may change."""
-        if function.__module__.startswith("torch."):
+        """Return a function over copies of what ``function`` may change; itself if nothing."""
+        if function.__module__ is None or function.__module__.startswith("torch."):
             return function
         done = self._memo.get(id(function))
         if done is not None:
             copied: types.FunctionType = done
             return copied
-        cells = tuple(types.CellType() for _ in function.__closure__ or ())
-        names = _global_names(function.__code__)
+        if id(function) in self._visited:  # nothing to copy, or on the way to it
+            return function
+        self._visited.add(id(function))
         globals_ = function.__globals__
+        names = _global_names(function.__code__)
         changed = {
-            name: globals_[name] for name in names if _can_change(globals_.get(name), self._memo)
+            n: v for n in names if self._can_change(v := globals_.get(n), function.__module__)
         }
-        # Where nothing of the module can change, the function keeps seeing its module itself.
+        cells = function.__closure__ or ()
+        defaults = [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
         writes = "STORE_GLOBAL" in _operations(function.__code__)
+        closed = [value for cell in cells for value in _contents(cell)]
+        if not (changed or writes or any(map(self._can_change, [*closed, *defaults]))):
+            return function
+        # Where nothing of the module can change, the function keeps seeing its module itself.
         space = {**globals_} if changed or writes else globals_
-        new = types.FunctionType(
-            function.__code__, space, function.__name__, function.__defaults__, cells or None
-        )
+        own = tuple(types.CellType() for _ in cells)
+        new = types.FunctionType(function.__code__, space, function.__name__, None, own or None)
         self._memo[id(function)] = new
-        new.__kwdefaults__ = copy.deepcopy(function.__kwdefaults__, self._memo)
-        new.__defaults__ = copy.deepcopy(function.__defaults__, self._memo)
+        new.__defaults__ = self.value(function.__defaults__)
+        new.__kwdefaults__ = self.value(function.__kwdefaults__)
         for name, value in changed.items():
-            space[name] = self._value(value)
-        for ours, theirs in zip(cells, function.__closure__ or (), strict=True):
-            with contextlib.suppress(ValueError):  # an empty cell
-                ours.cell_contents = self._value(theirs.cell_contents)
+            space[name] = self.value(value)
+        for ours, theirs in zip(own, cells, strict=True):
+            for value in _contents(theirs):
+                ours.cell_contents = self.value(value)
         return new
 
-    def _value(self, value: Any) -> Any:
+    def value(self, value: Any) -> Any:
+        """Return a copy of what a function holds."""
         if isinstance(value, types.FunctionType):
             return self.copy(value)
+        if isinstance(value, types.MethodType):
+            return types.MethodType(self.value(value.__func__), self.value(value.__self__))
+        if isinstance(value, functools.partial):
+            parts = self.value(value.args), self.value(value.keywords)
+            return functools.partial(self.value(value.func), *parts[0], **parts[1])
+        if isinstance(value, torch.Generator) and id(value) not in self._memo:
+            self._memo[id(value)] = value.clone_state()
         return copy.deepcopy(value, self._memo)
 
+    def _can_change(self, value: Any, module: str | None = None) -> bool:
+        if isinstance(value, types.FunctionType):
+            # of the globals, only functions of the same module: not the caches of libraries
+            return module in (None, value.__module__) and self.copy(value) is not value
+        if isinstance(value, types.MethodType):
+            return self._can_change(value.__self__) or self._can_change(value.__func__)
+        if isinstance(value, functools.partial):
+            held = [value.func, *value.args, *value.keywords.values()]
+            return any(self._can_change(part) for part in held)
+        if id(value) in self._memo:
+            return True
+        numpy = sys.modules.get("numpy")
+        kinds: tuple[type, ...] = (torch.Generator, random.Random)
+        if numpy is not None:
+            kinds = (*kinds, numpy.random.Generator, numpy.random.RandomState, numpy.ndarray)
+        return isinstance(value, (*_MUTABLE, *kinds)) and value is not torch.default_generator
 
-def _can_change(value: Any, memo: dict[int, Any]) -> bool:
-    return id(value) in memo or isinstance(value, (list, dict, set, bytearray, Tensor, nn.Module))
+
+_CALLABLES = (types.FunctionType, types.MethodType, functools.partial)
+_MUTABLE = (list, dict, set, bytearray, Tensor, nn.Module)
+
+
+def _contents(cell: types.CellType) -> list[Any]:
+    try:
+        return [cell.cell_contents]
+    except ValueError:  # empty
+        return []
 
 
 def _global_names(code: types.CodeType) -> set[str]:

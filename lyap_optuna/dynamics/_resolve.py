@@ -14,9 +14,14 @@ import torch
 from torch import Tensor, nn
 
 from lyap_optuna.dynamics._arguments import leaves
+from lyap_optuna.dynamics._call_states import steps_of_call
 from lyap_optuna.dynamics._capture import Forward, ModuleCall
 from lyap_optuna.dynamics._checks import agree, another, check_sequences, checked_inputs
-from lyap_optuna.dynamics._errors import NonFiniteParametersError, NotMeasurableError
+from lyap_optuna.dynamics._errors import (
+    NonFiniteParametersError,
+    NoStepsError,
+    NotMeasurableError,
+)
 from lyap_optuna.dynamics._find import (
     LayerChoice,
     check_parameters,
@@ -25,6 +30,7 @@ from lyap_optuna.dynamics._find import (
     is_within,
     unwrapped,
 )
+from lyap_optuna.dynamics._follow import Chain
 from lyap_optuna.dynamics._general import GeneralPath, GeneralTrajectory, pieces_of
 from lyap_optuna.dynamics._isolate import exactly
 from lyap_optuna.dynamics._rebuilt import RebuiltLayer
@@ -41,6 +47,8 @@ from lyap_optuna.dynamics._sequences import (
     last_outputs,
     lengths_of,
     merged,
+    same_weights,
+    sublayers,
 )
 from lyap_optuna.dynamics.base import Dynamics, Trajectory, computing_dtype
 from lyap_optuna.dynamics.torch_kernels import KernelCall, linearise_along
@@ -92,7 +100,9 @@ def resolve(
             found = [DrivenLayer("", trajectory, state, lengths_of("", trajectory, steps, None))]
         elif isinstance(model, nn.Module):
             forward, chosen = _forward_of(model, inputs, initial_state, layer, seed)
-            found = _Measurement(forward, chosen, state, steps, split_resets).layers()
+            found = _Measurement(
+                forward, chosen, layer is not None, state, steps, split_resets
+            ).layers()
         else:
             raise ValueError(
                 "model must be an nn.Module or a RecurrentDynamics, but got "
@@ -128,23 +138,41 @@ class _Measurement:
         self,
         forward: Forward,
         chosen: list[str] | None,
+        asked: bool,
         state: str,
         lengths: Tensor | None,
         split: bool,
     ) -> None:
         self._forward, self._chosen = forward, chosen
+        self._asked = asked
         self._state, self._lengths, self._split = state, lengths, split
 
     def layers(self) -> list[DrivenLayer]:
         """Measure them."""
-        copies, calls = self._forward.run()
+        copies, calls = self._forward.run(every=self._asked)
+        mine: dict[str, list[ModuleCall]] = {}
+        for call in calls:
+            mine.setdefault(call.layer, []).append(call)
+        stepwise = {name for name in mine if self._is_stepwise(copies[name], mine[name])}
+        groups = grouped([call for call in calls if call.layer in stepwise])
+        groups += [[name] for name in mine if name not in stepwise]
+        order = list(mine)
         found: list[DrivenLayer] = []
-        for names in grouped(calls):
-            mine = [call for call in calls if call.layer in names]
-            if len(names) == 1 and not self._is_stepwise(copies[names[0]], mine):
-                found += self._of_whole_sequences(names[0], copies[names[0]], mine)
-            else:
-                found.append(self._followed(names, mine))
+        idle: NoStepsError | None = None
+        for names in sorted(groups, key=lambda names: order.index(names[0])):
+            try:
+                if names[0] in stepwise:
+                    group = [call for call in calls if call.layer in names]
+                    found.append(self._followed(names, group))
+                else:
+                    name = names[0]
+                    found += self._of_whole_sequences(name, copies[name], mine[name])
+            except NoStepsError as error:
+                if self._asked:
+                    raise
+                idle = error  # no recurrence as it is used here; others may be
+        if idle is not None and not found:
+            raise idle
         if self._chosen is not None:
             chosen = [d for d in found if any(is_within(d.name, name) for name in self._chosen)]
             if not chosen:
@@ -164,7 +192,7 @@ class _Measurement:
             return False
         kernels = [kernel for call in calls for kernel in call.kernels]
         if len(kernels) != len(calls):
-            return True
+            return len(sublayers(calls)) < 2
         return isinstance(module, nn.RNNCellBase) or goes_on(kernels)
 
     def _of_whole_sequences(
@@ -173,11 +201,15 @@ class _Measurement:
         architecture = architecture_of(module)
         assert architecture is not None
         if architecture.build is None:
-            kernels = [kernel for call in calls for kernel in call.kernels]
-            return [
-                merged(parts)
-                for parts in zip(*(self._of_kernel(name, k) for k in kernels), strict=True)
-            ]
+            groups = sublayers(calls) or [[k for call in calls for k in call.kernels]]
+            found = []
+            for i, kernels in enumerate(groups):
+                label = name
+                if len(groups) > 1:  # it runs its layers one by one
+                    label = f"{name}.l{i}" if name else f"l{i}"
+                by_call = [self._of_kernel(label, kernel) for kernel in kernels]
+                found += [merged(parts) for parts in zip(*by_call, strict=True)]
+            return found
         layer = RebuiltLayer(self._forward, name, module, architecture, calls, self._state)
         return [merged([self._driven(name, t) for t in layer.trajectories()])]
 
@@ -279,9 +311,15 @@ class _Measurement:
                 f"The state of {name!r} is changed between its calls. With the cell held fixed "
                 "(state='hidden') that is no dynamics: pass state='full'."
             )
+        self._check_steps(names, calls, sequences)
+        if path.left_torch:
+            raise NotMeasurableError(
+                f"The state of {name!r} leaves PyTorch between its calls (by numpy), where it "
+                "cannot be followed: compute with torch functions."
+            )
         pieces, reset = pieces_of(sequences, self._split, self._lengths)
         if not pieces:
-            raise NotMeasurableError(
+            raise NoStepsError(
                 f"The state of {name!r} is never handed on for two steps: there is nothing to "
                 "measure. Pass the layer itself and the inputs that reach it, or longer inputs."
             )
@@ -304,6 +342,23 @@ class _Measurement:
             "general",
         )
 
+    def _check_steps(
+        self, names: list[str], calls: list[ModuleCall], sequences: list[list[Chain]]
+    ) -> None:
+        """Check that a layer's own loop takes one step for each step of its inputs."""
+        if len(calls) > len(names) or len(names) > 1:
+            return
+        module = self._forward.layers[names[0]]
+        steps = steps_of_call(module, calls[0].args, calls[0].kwargs)
+        for sequence in sequences:
+            found = max(len(chain.states) - chain.ends_known for chain in sequence)
+            if steps is not None and found != steps:
+                raise NotMeasurableError(
+                    f"{type(module).__name__} {names[0]!r} takes {found} steps of its own for "
+                    f"{steps} time steps of its inputs, so that no rate per time step can be told. "
+                    "Pass a lyap_optuna.RecurrentDynamics with the whole step."
+                )
+
     def _are_cells(self, names: list[str]) -> bool:
         return all(isinstance(self._forward.layers[n], nn.RNNCellBase) for n in names)
 
@@ -322,6 +377,7 @@ class _Measurement:
     ) -> DrivenLayer | None:
         """Return the fast path through a layer's calls, where it is this network's."""
         kernels = [k for call in calls if call.layer == name for k in call.kernels]
+        first = kernels[0]
         parts: list[DrivenLayer] = []
         for sequence in sequences:
             (chain, *others) = sequence
@@ -330,6 +386,11 @@ class _Measurement:
             mine, kernels = kernels[: len(chain.states) - 1], kernels[len(chain.states) - 1 :]
             if any(call.directions == 2 or call.batch_sizes is not None for call in mine):
                 return None
+            if any(not same_weights(call, used) for call in mine for used in [*mine[:1], first]):
+                raise NotMeasurableError(
+                    f"{name!r} runs with other weights from call to call: it is not one system. "
+                    "Pass a lyap_optuna.RecurrentDynamics with its step function."
+                )
             full = self._joined(name, mine, "full")
             if full is None or not _moves(full, mine, chain.carried):
                 return None

@@ -58,6 +58,28 @@ def grouped(calls: list[ModuleCall]) -> list[list[str]]:
     return groups
 
 
+def sublayers(calls: list[ModuleCall]) -> list[list[KernelCall]]:
+    """Return the kernels of a layer by their weights, where each call runs each once; else [].
+
+    A layer that runs its layers one by one, to do something between them, does so.
+    """
+    by_weights: dict[int, list[KernelCall]] = {}
+    for call in calls:
+        for kernel in call.kernels:
+            by_weights.setdefault(kernel.weights[0][0].data_ptr(), []).append(kernel)
+    groups = list(by_weights.values())
+    whole = all(len(g) == len(calls) and g[0].inputs.shape[1] > 1 for g in groups)
+    return (
+        groups if whole and len(calls) * len(groups) == sum(len(c.kernels) for c in calls) else []
+    )
+
+
+def same_weights(a: KernelCall, b: KernelCall) -> bool:
+    """Whether two kernels run with the same weights."""
+    pairs = zip(a.weights, b.weights, strict=True)
+    return all(x is y or _equal(x, y) for p, q in pairs for x, y in zip(p, q, strict=True))
+
+
 def goes_on(kernels: list[KernelCall]) -> bool:
     """Whether a later call may begin with what an earlier one left."""
     if any(not _is_fresh(call, kernels[0]) for call in kernels[1:]):

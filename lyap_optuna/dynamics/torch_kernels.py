@@ -117,6 +117,11 @@ def state_of_kernel(name: str, args: tuple[Any, ...]) -> list[Tensor]:
     return list(hx) if isinstance(hx, (tuple, list)) else [hx]
 
 
+def weights_of_kernel(name: str, args: tuple[Any, ...]) -> Any:
+    """Return the weights that a call of ``torch.<name>`` runs with."""
+    return args[2:] if name.endswith("_cell") else args[3 if _is_packed(name, args) else 2]
+
+
 def steps_of_kernel(name: str, args: tuple[Any, ...]) -> int | None:
     """Return the time steps of a call, or None where they cannot be run one by one."""
     if _is_packed(name, args):

@@ -55,7 +55,7 @@ class Row:
         entries = ", ".join(f"`{name}`" for name in self.compared.entries)
         return (
             f"| {self.case.name} | {entries} | {path} | {self.compared.error:.0e} | "
-            f"{100 * self.cost:.2g} % | `{self.case.line}` |"
+            f"{float(f'{100 * self.cost:.2g}'):g} % | `{self.case.line}` |"
         )
 
 
@@ -150,7 +150,8 @@ def table(measured: Iterable[Row], before: dict[str, str], versions: str) -> str
 def _versions(cases: list[Case]) -> str:
     libraries = sorted({case.library for case in cases if case.library}, key=str.lower)
     names = ["torch", *libraries]
-    return ", ".join(f"{name} {importlib.metadata.version(name)}" for name in names)
+    found = {name: importlib.metadata.version(name).partition("+")[0] for name in names}
+    return ", ".join(f"{name} {version}" for name, version in found.items())
 
 
 @click.command()
