@@ -1,5 +1,6 @@
 # make demo     a real study, pruned and ranked by Lyapunov exponents (a few minutes)
-# make test     the tests
+# make test     the tests; those that measure once more with two threads of torch
+# make test-threads     those alone: batched LAPACK calls and workers behave otherwise there
 # make test-libraries   the tests of other libraries' layers, in .venv-libraries
 # make benchmark   what readouts and spectra cost here, against Algorithm 1 and training (10 minutes)
 # make browser  Chromium from the system's packages, for the tests in a browser
@@ -23,12 +24,12 @@ PYTEST ?=
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-# One thread per process: the tests run in two processes, the demo in one.
+# One thread per process: the tests run in two processes, the demo in one (but see test-threads).
 export OMP_NUM_THREADS := 1
 export MKL_NUM_THREADS := 1
 export OPENBLAS_NUM_THREADS := 1
 
-.PHONY: help install demo test test-fast test-libraries browser benchmark docs check format clean
+.PHONY: help install demo test test-fast test-threads test-libraries browser benchmark docs check format clean
 .DEFAULT_GOAL := help
 
 help:
@@ -47,8 +48,16 @@ $(STAMP): pyproject.toml
 demo: $(STAMP)
 	@$(BIN)/lyap-optuna demo $(DEMO)
 
+MEASURING := $(addprefix tests/test_,$(addsuffix .py,spectrum start driven_layers whose_network \
+	any_model battery architectures dynamics))
+
 test: $(STAMP)
 	$(BIN)/python -m pytest -n 2 $(PYTEST)
+	$(if $(strip $(PYTEST)),,$(MAKE) test-threads)
+
+test-threads: $(STAMP)
+	OMP_NUM_THREADS=2 MKL_NUM_THREADS=2 OPENBLAS_NUM_THREADS=2 \
+		$(BIN)/python -m pytest -n 1 $(MEASURING) $(PYTEST)
 
 test-fast: $(STAMP)
 	$(BIN)/python -m pytest -n 2 -m "not slow" $(PYTEST)
