@@ -1,6 +1,6 @@
 # make demo     a real study, pruned and ranked by Lyapunov exponents (a few minutes)
-# make test     the tests; those that measure once more with two threads of torch
-# make test-threads     those alone: batched LAPACK calls and workers behave otherwise there
+# make test     the tests, with one torch thread and (those that measure) with two
+# make test-threads     the latter alone
 # make test-libraries   the tests of other libraries' layers, in .venv-libraries
 # make benchmark   what readouts and spectra cost here, against Algorithm 1 and training (10 minutes)
 # make browser  Chromium from the system's packages, for the tests in a browser
@@ -22,9 +22,11 @@ BENCHMARK ?=
 PYTEST ?=
 
 BIN := $(VENV)/bin
+MEASURING := $(addprefix tests/test_,$(addsuffix .py,spectrum start driven_layers \
+	whose_network any_model battery architectures dynamics))
 STAMP := $(VENV)/.installed
 
-# One thread per process: the tests run in two processes, the demo in one (but see test-threads).
+# One thread per process: the tests run in two processes, the demo in one.
 export OMP_NUM_THREADS := 1
 export MKL_NUM_THREADS := 1
 export OPENBLAS_NUM_THREADS := 1
@@ -48,16 +50,14 @@ $(STAMP): pyproject.toml
 demo: $(STAMP)
 	@$(BIN)/lyap-optuna demo $(DEMO)
 
-MEASURING := $(addprefix tests/test_,$(addsuffix .py,spectrum start driven_layers whose_network \
-	any_model battery architectures dynamics))
-
+# One thread in each of two processes; then what measures, with two threads in one process.
 test: $(STAMP)
 	$(BIN)/python -m pytest -n 2 $(PYTEST)
-	$(if $(strip $(PYTEST)),,$(MAKE) test-threads)
+	$(MAKE) test-threads
 
 test-threads: $(STAMP)
 	OMP_NUM_THREADS=2 MKL_NUM_THREADS=2 OPENBLAS_NUM_THREADS=2 \
-		$(BIN)/python -m pytest -n 1 $(MEASURING) $(PYTEST)
+		$(BIN)/python -m pytest -q $(MEASURING)
 
 test-fast: $(STAMP)
 	$(BIN)/python -m pytest -n 2 -m "not slow" $(PYTEST)

@@ -89,8 +89,8 @@ def _slstm(n: int) -> nn.Module:
         _part(layers + "sLSTMLayerConfig")(embedding_dim=n, num_heads=4, backend="vanilla")
     )
     layer.reset_parameters()
-    module: nn.Module = layer
-    return module
+    built: nn.Module = layer
+    return built
 
 
 LAYERS: dict[str, Callable[[int], nn.Module]] = {

@@ -16,7 +16,7 @@ import lyap_optuna as lyap
 from lyap_optuna.dynamics import NotMeasurableError
 from studies.models.cases import step_of
 from studies.models.networks import EncoderDecoder, Packs, Stateful
-from studies.models.truth import gru_step, true_exponents
+from studies.models.truth import true_exponents
 
 FEATURES, UNITS = 3, 5
 

@@ -514,3 +514,236 @@ def test_attention_over_earlier_states_has_no_mean():
     assert lyap.lyapunov_readout(model, x.float()).mean is None
     with pytest.raises(NotMeasurableError, match="leading"):
         lyap.lyapunov_spectrum(model, x.float())
+
+
+# What a hostile reader tried ---------------------------------------------------------------------
+
+
+class MaskFirst(nn.GRUCell):
+    def forward(self, x, mask=None, h=None):
+        new = super().forward(x, h)
+        return new if mask is None else mask * new + (1 - mask) * h
+
+
+class MaskLast(nn.LSTMCell):
+    def forward(self, x, state, mask):
+        h, c = state
+        return super().forward(x, (h * mask, c))
+
+
+def with_keyword(self, x):
+    h = x.new_zeros(len(x), UNITS)
+    for step in x.unbind(1):
+        h = self.cell(step, h=h)
+    return h
+
+
+def test_another_argument_is_not_the_state():
+    torch.manual_seed(0)
+    model, x = Written(with_keyword, cell=MaskFirst(FEATURES, UNITS)), inputs().float()
+    truth = true_exponents(gru_step(cell_weights(model.cell)), torch.zeros(3, UNITS), x)
+    agree(spectrum(model, x), truth)
+
+    mask = torch.full((3, UNITS), 0.7)
+
+    def dropped(self, x):
+        h = c = x.new_zeros(len(x), UNITS)
+        for step in x.unbind(1):
+            h, c = self.cell(step, (h, c), mask.to(x))
+        return h
+
+    model = Written(dropped, cell=MaskLast(FEATURES, UNITS))
+    cell = lstm_step(cell_weights(model.cell))
+    scale = torch.cat([torch.full((UNITS,), float(mask[0, 0])), torch.ones(UNITS)]).double()
+    truth = true_exponents(lambda s, z: cell(scale * s, z), torch.zeros(3, 2 * UNITS), x)
+    agree(spectrum(model, x), truth)
+
+
+class LearnedStart(nn.GRU):
+    def forward(self, x, hx=None):
+        if hx is None:
+            hx = torch.full((1, len(x), self.hidden_size), 3.0).to(x)
+        return super().forward(x, hx)
+
+
+def test_a_subclass_begins_where_it_likes():
+    torch.manual_seed(0)
+    layer, x = LearnedStart(FEATURES, UNITS, batch_first=True), inputs(steps=15)
+    truth = true_exponents(gru_step(layer_weights(layer)), torch.full((3, UNITS), 3.0), x)
+    agree(spectrum(layer.double(), x), truth)
+
+
+def refused(model, x, reason):
+    with pytest.raises(NotMeasurableError, match=reason):
+        lyap.lyapunov_readout(model, x)
+
+
+def test_rows_that_act_on_one_another_are_refused():
+    def pooled(self, x):
+        h = x.new_zeros(len(x), UNITS)
+        for step in x.unbind(1):
+            h = self.cell(step, h + 3 * (h - h.mean(0, keepdim=True)))
+        return h
+
+    def spoken(self, x):
+        h = x.new_zeros(len(x), UNITS)
+        for step in x.unbind(1):
+            h = self.cell(step + self.out(h).mean(0, keepdim=True), h)
+        return h
+
+    x = inputs().float()
+    refused(Written(pooled, cell=gru_cell()), x, "act on one another")
+    refused(Written(pooled, cell=gru_cell()), x[:1].expand(3, -1, -1), "act on one another")
+    refused(Written(spoken, cell=gru_cell(), out=nn.Linear(UNITS, 3)), x, "act on one another")
+
+
+def test_calls_that_feed_one_another_are_no_sequences():
+    x = inputs().float()
+
+    def chunks(self, x):
+        y = x.new_zeros(len(x), FEATURES)
+        for part in x.split(20, 1):
+            y = self.out(self.rnn(part + y.unsqueeze(1))[0][:, -1])
+        return y
+
+    rnn = nn.GRU(FEATURES, UNITS, batch_first=True)
+    refused(Written(chunks, rnn=rnn, out=nn.Linear(UNITS, 3)), x, "reaches the inputs")
+    tied = nn.GRU(FEATURES, FEATURES, batch_first=True)
+    refused(Written(lambda self, x: self.rnn(self.rnn(x)[0])[0], rnn=tied), x, "reaches the inputs")
+
+
+class Substeps(nn.RNN):
+    def forward(self, x, hx=None):
+        h = x.new_zeros(1, len(x), self.hidden_size)
+        for step in x.split(1, 1):
+            for _ in range(2):
+                h = 0.5 * h + 0.5 * super().forward(step, h)[1]
+        return h, h
+
+
+class OneByOne(nn.LSTM):
+    """Its layers one after the other, with something between them."""
+
+    def forward(self, x, hx=None):
+        zero = x.new_zeros(1, len(x), self.hidden_size)
+        for i in range(self.num_layers):
+            weights = self._flat_weights[4 * i : 4 * i + 4]
+            x, *_ = torch.lstm(x, (zero, zero), weights, True, 1, 0.0, False, False, True)
+            x = F.dropout(x, 0.5, self.training)
+        return x, None
+
+
+def test_steps_and_layers_of_a_loop_of_its_own_are_told_apart():
+    x = inputs()
+    refused(Model(Substeps).double(), x, "steps of its own")
+    model = Model(OneByOne, num_layers=2).double()
+    stock = nn.LSTM(FEATURES, UNITS, 2, batch_first=True).double()
+    stock.load_state_dict(model.rnn.state_dict())
+    readout, expected = lyap.lyapunov_readout(model, x), lyap.lyapunov_readout(stock, x)
+    assert list(readout.layers) == ["rnn.l0", "rnn.l1"]
+    assert readout.mean == pytest.approx(expected.mean, abs=1e-9)
+
+
+def test_cells_that_take_turns_are_no_step():
+    def alternating(self, x):
+        h = x.new_zeros(len(x), UNITS)
+        for t, step in enumerate(x.unbind(1)):
+            h = (self.cell if t % 2 else self.other)(step, h)
+        return h
+
+    refused(Written(alternating, cell=gru_cell(), other=gru_cell(1)), inputs().float(), "layer=")
+
+
+def test_a_memory_that_is_used_at_rare_steps():
+    def rare(self, x):
+        h = kept = x.new_zeros(len(x), UNITS)
+        for t, step in enumerate(x.unbind(1)):
+            if t in (5, 12, 26, 33):
+                h, kept = h + 3 * kept, h
+            h = self.cell(step, h)
+        return h
+
+    model, x = Written(rare, cell=gru_cell()), inputs(steps=40).float()
+    assert lyap.lyapunov_readout(model, x).mean is None
+    with pytest.raises(NotMeasurableError, match="Jacobians"):
+        lyap.lyapunov_spectrum(model, x)
+
+
+def test_resets_of_stacked_cells_are_cut_in_a_readout():
+    class Episodic(Stacked):
+        def forward(self, x, done):
+            zero = x.new_zeros(len(x), UNITS)
+            low, high = self.both()
+            p, q = (zero, zero), (zero, zero)
+            for t, step in enumerate(x.unbind(1)):
+                keep = 1 - done[:, t : t + 1]
+                p = low(step, tuple(keep * part for part in p))
+                q = high(self.norm(p[0]), tuple(keep * part for part in q))
+            return q[0]
+
+    model, x = Episodic(False), inputs().float()
+    done = torch.zeros(3, STEPS)
+    done[0, 30] = 1
+    readout = lyap.lyapunov_readout(model, (x, done), warmup=5)
+    assert -1 < readout.max < 0
+    assert lyap.lyapunov_spectrum(model, (x, done)).max == -torch.inf
+
+
+def test_layers_that_interleave_whole_sequences_are_layers_of_their_own():
+    torch.manual_seed(0)
+    low, high = nn.GRU(FEATURES, 4, batch_first=True), nn.GRU(4, 6, batch_first=True)
+    model = Written(
+        lambda self, a, b: self.high(self.low(a)[0])[0] - self.high(self.low(b)[0])[0],
+        low=low,
+        high=high,
+    )
+    a, b = inputs().float(), inputs(seed=1).float()
+    readout = lyap.lyapunov_readout(model, (a, b))
+    assert {n: (p.sequences, p.state_size) for n, p in readout.layers.items()} == {
+        "low": (6, 4),
+        "high": (6, 6),
+    }
+
+
+def test_a_cell_that_is_called_once_is_no_recurrence():
+    torch.manual_seed(0)
+    model = Written(
+        lambda self, x: self.cell(self.rnn(x)[0][:, -1]),
+        rnn=nn.GRU(FEATURES, UNITS, batch_first=True),
+        cell=nn.GRUCell(UNITS, UNITS),
+    )
+    assert list(lyap.lyapunov_readout(model, inputs().float()).layers) == ["rnn"]
+    with pytest.raises(NotMeasurableError):
+        lyap.lyapunov_readout(model, inputs().float(), layer="cell")
+
+
+def test_other_ways_to_call_and_to_end():
+    x = inputs().float()
+    cell = gru_cell()
+    truth = true_exponents(gru_step(cell_weights(cell)), torch.zeros(3, UNITS), x)
+
+    def by_forward(self, x):
+        h = x.new_zeros(len(x), UNITS)
+        for step in x.unbind(1):
+            h = self.cell.forward(step, h)
+        return h
+
+    agree(spectrum(Written(by_forward, cell=cell), x), truth)
+
+    def ending(self, x):
+        h = x.new_zeros(len(x), UNITS)
+        for t, step in enumerate(x.unbind(1)):
+            n = 3 if t < 30 else 2
+            h = self.cell(step[:n], h[:n])
+        return h
+
+    refused(Written(ending, cell=cell), x, "fewer sequences")
+
+    def by_numpy(self, x):
+        h = x.new_zeros(len(x), UNITS)
+        for step in x.unbind(1):
+            left = torch.from_numpy(h.detach().numpy().copy())
+            h = 0.5 * left.to(h) + 0.5 * self.cell(step, h)
+        return h
+
+    refused(Written(by_numpy, cell=cell), x, "numpy")

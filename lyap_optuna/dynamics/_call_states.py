@@ -1,5 +1,6 @@
 """The state that a call of a recurrent module begins with."""
 
+import functools
 import inspect
 from typing import Any
 
@@ -27,6 +28,8 @@ def with_state(
     Raises:
         ValueError: ``given`` does not fit.
     """
+    if given is None and not _is_own(layer):
+        return args, kwargs  # a forward of its own begins as it likes
     names = _parameters_of(layer)
     inputs = args[0] if args else kwargs.get(names[0] if names else "input")
     if len(args) > 2 or len(names) < 2:
@@ -47,9 +50,26 @@ def with_state(
     return args[:1], {**{k: v for k, v in kwargs.items() if k != name}, name: state}
 
 
+def _signature(layer: nn.Module) -> inspect.Signature:
+    function = getattr(layer.forward, "__func__", None)
+    return inspect.signature(layer.forward) if function is None else _unbound(function)
+
+
+@functools.lru_cache(maxsize=64)
+def _unbound(function: Any) -> inspect.Signature:
+    signature = inspect.signature(function)
+    return signature.replace(parameters=list(signature.parameters.values())[1:])
+
+
+def _is_own(layer: nn.Module) -> bool:
+    """Whether a layer's forward is PyTorch's."""
+    function = getattr(layer.forward, "__func__", None)
+    return function is not None and function.__module__ == nn.RNNBase.__module__
+
+
 def _parameters_of(layer: nn.Module) -> list[str]:
     kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    parameters = inspect.signature(layer.forward).parameters.values()
+    parameters = _signature(layer).parameters.values()
     return [p.name for p in parameters if p.kind in kinds]
 
 
@@ -108,11 +128,33 @@ def _fitted(given: Any, zeros: list[Tensor]) -> Any:
 
 
 def state_of_call(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
-    """Return the tensors of the state that a call begins with: what follows the input."""
-    rest = [*args[1:], *(kwargs.values() if args else list(kwargs.values())[1:])]
+    """Return the tensors of the state that a call begins with.
+
+    They are the arguments that have the name of a state; where none has, the second argument.
+    What else a cell takes (masks, contexts, time gaps) is input.
+    """
+    bound = _signature(layer).bind(*args, **kwargs).arguments
+    named = [value for name, value in bound.items() if name.lower() in _STATES]
+    chosen = named or list(bound.values())[1:2]
     widths = {getattr(layer, "hidden_size", None), getattr(layer, "proj_size", None)}
-    tensors = [t for t in leaves(rest) if t.is_floating_point() and t.dim()]
+    tensors = [t for t in leaves(chosen) if t.is_floating_point() and t.dim()]
     return [t for t in tensors if widths == {None} or t.shape[-1] in widths]
+
+
+_STATES = {
+    *("hx", "cx", "h", "c", "hc", "hidden", "cell", "state", "states", "hidden_state"),
+    *("h0", "c0", "h_0", "c_0", "h_prev", "c_prev", "prev_h", "prev_c", "prev_state", "hprev"),
+    *("h_t", "c_t", "ht", "ct", "h_tm1", "c_tm1", "prev", "previous", "memory", "init_state"),
+}
+
+
+def first_state(cell: nn.RNNCellBase, x: Tensor) -> Any:
+    """Return zeros for a cell that must be given a state; None where it begins by itself."""
+    parameters = list(_signature(cell).parameters.values())[1:2]
+    if not parameters or parameters[0].default is not inspect.Parameter.empty:
+        return None
+    zero = x.new_zeros(len(x), cell.hidden_size)
+    return (zero, zero) if isinstance(cell, nn.LSTMCell) else zero
 
 
 def steps_of_call(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> int | None:

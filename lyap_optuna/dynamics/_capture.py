@@ -17,6 +17,7 @@ from torch.overrides import TorchFunctionMode
 
 from lyap_optuna.dynamics._arguments import arguments, leaves, misfit, moved, replaced
 from lyap_optuna.dynamics._call_states import state_of_call, with_state
+from lyap_optuna.dynamics._duals import DualKernels, dual_arithmetic
 from lyap_optuna.dynamics._errors import NotMeasurableError, OptionError
 from lyap_optuna.dynamics._generators import (
     DrewError,
@@ -67,6 +68,9 @@ class Observer:
     """
 
     level = ""
+    dual = False
+    """Whether it follows tangents."""
+
     left_torch = False
     """Whether something that is followed was handed to NumPy."""
 
@@ -114,6 +118,7 @@ class Forward:
     layers: dict[str, nn.Module]
     initial_state: Any = None
     seed: int = 0
+    _draws: list[bool] = field(default_factory=list)  # of each pass so far
 
     def run(
         self,
@@ -138,11 +143,22 @@ class Forward:
         Raises:
             NotMeasurableError: The forward fails before it has called a layer, or calls none.
         """
-        if observer is None and is_alone(self.model):
-            with contextlib.suppress(DrewError):
-                return self._run(Observer(), watched_generator(), double, grad, every)
-        numbers = OwnRandomNumbers(self.seed)
-        return self._run(observer or Observer(), numbers, double, grad, every)
+        # A mode that sees every operation costs more than most of them.
+        if self._draws and not any(self._draws):
+            nothing = contextlib.nullcontext()
+            return self._run(observer or Observer(), nothing, double, grad, every)
+        if not self._draws and observer is None and is_alone(self.model):
+            try:
+                found = self._run(Observer(), watched_generator(), double, grad, every)
+            except DrewError:
+                pass
+            else:
+                self._draws.append(False)
+                return found
+        own = OwnRandomNumbers(self.seed)
+        found = self._run(observer or Observer(), own, double, grad, every)
+        self._draws.append(own.drew)
+        return found
 
     def _run(
         self,
@@ -214,6 +230,7 @@ class _Recorder(TorchFunctionMode):
         self._initial_state = initial_state
         self._dtype = dtype
         self._open: list[ModuleCall] = []
+        self._kernels = DualKernels()
         self._begun: set[str] = set()
         self._operations = 0
         known = {name: architecture_of(layer) for name, layer in layers.items()}
@@ -330,6 +347,10 @@ class _Recorder(TorchFunctionMode):
             if name in _CASTS and args[0].dtype == self._dtype:
                 cast = func(*args, **kwargs)
                 return args[0] if self._is_shorter(cast) else cast
+        if self._observer.dual and not kwargs:
+            dual = dual_arithmetic(func, name, args)
+            if dual is not None:
+                return dual
         within = self._open[-1] if self._open else None
         if within is None and name in NAMES and not kwargs:
             within = self._called_directly(name, args)
@@ -341,7 +362,7 @@ class _Recorder(TorchFunctionMode):
             return self._converted(func(*args, **kwargs))
         if self._observer.level == "kernel" and self._observer.follows(within.layer):
             return self._followed(func, name, args, within)
-        result = func(*args, **kwargs)
+        result = self._run_kernel(func, name, args)
         within.kernels.append(read_kernel_call(name, args, result).kept())
         return result
 
@@ -376,10 +397,17 @@ class _Recorder(TorchFunctionMode):
             outputs.append(output)
         return (torch.cat(outputs, dim), *(hx if name == "lstm" else (hx,)))
 
+    def _run_kernel(self, func: Any, name: str, args: tuple[Any, ...]) -> Any:
+        if self._observer.dual:
+            result = self._kernels.run(func, name, args)
+            if result is not None:
+                return result
+        return func(*args)
+
     def _step(self, func: Any, name: str, args: tuple[Any, ...], call: ModuleCall) -> Any:
         state = state_of_kernel(name, args)
         args, _ = replaced((args, {}), state, self._observer.arriving(call.layer, state))
-        result = func(*args)
+        result = self._run_kernel(func, name, args)
         call.kernels.append(read_kernel_call(name, args, result).kept())
         self._observer.leaving(call.layer, list(leaves(result)))
         return result

@@ -17,16 +17,18 @@ class Tangents(Follower):
     Args:
         level: See :class:`Follower`.
         layers: See there.
-        seed: ``seed(chain, offset, size)``: where the tangent of some of the first state of chain
-            number ``chain`` starts, its dimensions from ``offset`` on, ``(size,)``.
+        seed: ``seed(chain, offset, batch, size)``: where the tangent of some of the first state of
+            chain number ``chain`` starts, its dimensions from ``offset`` on, ``(batch, size)``.
         beginnings: See :class:`Follower`.
     """
+
+    dual = True
 
     def __init__(
         self,
         level: str,
         layers: dict[str, nn.Module],
-        seed: Callable[[int, int, int], Tensor],
+        seed: Callable[[int, int, int, int], Tensor],
         beginnings: Beginnings | None = None,
     ) -> None:
         super().__init__(level, layers, beginnings)
@@ -56,7 +58,7 @@ class Tangents(Follower):
     def _seeded(self, layer: str, chain: int, offset: int, part: Tensor) -> Tensor:
         layout = self.batch_dimension(layer, part)
         rows = as_rows(part, layout)
-        seed = self._seed(chain, offset, rows.shape[1]).to(rows)
+        seed = self._seed(chain, offset, *rows.shape).to(rows)
         return like_part(seed.expand_as(rows).clone(), part, layout).contiguous()
 
     def begin(self, layer: str, chain: int, offset: int, made: Tensor) -> Tensor:

@@ -16,5 +16,9 @@ class NoStepsError(NotMeasurableError):
     """A layer is not used as a recurrence: its state is never handed on for two steps."""
 
 
+class RowsInteractError(NotMeasurableError):
+    """The sequences of a batch are one system."""
+
+
 class NonFiniteParametersError(NotMeasurableError):
     """The network has NaN or infinite weights, or diverges: it has no exponents."""

@@ -22,7 +22,7 @@ from torch.autograd import forward_ad
 from lyap_optuna.dynamics._arguments import mapped
 from lyap_optuna.dynamics._capture import Forward, ModuleCall
 from lyap_optuna.dynamics._carriers import Graphs, Tangents
-from lyap_optuna.dynamics._errors import NotMeasurableError
+from lyap_optuna.dynamics._errors import NotMeasurableError, RowsInteractError
 from lyap_optuna.dynamics._follow import Beginnings, Sequence
 from lyap_optuna.dynamics.base import Trajectory
 from lyap_optuna.dynamics.forward_mode import forward_mode
@@ -67,7 +67,7 @@ class GeneralPath:
         self._beginnings: Beginnings | None = None
 
     def tangents(
-        self, seed: Callable[[int, int, int], Tensor]
+        self, seed: Callable[[int, int, int, int], Tensor]
     ) -> tuple[list[Sequence], list[ModuleCall]]:
         """Push one tangent vector through; return the sequences and the calls.
 
@@ -167,9 +167,9 @@ class GeneralTrajectory(Trajectory):
             parts = row.split(sizes)
 
             def seed(
-                chain: int, offset: int, size: int, parts: tuple[Tensor, ...] = parts
+                chain: int, offset: int, batch: int, size: int, parts: tuple[Tensor, ...] = parts
             ) -> Tensor:
-                return parts[chain][offset : offset + size]
+                return parts[chain][offset : offset + size].expand(batch, size)
 
             sequences, _ = self._path.tangents(seed)
             joint = [_joint(s, lambda chain: chain.carried) for s in sequences]
@@ -187,12 +187,15 @@ class GeneralTrajectory(Trajectory):
         if self._checked is None:
             try:
                 self._checked = self._check()
+            except RowsInteractError:
+                raise
             except (RuntimeError, NotMeasurableError):
                 self._checked = False
         return self._checked
 
     def _check(self) -> bool:
         graphs = self._path.graphs
+        self._check_rows(graphs)
         generator = torch.Generator().manual_seed(0)
         for index, joint in enumerate(self._joint):
             tangents = _joint(self._sequences[index], lambda chain: chain.carried)
@@ -217,6 +220,24 @@ class GeneralTrajectory(Trajectory):
                 self._structural_rank = max(rank, self._known_rank)
                 self._known_rank = self._structural_rank
         return True
+
+    def _check_rows(self, graphs: Graphs) -> None:
+        """Check that the rows of a batch are systems of their own.
+
+        Raises:
+            RowsInteractError: One depends on another.
+        """
+        for index, joint in enumerate(self._joint):
+            steps = len(joint) - 1
+            for t in {0, steps // 2, steps - 1} if len(joint[0]) > 1 and steps > 0 else ():
+                covector = torch.zeros_like(joint[0])
+                covector[0] = 1
+                if bool(graphs.pull(index, t, covector)[1:].any()):
+                    raise RowsInteractError(
+                        "The sequences of a batch act on one another between the calls of the "
+                        "recurrent layer (agents, nodes of a graph, pooling): they are one system. "
+                        "Pass a lyap_optuna.RecurrentDynamics of all of them together."
+                    )
 
     def jacobians(self, inputs: Tensor, times: Tensor) -> Tensor:
         """Return Jacobians of pairs of piece and step, from reverse mode.

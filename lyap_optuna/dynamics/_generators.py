@@ -24,11 +24,15 @@ class OwnRandomNumbers(TorchDispatchMode):
 
     Args:
         seed: Seeds the generators, one per device.
+
+    Attributes:
+        drew: Whether an operation drew.
     """
 
     def __init__(self, seed: int) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._seed = seed
+        self.drew = False
         self._generators: dict[torch.device, torch.Generator] = {}
 
     @classmethod
@@ -40,6 +44,7 @@ class OwnRandomNumbers(TorchDispatchMode):
         if not _draws(func):
             return func(*args, **kwargs) if kwargs else func(*args)
         kwargs = kwargs or {}
+        self.drew = True
         if _is_global(kwargs.get("generator")):
             drawing = _with_generator(func)
             if drawing is not None:

@@ -158,14 +158,10 @@ class _Functions:
         """Put copies of the functions of ``original`` into ``clone``."""
         if not isinstance(clone, nn.Module):
             return
-        for cls in type(original).__mro__:
-            if cls.__module__.startswith("torch."):
-                continue
-            for name, value in vars(cls).items():
-                if isinstance(value, types.FunctionType) and not name.startswith("__"):
-                    copied = self.copy(value)
-                    if copied is not value and getattr(type(original), name, None) is value:
-                        vars(clone)[name] = types.MethodType(copied, clone)
+        for name, value in _run_by_forward(type(original)).items():
+            copied = self.copy(value)
+            if copied is not value:
+                vars(clone)[name] = types.MethodType(copied, clone)
         for name, value in vars(original).items():
             if isinstance(value, _CALLABLES):
                 vars(clone)[name] = self.value(value)
@@ -251,12 +247,30 @@ class _Functions:
         numpy = sys.modules.get("numpy")
         kinds: tuple[type, ...] = (torch.Generator, random.Random)
         if numpy is not None:
-            kinds = (*kinds, numpy.random.Generator, numpy.random.RandomState, numpy.ndarray)
+            kinds = (*kinds, numpy.random.Generator, numpy.random.RandomState)
         return isinstance(value, (*_MUTABLE, *kinds)) and value is not torch.default_generator
 
 
 _CALLABLES = (types.FunctionType, types.MethodType, functools.partial)
-_MUTABLE = (list, dict, set, bytearray, Tensor, nn.Module)
+_MUTABLE = (list, dict, set, bytearray, nn.Module)  # tensors of a module are read, not written to
+
+
+def _run_by_forward(cls: type) -> dict[str, types.FunctionType]:
+    """Return the methods of a class that its forward may call, but for PyTorch's own."""
+    methods: dict[str, types.FunctionType] = {}
+    for base in cls.__mro__:
+        if not base.__module__.startswith("torch."):
+            for name, value in vars(base).items():
+                if isinstance(value, types.FunctionType) and not name.startswith("__"):
+                    methods.setdefault(name, value)
+    found: dict[str, types.FunctionType] = {}
+    waiting = ["forward"]
+    while waiting:
+        name = waiting.pop()
+        if name in methods and name not in found:
+            found[name] = methods[name]
+            waiting += _global_names(methods[name].__code__)
+    return {n: f for n, f in found.items() if getattr(cls, n, None) is f}
 
 
 def _contents(cell: types.CellType) -> list[Any]:

@@ -163,7 +163,7 @@ class RebuiltLayer:
         if not self._may_continue():
             return [False] * (len(self._runs) - 1)
         with forward_mode(), forward_ad.dual_level():
-            _, calls = self._forward.run(_Marks(self._name), double=True)
+            _, calls = self._forward.run(Marks(self._name), double=True)
             runs = self._split([call for call in calls if call.layer == self._name])
             return [self._continued(a[-1], b[0]) for a, b in pairwise(runs)]
 
@@ -195,7 +195,7 @@ class RebuiltLayer:
         )
 
 
-class _Marks(Observer):
+class Marks(Observer):
     """Marks what a layer returns, so that it can be seen where it arrives again."""
 
     level = "module"

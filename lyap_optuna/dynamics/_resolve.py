@@ -12,9 +12,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 from lyap_optuna.dynamics._arguments import leaves
-from lyap_optuna.dynamics._call_states import steps_of_call
+from lyap_optuna.dynamics._call_states import first_state, steps_of_call
 from lyap_optuna.dynamics._capture import Forward, ModuleCall
 from lyap_optuna.dynamics._checks import agree, another, check_sequences, checked_inputs
 from lyap_optuna.dynamics._errors import (
@@ -33,7 +34,7 @@ from lyap_optuna.dynamics._find import (
 from lyap_optuna.dynamics._follow import Chain
 from lyap_optuna.dynamics._general import GeneralPath, GeneralTrajectory, pieces_of
 from lyap_optuna.dynamics._isolate import exactly
-from lyap_optuna.dynamics._rebuilt import RebuiltLayer
+from lyap_optuna.dynamics._rebuilt import Marks, RebuiltLayer
 from lyap_optuna.dynamics._registry import architecture_of
 from lyap_optuna.dynamics._sequences import (
     DrivenLayer,
@@ -51,6 +52,7 @@ from lyap_optuna.dynamics._sequences import (
     sublayers,
 )
 from lyap_optuna.dynamics.base import Dynamics, Trajectory, computing_dtype
+from lyap_optuna.dynamics.forward_mode import forward_mode
 from lyap_optuna.dynamics.torch_kernels import KernelCall, linearise_along
 
 STATES = ("hidden", "full")
@@ -201,6 +203,7 @@ class _Measurement:
         architecture = architecture_of(module)
         assert architecture is not None
         if architecture.build is None:
+            self._check_apart(name, calls)
             groups = sublayers(calls) or [[k for call in calls for k in call.kernels]]
             found = []
             for i, kernels in enumerate(groups):
@@ -212,6 +215,21 @@ class _Measurement:
             return found
         layer = RebuiltLayer(self._forward, name, module, architecture, calls, self._state)
         return [merged([self._driven(name, t) for t in layer.trajectories()])]
+
+    def _check_apart(self, name: str, calls: list[ModuleCall]) -> None:
+        """Check that what one call returned does not reach another one's inputs."""
+        if len(calls) < 2:
+            return
+        with forward_mode(), forward_ad.dual_level():
+            _, seen = self._forward.run(Marks(name), double=True, every=False)
+            inputs = [k.inputs for call in seen if call.layer == name for k in call.kernels]
+            reached = any(forward_ad.unpack_dual(x).tangent is not None for x in inputs)
+        if reached:
+            raise NotMeasurableError(
+                f"What {name!r} returns reaches the inputs of a later call of it: its calls are no "
+                "sequences of their own, and what lies between is not in its equations. Pass a "
+                "lyap_optuna.RecurrentDynamics with the whole step."
+            )
 
     def _driven(
         self, name: str, trajectory: Trajectory, packed: Tensor | None = None
@@ -288,10 +306,10 @@ class _Measurement:
             level = "module"
         path = GeneralPath(self._forward, level, names)
 
-        def scout(chain: int, offset: int, size: int) -> Tensor:
+        def scout(chain: int, offset: int, batch: int, size: int) -> Tensor:
             # the same whenever it is asked for
             generator = torch.Generator().manual_seed(1_000_003 * chain + offset)
-            return torch.randn(size, generator=generator, dtype=torch.float64)
+            return torch.randn(batch, size, generator=generator, dtype=torch.float64)
 
         sequences, seen = path.tangents(scout)
         if fast:
@@ -421,12 +439,12 @@ class _Measurement:
 class _Loop(nn.Module):
     """A loop over a cell that was given itself, with whole sequences."""
 
-    def __init__(self, cell: nn.Module) -> None:
+    def __init__(self, cell: nn.RNNCellBase) -> None:
         super().__init__()
         self.cell = cell
 
     def forward(self, x: Tensor) -> Tensor:
-        state = None
+        state = first_state(self.cell, x[:, 0])
         for step in x.unbind(1):
             state = self.cell(step) if state is None else self.cell(step, state)
         return next(leaves(state))
@@ -445,7 +463,7 @@ def _moves(driven: DrivenLayer, calls: list[KernelCall], tangents: list[Tensor])
             vector = driven.trajectory.tangent(t, vector)
             t += 1
         wanted = _by_layer(after, size, call.initial)
-        scale = wanted.abs().amax().clamp(min=1e-290)
+        scale = wanted.abs().amax(1, keepdim=True).clamp(min=1e-290)
         if not bool(((vector.squeeze(1) - wanted).abs() <= 1e-7 * scale).all()):
             return False
     return True

@@ -1,5 +1,7 @@
 """Long short-term memory, ``nn.LSTM``, with PyTorch's gates (i, f, g, o); paper, appendix B.1."""
 
+from functools import cached_property
+
 import torch
 from torch import Tensor
 from torch.nn.functional import softplus
@@ -40,6 +42,10 @@ class LSTMCell(FusedCell):
         super().__init__(weights)
         self.blocks = 2 if state == "full" else 1
 
+    @cached_property
+    def _log_abs_det(self) -> Tensor:
+        return log_abs_det(wide(self.weights.hh[3 * self.units :]).unsqueeze(0))
+
     def linearise(
         self, inputs: Tensor, initial: tuple[Tensor, ...], outputs: Tensor
     ) -> Linearisation:
@@ -68,14 +74,13 @@ class LSTMCell(FusedCell):
             return Linearisation(outputs=rebuilt, states=outputs, gain=to_hidden.unsqueeze(2))
         zero = torch.zeros_like(f)
         carry = torch.stack([torch.stack([zero, through * f], 2), torch.stack([zero, f], 2)], 2)
-        output_weight = wide(self.weights.hh[3 * self.units :]).unsqueeze(0)
         elementwise = log_sigmoid_slope(a_o) + wide(cells).tanh().abs().log() - softplus(-wide(a_f))
         return Linearisation(
             outputs=rebuilt,
             states=torch.cat([outputs, cells], dim=2),
             gain=torch.stack([to_hidden, to_cell], dim=2),
             carry=carry,
-            closed_log_abs_det=elementwise.sum(-1) + log_abs_det(output_weight),
+            closed_log_abs_det=elementwise.sum(-1) + self._log_abs_det,
         )
 
 

@@ -1,5 +1,7 @@
 """Vanilla recurrent layer, ``nn.RNN`` with tanh or relu (paper, equations 1 and 4)."""
 
+from functools import cached_property
+
 import torch
 from torch import Tensor
 
@@ -31,6 +33,10 @@ class VanillaCell(FusedCell):
         self.nonlinearity = nonlinearity
         self.kernel = f"rnn_{nonlinearity}"  # type: ignore[misc]
 
+    @cached_property
+    def _log_abs_det(self) -> Tensor:
+        return log_abs_det(wide(self.weights.hh).unsqueeze(0))
+
     def linearise(
         self, inputs: Tensor, initial: tuple[Tensor, ...], outputs: Tensor
     ) -> Linearisation:
@@ -42,10 +48,9 @@ class VanillaCell(FusedCell):
         else:
             slope = (a > 0).to(a)
             log_slope = wide(slope).log()
-        determinant = log_abs_det(wide(self.weights.hh).unsqueeze(0))
         return Linearisation(
             outputs=getattr(torch, self.nonlinearity)(a.squeeze(2)),
             states=outputs,
             gain=slope.unsqueeze(2),
-            closed_log_abs_det=log_slope.sum((-2, -1)) + determinant,
+            closed_log_abs_det=log_slope.sum((-2, -1)) + self._log_abs_det,
         )

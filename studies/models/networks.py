@@ -301,7 +301,9 @@ class NormalisedCell(nn.LSTMCell):
         super().__init__(i, h)
         self.a, self.b, self.n = nn.LayerNorm(4 * h), nn.LayerNorm(4 * h), nn.LayerNorm(h)
 
-    def forward(self, x: Tensor, state: Any = None) -> tuple[Tensor, Tensor]:
+    def forward(  # type: ignore[override]
+        self, x: Tensor, state: tuple[Tensor, Tensor]
+    ) -> tuple[Tensor, Tensor]:
         """Return h and c."""
         h, c = state
         gates = self.a(F.linear(x, self.weight_ih, self.bias_ih))
@@ -323,7 +325,9 @@ class PeepholeCell(nn.LSTMCell):
         super().__init__(i, h)
         self.peep = nn.Parameter(torch.randn(3, h))
 
-    def forward(self, x: Tensor, state: Any = None) -> tuple[Tensor, Tensor]:
+    def forward(  # type: ignore[override]
+        self, x: Tensor, state: tuple[Tensor, Tensor]
+    ) -> tuple[Tensor, Tensor]:
         """Return h and c."""
         h, c = state
         gates = F.linear(x, self.weight_ih, self.bias_ih) + F.linear(
@@ -337,9 +341,8 @@ class PeepholeCell(nn.LSTMCell):
 class ZoneoutCell(nn.GRUCell):
     """Zoneout: units keep their value by chance in training, on average in eval mode."""
 
-    def forward(self, x: Tensor, h: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, h: Tensor) -> Tensor:  # type: ignore[override]
         """Return the state."""
-        assert h is not None
         new: Tensor = super().forward(x, h)
         if self.training:
             keep = torch.bernoulli(torch.full_like(h, 0.5))
