@@ -56,7 +56,7 @@ test: $(STAMP)
 	$(MAKE) test-threads
 
 test-threads: $(STAMP)
-	OMP_NUM_THREADS=2 MKL_NUM_THREADS=2 OPENBLAS_NUM_THREADS=2 \
+	OMP_WAIT_POLICY=passive OMP_NUM_THREADS=2 MKL_NUM_THREADS=2 OPENBLAS_NUM_THREADS=2 \
 		$(BIN)/python -m pytest -q $(MEASURING)
 
 test-fast: $(STAMP)
