@@ -3,16 +3,16 @@
 import importlib.util
 import re
 import shutil
+from pathlib import Path
 
 import pytest
-from _pages import DOCS
 from click.testing import CliRunner
 
 from studies.models.__main__ import KEPT, main, rows_of
 from studies.models.cases import CASES, compare
 from studies.models.libraries import LIBRARIES
 
-PAGE = DOCS / "models.md"
+PAGE = Path(__file__).parents[1] / "docs" / "models.md"
 LISTED = {case.name: case for group in (*CASES.values(), *LIBRARIES.values()) for case in group}
 INSTALLED = [
     name

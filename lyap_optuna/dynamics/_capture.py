@@ -235,8 +235,10 @@ class _Recorder(TorchFunctionMode):
         self._operations = 0
         known = {name: architecture_of(layer) for name, layer in layers.items()}
         self._snapshots = {n for n, a in known.items() if a is not None and a.build is not None}
+        # Layers with equations of their own are seen by their hooks alone.
+        alone = len(self._snapshots) == len(layers)
+        self._sees_operations = bool(observer.level) or dtype is not None or not alone
         self._unchecked = {n for n in self._snapshots if (a := known[n]) and a.outputs is None}
-        self._only_modules = self._looks_on and len(self._snapshots) == len(layers)
         self._own_weights = {
             name: {p.data_ptr() for p in layer.parameters()}
             for name, layer in layers.items()
@@ -264,12 +266,12 @@ class _Recorder(TorchFunctionMode):
             if name in self._snapshots:
                 # what the layer itself returned, before the hooks of others
                 self._handles.append(layer.register_forward_hook(self._returned, prepend=True))
-        if not self._only_modules:
+        if self._sees_operations:
             super().__enter__()  # type: ignore[no-untyped-call]
         return self
 
     def __exit__(self, *exception: Any) -> None:
-        if not self._only_modules:
+        if self._sees_operations:
             super().__exit__(*exception)  # type: ignore[no-untyped-call]
         for handle in self._handles:
             handle.remove()

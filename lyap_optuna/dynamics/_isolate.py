@@ -280,6 +280,7 @@ def _contents(cell: types.CellType) -> list[Any]:
         return []
 
 
+@functools.lru_cache(maxsize=512)
 def _global_names(code: types.CodeType) -> set[str]:
     names = set(code.co_names)
     for constant in code.co_consts:
@@ -288,6 +289,7 @@ def _global_names(code: types.CodeType) -> set[str]:
     return names
 
 
+@functools.lru_cache(maxsize=512)
 def _operations(code: types.CodeType) -> set[str]:
     import dis
 

@@ -141,9 +141,17 @@ def table(measured: Iterable[Row], before: dict[str, str], versions: str) -> str
                 )
                 marked = True
             parts[-1] += f"\n{line}"
+    lines = [line.split(" | ") for part in parts for line in part.splitlines()]
+    general = [float(cells[4][:-2]) for cells in lines if cells[2:][:1] and "general" in cells[2]]
     note = f"Measured with {versions}, on one core."
+    if general:
+        low, high = min(general), max(general)
+        note += (
+            f" The general path, at {low:g} to {high:g} % of {BATCHES} batches, is "
+            f"{low * BATCHES / 1000:.0f} to {high * BATCHES / 1000:.0f} % of 1,000 batches."
+        )
     if marked:
-        note += f" {KEPT} Kept from an earlier run, which had this library."
+        note += f" {KEPT} Kept from an earlier run: not measured in this one."
     return "\n\n".join([*parts, note])
 
 
