@@ -1,5 +1,6 @@
 # make demo     a real study, pruned and ranked by Lyapunov exponents (a few minutes)
 # make test     the tests, with one torch thread and (those that measure) with two
+# make test-threads     the latter alone
 # make test-libraries   the tests of other libraries' layers, in .venv-libraries
 # make benchmark   what readouts and spectra cost here, against Algorithm 1 and training (10 minutes)
 # make browser  Chromium from the system's packages, for the tests in a browser
@@ -30,7 +31,7 @@ export OMP_NUM_THREADS := 1
 export MKL_NUM_THREADS := 1
 export OPENBLAS_NUM_THREADS := 1
 
-.PHONY: help install demo test test-fast test-libraries browser benchmark docs check format clean
+.PHONY: help install demo test test-fast test-threads test-libraries browser benchmark docs check format clean
 .DEFAULT_GOAL := help
 
 help:
@@ -52,7 +53,10 @@ demo: $(STAMP)
 # One thread in each of two processes; then what measures, with two threads in one process.
 test: $(STAMP)
 	$(BIN)/python -m pytest -n 2 $(PYTEST)
-	OMP_NUM_THREADS=2 MKL_NUM_THREADS=2 OPENBLAS_NUM_THREADS=2 \
+	$(MAKE) test-threads
+
+test-threads: $(STAMP)
+	OMP_WAIT_POLICY=passive OMP_NUM_THREADS=2 MKL_NUM_THREADS=2 OPENBLAS_NUM_THREADS=2 \
 		$(BIN)/python -m pytest -q $(MEASURING)
 
 test-fast: $(STAMP)

@@ -8,7 +8,7 @@ sequences, in one run; medians.
 import importlib
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import click
@@ -122,15 +122,19 @@ LAYERS: dict[str, Callable[[int], nn.Module]] = {
 """A layer of n units on n features."""
 
 
-def median_time(work: Callable[[], Any], repeats: int) -> float:
-    """Return the median of several runs in seconds, after one that is not counted."""
-    work()
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        work()
-        times.append(time.perf_counter() - start)
-    return statistics.median(times)
+def median_times(works: Sequence[Callable[[], Any]], repeats: int) -> list[float]:
+    """Return the medians in seconds of works that take turns, after one run that is not counted.
+
+    Whatever else the machine does meanwhile, it does to all of them.
+    """
+    times: list[list[float]] = [[] for _ in works]
+    for turn in range(repeats + 1):
+        for work, own in zip(works, times, strict=True):
+            start = time.perf_counter()
+            work()
+            if turn:
+                own.append(time.perf_counter() - start)
+    return [statistics.median(own) for own in times]
 
 
 def training_batch(model: nn.Module) -> Callable[[], None]:
@@ -157,15 +161,16 @@ def ratio(name: str, units: int, repeats: int) -> tuple[float, float] | None:
     with torch.no_grad():
         model(torch.randn(2, 3, FEATURES))
     inputs = torch.randn(SEQUENCES, STEPS, FEATURES)
-    readout = median_time(lambda: lyap.lyapunov_readout(model, inputs), repeats)
-    batch = median_time(training_batch(model), max(3, repeats // 2))
+    readout, batch = median_times(
+        [lambda: lyap.lyapunov_readout(model, inputs), training_batch(model)], repeats
+    )
     return BATCHES * batch, readout
 
 
 @click.command()
 @click.option("--units", default=[32, 64], multiple=True, show_default=True)
 @click.option("--layer", "layers", multiple=True, help="By name; all by default.")
-@click.option("--repeats", default=7, show_default=True)
+@click.option("--repeats", default=9, show_default=True)
 def main(units: tuple[int, ...], layers: tuple[str, ...], repeats: int) -> None:
     """Print what a readout of each layer costs, as a share of an epoch."""
     console = Console()

@@ -4,11 +4,13 @@ images of tangent vectors; and forward-mode differentiation in threads."""
 import math
 import subprocess
 import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 from _networks import KINDS, make_inputs, make_layer, orthogonal, state_of
+from torch import nn
 
 import lyap_optuna as lyap
 from lyap_optuna.dynamics import DrivenLayer, NotMeasurableError, Trajectory, resolve
@@ -283,3 +285,28 @@ for threads in (1, 2):
 assert torch.allclose(*found, rtol=0, atol=1e-9)
 """
     subprocess.run([sys.executable, "-c", program], check=True, timeout=120)
+
+
+def test_what_a_model_draws_is_the_same_alone_and_beside_another_thread():
+    class Drawing(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.rnn = nn.GRU(4, 6, batch_first=True)
+
+        def forward(self, x):
+            return self.rnn(nn.functional.dropout(x, 0.5, training=True))[0]
+
+    model, x = Drawing(), torch.randn(4, 40, 4)
+    before = torch.default_generator.get_state()
+    alone = lyap.lyapunov_readout(model, x)
+    assert torch.equal(torch.default_generator.get_state(), before)
+    torch.rand(3)
+    assert lyap.lyapunov_readout(model, x).max == alone.max
+    done = threading.Event()
+    other = threading.Thread(target=done.wait)
+    other.start()
+    try:
+        assert lyap.lyapunov_readout(model, x).max == alone.max
+    finally:
+        done.set()
+        other.join()

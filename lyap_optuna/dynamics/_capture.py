@@ -19,7 +19,13 @@ from lyap_optuna.dynamics._arguments import arguments, leaves, misfit, moved, re
 from lyap_optuna.dynamics._call_states import state_of_call, with_state
 from lyap_optuna.dynamics._duals import DualKernels, dual_arithmetic
 from lyap_optuna.dynamics._errors import NotMeasurableError, OptionError
-from lyap_optuna.dynamics._generators import OwnRandomNumbers, undisturbed_generators
+from lyap_optuna.dynamics._generators import (
+    DrewError,
+    OwnRandomNumbers,
+    is_alone,
+    undisturbed_generators,
+    watched_generator,
+)
 from lyap_optuna.dynamics._isolate import (
     exactly,
     private_copy,
@@ -137,32 +143,53 @@ class Forward:
         Raises:
             NotMeasurableError: The forward fails before it has called a layer, or calls none.
         """
+        # A mode that sees every operation costs more than most of them.
+        if self._draws and not any(self._draws):
+            nothing = contextlib.nullcontext()
+            return self._run(observer or Observer(), nothing, double, grad, every)
+        if not self._draws and observer is None and is_alone(self.model):
+            try:
+                found = self._run(Observer(), watched_generator(), double, grad, every)
+            except DrewError:
+                pass
+            else:
+                self._draws.append(False)
+                return found
+        own = OwnRandomNumbers(self.seed)
+        found = self._run(observer or Observer(), own, double, grad, every)
+        self._draws.append(own.drew)
+        return found
+
+    def _run(
+        self,
+        observer: Observer,
+        random_numbers: contextlib.AbstractContextManager[Any],
+        double: bool,
+        grad: bool,
+        every: bool,
+    ) -> tuple[dict[str, nn.Module], list[ModuleCall]]:
         dtype = torch.float64 if double else _computing(self.layers.values())
         clone, copies = private_copy(self.model, dtype)
         layers = {name: copies[id(layer)] for name, layer in self.layers.items()}
         args, kwargs = arguments(self.model, moved(self.inputs, self.model, dtype))
-        observer = observer or Observer()
         for i, given in enumerate(leaves((args, kwargs)) if observer.level else ()):
             observer.made((-1 - i, 0), given)
         recorder = _Recorder(layers, observer, self.initial_state, dtype, grad)
-        own = OwnRandomNumbers(self.seed)
         try:
             with (
                 undisturbed_generators(self.seed),
-                # a mode that sees every operation costs more than most of them
-                contextlib.nullcontext() if self._draws and not any(self._draws) else own,
+                random_numbers,
                 exactly(),
                 torch.set_grad_enabled(grad),
                 recorder,
             ):
                 clone(*args, **kwargs)
-        except (NotMeasurableError, OptionError, torch.OutOfMemoryError):
+        except (NotMeasurableError, OptionError, DrewError, torch.OutOfMemoryError):
             raise
         except Exception as error:
             called = {call.layer for call in recorder.seen}
             if not called or (every and called != set(layers)) or double:
                 raise NotMeasurableError(self._failure(error, args, kwargs)) from error
-        self._draws.append(own.drew)
         calls = recorder.seen
         missing = sorted(set(layers) - {call.layer for call in calls})
         if missing and (every or len(missing) == len(layers)):

@@ -300,7 +300,13 @@ def pieces_of(
                 f"lengths are {len(lengths)} numbers, but {batch} sequences reach the layer "
                 f"{sequence[0].layer!r}."
             )
-        resets = sequence[0].resets if len(sequence) == 1 else _joint_resets(sequence)
+        if steps and any(chain.states[0].shape[0] != batch for chain in sequence):
+            raise NotMeasurableError(
+                f"{sequence[0].layer!r} is called with different numbers of sequences by turns, so "
+                "that no joint step can be told. Pass a lyap_optuna.RecurrentDynamics."
+            )
+        together = len(sequence) > 1 and steps > 0
+        resets = _joint_resets(sequence) if together else sequence[0].resets
         longest = steps
         for row in range(batch):
             steps = longest if lengths is None else min(longest, int(lengths[row]))

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import itertools
 import random
 import sys
 import threading
@@ -9,7 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lyap_optuna.dynamics._errors import NotMeasurableError
@@ -97,6 +98,35 @@ _DRAWS_LIKE: dict[Any, Callable[..., Tensor]] = {
         like, **options
     ).uniform_(generator=generator),
 }
+
+
+class DrewError(Exception):
+    """A forward drew from PyTorch's global generator, where none was to be drawn from."""
+
+
+def is_alone(model: nn.Module) -> bool:
+    """Whether nobody else can draw meanwhile from what a model may draw from."""
+    tensors = itertools.chain(model.parameters(), model.buffers())
+    return threading.active_count() == 1 and all(t.device.type == "cpu" for t in tensors)
+
+
+@contextlib.contextmanager
+def watched_generator() -> Iterator[None]:
+    """See whether PyTorch's generator is drawn from; it is put back.
+
+    For a model that is alone. Hardly any draws in eval mode, and to look at every operation, as
+    :class:`OwnRandomNumbers` does, costs more than many a forward.
+
+    Raises:
+        DrewError: It was.
+    """
+    before = torch.default_generator.get_state()
+    try:
+        yield
+    finally:
+        if not torch.equal(before, torch.default_generator.get_state()):
+            torch.default_generator.set_state(before)
+            raise DrewError
 
 
 @contextlib.contextmanager

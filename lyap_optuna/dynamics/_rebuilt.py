@@ -66,10 +66,10 @@ class RebuiltLayer:
             last = i + 1 == len(self._runs) or not self._continues[i]
             reaching, initial = self._read(self._module, run)
             inputs = checked_inputs(reaching, dynamics, least=2 if first and last else 1)
-            trajectory = dynamics.linearise(inputs, initial)
-            if not self._same(self._module, run, inputs, trajectory) and not self._same_in_double(
-                i
-            ):
+            along = self._along(dynamics, run, inputs, initial)
+            trajectory = along or dynamics.linearise(inputs, initial)
+            same = along is not None or self._same(self._module, run, inputs, trajectory)
+            if not same and not self._same_in_double(i):
                 raise NotMeasurableError(another(self._name, self._module))
             pieces.append((inputs, initial))
             if last:
@@ -99,6 +99,20 @@ class RebuiltLayer:
                 f"({type(error).__name__}: {error}): pass a lyap_optuna.RecurrentDynamics with its "
                 "step function."
             ) from error
+
+    def _along(
+        self, dynamics: Any, run: list[ModuleCall], inputs: Tensor, initial: Any
+    ) -> Trajectory | None:
+        """Return a trajectory along the model's own states, where it is these equations'."""
+        if self._architecture.states is None or not run[-1].results:
+            return None
+        states = self._architecture.states(self._module, run[-1].results)
+        if states is None or states.shape[:2] != inputs.shape[:2]:
+            return None
+        states = states.to(inputs)
+        trajectory: Trajectory
+        trajectory, rebuilt = dynamics.linearise_along(inputs, initial, states)
+        return trajectory if agree(rebuilt, states) else None
 
     # Whose network? -------------------------------------------------------------------------------
 

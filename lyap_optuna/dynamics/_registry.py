@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from lyap_optuna.dynamics.antisymmetric import AntisymmetricRNN, antisymmetric_dynamics
 from lyap_optuna.dynamics.base import Dynamics, Trajectory
-from lyap_optuna.dynamics.closed_form_continuous import cfc_dynamics, cfc_outputs
+from lyap_optuna.dynamics.closed_form_continuous import cfc_dynamics, cfc_outputs, cfc_states
 from lyap_optuna.dynamics.diagonal import DiagonalStateSpace, diagonal_dynamics
 from lyap_optuna.dynamics.linear_recurrent_unit import lru_dynamics, lru_outputs, read_lru_calls
 from lyap_optuna.dynamics.liquid_time_constant import ltc_dynamics, ltc_outputs
@@ -63,12 +63,17 @@ class Architecture:
             network than the one that ran. None: there is nothing to compare.
         stepwise: Whether a model calls the module once per time step; all calls of one forward
             are read then, else each call is a batch of sequences.
+        states: ``states(module, results)`` returns the states of all steps, ``(batch, time,
+            state)``, where they are among the tensors that the forward returned, else None. Then
+            the dynamics has ``linearise_along(inputs, initial_state, states)``, which returns a
+            trajectory along them and where one step leads from each, and nothing is run again.
     """
 
     build: Callable[[nn.Module, str], Dynamics] | None
     read_calls: Callable[[nn.Module, Calls], tuple[Tensor, Any]] = first_argument
     outputs: Callable[[nn.Module, Tensor, Trajectory], Tensor] | None = None
     stepwise: bool = False
+    states: Callable[[nn.Module, list[Tensor]], Tensor | None] | None = None
 
 
 _kernels = Architecture(None)
@@ -106,7 +111,9 @@ _BY_NAME: dict[str, Architecture] = {
     "torchrecurrent.base.RecurrentLayerBase": Architecture(
         recurrent_dynamics, read_recurrent_calls, recurrent_outputs
     ),
-    "ncps.torch.cfc.CfC": Architecture(cfc_dynamics, read_ncps_calls, cfc_outputs),
+    "ncps.torch.cfc.CfC": Architecture(
+        cfc_dynamics, read_ncps_calls, cfc_outputs, states=cfc_states
+    ),
     "ncps.torch.ltc.LTC": Architecture(ltc_dynamics, read_ncps_calls, ltc_outputs),
     "xlstm.blocks.slstm.cell.sLSTMCellBase": Architecture(
         slstm_dynamics, read_slstm_calls, slstm_outputs

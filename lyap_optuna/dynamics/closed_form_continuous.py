@@ -95,6 +95,10 @@ class CfCCell:
         self._first_bias = self.hidden[0].bias if self.hidden else self.head_bias
         self._ih = self._first[:, : -self.units].detach()
         self._hh = self._first[:, -self.units :].detach().contiguous()
+        # A backbone of one layer, with the constants of a LeCun tanh in the weights around it.
+        self._folded: tuple[Tensor, Tensor] | None = None
+        if len(self.activations) == 1 and type(self.activations[0]).__name__ == "LeCun":
+            self._folded = (0.666 * self._hh.T, 1.7159 * self.heads.T)
 
     def drive(self, x: Tensor) -> Tensor:
         """Return what the inputs contribute to the first layer of weights."""
@@ -102,6 +106,10 @@ class CfCCell:
 
     def step(self, drive: Tensor, h: Tensor, spans: Tensor) -> Tensor:
         """Return h' of a batch, ``(batch, units)``."""
+        if self._folded is not None:
+            recurrent, heads = self._folded
+            z = torch.addmm(drive, h, recurrent, beta=0.666).tanh_()
+            return self._combined(torch.addmm(self.head_bias, z, heads), spans)
         return self._combined(self._heads_of(torch.addmm(drive, h, self._hh.T)), spans)
 
     def _heads_of(self, z: Tensor, slopes: list[Tensor] | None = None) -> Tensor:
@@ -142,8 +150,20 @@ class CfCCell:
 
     def linearise(self, x: Tensor, before: Tensor, after: Tensor, spans: Tensor) -> LayerTrajectory:
         """Linearise all steps, given the states before and after them."""
+        return self.linearise_along(x, before, after, spans)[0]
+
+    def linearise_along(
+        self, x: Tensor, before: Tensor, after: Tensor, spans: Tensor
+    ) -> tuple[LayerTrajectory, Tensor]:
+        """Linearise all steps; return also where one step leads from each state before."""
         slopes: list[Tensor] = []
         p = self._heads_of(self.drive(x) + linear(before, self._hh), slopes)
+        trajectory = self._linearised(p, slopes, after, spans)
+        return trajectory, self._combined(p, spans)
+
+    def _linearised(
+        self, p: Tensor, slopes: list[Tensor], after: Tensor, spans: Tensor
+    ) -> LayerTrajectory:
         gain = self._gains(p, spans).unsqueeze(2)
         linearisation = Linearisation(outputs=after, states=after, gain=gain)
         weights = LayerWeights(self._ih, self._hh)
@@ -257,6 +277,7 @@ class CfCDynamics(Dynamics):
         by_cell = spans.split(sizes, dim=2) if spans.shape[2] > 1 else (spans,) * len(sizes)
         # The state's own recursion; all else is computed for all steps at once.
         h, c = list(initial[:, : self.units].split(sizes, dim=1)), initial[:, self.units :]
+        plain = len(h) == 1 and self.memory is None
         drive = self.cells[0].drive(x)
         memory_drive = None if self.memory is None else self.memory.drive(x)
         entering: list[Tensor] = []
@@ -271,7 +292,7 @@ class CfCDynamics(Dynamics):
                 h[i] = cell.step(below, h[i], by_cell[i][:, t])
                 if i + 1 < len(sizes):
                     below = self.cells[i + 1].drive(h[i])
-            states.append(torch.cat([*h, c], dim=1))
+            states.append(h[0] if plain else torch.cat([*h, c], dim=1))
         after, before = stacked(states, initial)
         hidden = torch.stack(entering, dim=1) if entering else before
         from_, to = hidden.split(sizes, dim=2), after[..., : self.units].split(sizes, dim=2)
@@ -283,6 +304,29 @@ class CfCDynamics(Dynamics):
         if self.memory is None:
             return trajectory
         return MixedMemoryTrajectory(self.memory.linearise(x, before), trajectory)
+
+    @torch.no_grad()
+    def linearise_along(
+        self, inputs: Tensor, initial_state: Any, states: Tensor
+    ) -> tuple[Trajectory, Tensor]:
+        """Linearise one cell without memory along states of its own, ``(batch, time, units)``.
+
+        Returns:
+            The trajectory, and where one step leads from each state before.
+        """
+        x, spans = inputs[..., : self._features], inputs[..., self._features :]
+        initial = initial_of(initial_state, inputs.shape[0], self.state_size, inputs)
+        before = torch.cat([initial.unsqueeze(1), states[:, :-1]], dim=1)
+        return self.cells[0].linearise_along(x, before, states, spans)
+
+
+def cfc_states(module: Any, results: list[Tensor]) -> Tensor | None:
+    """Return the states of all steps, where they are what the layer returns."""
+    plain = getattr(module.rnn_cell, "_layers", None) is None and not module.use_mixed
+    if not (plain and module.return_sequences and isinstance(module.fc, nn.Identity)):
+        return None
+    states = results[0] if results[0].dim() == 3 else results[0].unsqueeze(0)
+    return states if module.batch_first or results[0].dim() == 2 else states.transpose(0, 1)
 
 
 def cfc_dynamics(module: nn.Module, state: str) -> CfCDynamics:

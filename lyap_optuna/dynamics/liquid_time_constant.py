@@ -10,6 +10,7 @@ where I and G are the same sums over the inputs, constant within the step.
 """
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -26,7 +27,7 @@ from lyap_optuna.dynamics.ncps_layers import (
 )
 
 _CHUNK = 2**22  # entries of Jacobians of unfolded steps that are kept at once
-_MULTIPLIED = 24  # up to this many units the unfolded steps' Jacobians are multiplied beforehand
+_KEPT = 2**22  # entries of Jacobians of all steps, up to which they are computed beforehand
 
 
 @dataclass(frozen=True)
@@ -114,27 +115,41 @@ class LTCTrajectory(Trajectory):
         return out
 
     def tangent(self, t: int, vectors: Tensor) -> Tensor:
-        """Multiply by the Jacobians of the fused steps, one after the other."""
+        """Multiply by J_t, or by the Jacobians of the fused steps, one after the other."""
+        if self._all is not None:
+            return torch.bmm(vectors, self._all[:, t])
         first, factors = self._kept_factors(t)
         for factor in factors:
             vectors = torch.bmm(vectors, factor[:, t - first])
         return vectors
 
-    def _kept_factors(self, t: int) -> tuple[int, list[Tensor]]:
+    @cached_property
+    def _all(self) -> Tensor | None:
+        """The transposed Jacobians of all steps, where they are small: they are needed twice."""
+        if self.batch * self.steps * self.state_size**2 > _KEPT:
+            return None
+        parts = [
+            _product(self._factors(self._before[:, part], self._drive.at(slice(None), part)))
+            for part in self._parts()
+        ]
+        return torch.cat(parts, dim=1)
+
+    def _parts(self) -> list[slice]:
         # All steps that fit at once: the cost of a step is that of calling its few operations.
-        n, s = self.state_size, self._synapses
-        length = max(1, _CHUNK // (self.batch * s.unfolds * n * n))
-        first = t - t % length
-        if self._kept is None or self._kept[0] != first:
-            part = slice(first, first + length)
+        length = max(1, _CHUNK // (self.batch * self._synapses.unfolds * self.state_size**2))
+        return [slice(t, t + length) for t in range(0, self.steps, length)]
+
+    def _kept_factors(self, t: int) -> tuple[int, list[Tensor]]:
+        part = next(part for part in self._parts() if part.start <= t < part.stop)
+        if self._kept is None or self._kept[0] != part.start:
             factors = self._factors(self._before[:, part], self._drive.at(slice(None), part))
-            if n <= _MULTIPLIED:
-                factors = [_product(factors)]
-            self._kept = first, factors
+            self._kept = part.start, factors
         return self._kept
 
     def jacobians(self, inputs: Tensor, times: Tensor) -> Tensor:
         """Return the products of the fused steps' Jacobians."""
+        if self._all is not None:
+            return self._all[inputs, times].mT
         before = self._before[inputs, times]
         return _product(self._factors(before, self._drive.at(inputs, times))).mT
 

@@ -92,7 +92,7 @@ def test_ltc(options, wired, mixed):
 def test_ltc_chain_of_unfolded_steps(monkeypatch):
     from lyap_optuna.dynamics import liquid_time_constant
 
-    monkeypatch.setattr(liquid_time_constant, "_MULTIPLIED", 0)
+    monkeypatch.setattr(liquid_time_constant, "_KEPT", 0)
     monkeypatch.setattr(liquid_time_constant, "_CHUNK", 2 * B * 6 * N * N)
     layer = make("LTC")
     _, _, trajectory = measured(layer, torch.randn(B, T, F, dtype=torch.float64))
