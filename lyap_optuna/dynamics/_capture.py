@@ -441,7 +441,10 @@ _PRODUCTS = {"linear", "matmul", "mm", "addmm", "__matmul__", "__rmatmul__"}
 
 def _computing(layers: Iterable[nn.Module]) -> torch.dtype | None:
     kinds = {p.dtype for layer in layers for p in layer.parameters() if p.is_floating_point()}
-    return torch.float32 if any(kind.itemsize < 4 for kind in kinds) else None
+    if any(kind.itemsize < 4 for kind in kinds):
+        return torch.float32
+    # what a forward makes in float32 then fits a layer of float64
+    return torch.float64 if torch.float64 in kinds else None
 
 
 def _attention(*args: Any, **kwargs: Any) -> Tensor:
