@@ -20,6 +20,7 @@ from lyap_optuna.dynamics._call_states import state_of_call, with_state
 from lyap_optuna.dynamics._duals import DualKernels, dual_arithmetic
 from lyap_optuna.dynamics._errors import NotMeasurableError, OptionError
 from lyap_optuna.dynamics._generators import (
+    DrewBesideOthersError,
     DrewError,
     OwnRandomNumbers,
     is_alone,
@@ -155,8 +156,15 @@ class Forward:
             else:
                 self._draws.append(False)
                 return found
-        own = OwnRandomNumbers(self.seed)
-        found = self._run(observer or Observer(), own, double, grad, every)
+        for attempt in range(1, _ATTEMPTS + 1):
+            own = OwnRandomNumbers(self.seed)
+            try:
+                found = self._run(observer or Observer(), own, double, grad, every)
+                break
+            except DrewBesideOthersError:
+                # another thread draws seldom, a model that draws always
+                if attempt == _ATTEMPTS:
+                    raise
         self._draws.append(own.drew)
         return found
 
@@ -177,7 +185,7 @@ class Forward:
         recorder = _Recorder(layers, observer, self.initial_state, dtype, grad)
         try:
             with (
-                undisturbed_generators(self.seed),
+                undisturbed_generators(self.seed, check=not observer.level),
                 random_numbers,
                 exactly(),
                 torch.set_grad_enabled(grad),
@@ -208,6 +216,9 @@ class Forward:
             f"({type(error).__name__}: {error}). Pass a batch as in training, without targets, "
             f"laid out as the model takes it.{misfit(self.model, self.inputs)}"
         )
+
+
+_ATTEMPTS = 4
 
 
 class _Recorder(TorchFunctionMode):

@@ -100,6 +100,10 @@ _DRAWS_LIKE: dict[Any, Callable[..., Tensor]] = {
 }
 
 
+class DrewBesideOthersError(NotMeasurableError):
+    """A global generator of Python or NumPy moved while other threads live."""
+
+
 class DrewError(Exception):
     """A forward drew from PyTorch's global generator, where none was to be drawn from."""
 
@@ -130,7 +134,7 @@ def watched_generator() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def undisturbed_generators(seed: int) -> Iterator[None]:
+def undisturbed_generators(seed: int, check: bool = True) -> Iterator[None]:
     """Leave the global generators of PyTorch, Python and NumPy as they were.
 
     PyTorch's are not touched by what :class:`OwnRandomNumbers` diverts; the rest
@@ -160,11 +164,11 @@ def undisturbed_generators(seed: int) -> Iterator[None]:
                 numpy.random.set_state(numpy_before)
             if not torch.equal(torch_before, torch.default_generator.get_state()):
                 torch.default_generator.set_state(torch_before)
-    if alone:
+    if alone or not check:
         return
     numpy_same = numpy is None or _same(numpy_before, numpy.random.get_state())
     if not numpy_same or python_before != random.getstate():
-        raise NotMeasurableError(
+        raise DrewBesideOthersError(
             "The model's forward, or another thread meanwhile, drew from Python's or NumPy's "
             "global generator. Beside other threads that cannot be put back: let the model draw "
             "by torch functions, or only in training mode."
