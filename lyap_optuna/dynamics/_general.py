@@ -129,7 +129,7 @@ class GeneralTrajectory(Trajectory):
         self._joint = [_joint(s, lambda chain: chain.states) for s in sequences]
         self.states = self._gathered(self._joint)
         self._checked: bool | None = None
-        self._structural_rank, self._known_rank = self.state_size, 0
+        self._structural_rank = self.state_size
 
     def _gathered(self, joint: list[list[Tensor]]) -> Tensor:
         """Return ``(pieces, time, size)`` of the states after each step."""
@@ -196,6 +196,7 @@ class GeneralTrajectory(Trajectory):
     def _check(self) -> bool:
         graphs = self._path.graphs
         self._check_rows(graphs)
+        ranks: list[int] = []
         generator = torch.Generator().manual_seed(0)
         for index, joint in enumerate(self._joint):
             tangents = _joint(self._sequences[index], lambda chain: chain.carried)
@@ -215,10 +216,9 @@ class GeneralTrajectory(Trajectory):
             steps = len(joint) - 1
             if steps < 1:
                 continue
-            for t in sorted({0, steps // 2, steps - 1}):
-                rank = int(torch.linalg.matrix_rank(graphs.jacobian(index, t)).max())
-                self._structural_rank = max(rank, self._known_rank)
-                self._known_rank = self._structural_rank
+            for t in {0, steps // 2, steps - 1}:
+                ranks.append(int(torch.linalg.matrix_rank(graphs.jacobian(index, t)).max()))
+        self._structural_rank = max(ranks, default=self.state_size)
         return True
 
     def _check_rows(self, graphs: Graphs) -> None:
@@ -248,7 +248,7 @@ class GeneralTrajectory(Trajectory):
         if not self.has_jacobians:
             raise NotMeasurableError(
                 "The states that arrive at the recurrent layers are not all that the model knows "
-                "of the past (it looks back further, or forbids gradients): there is a maximum "
+                "of the past (it looks back further): there is a maximum "
                 "exponent, by lyapunov_readout, but no whole spectrum."
             )
         out = self.states.new_empty(len(inputs), self.state_size, self.state_size)
@@ -311,15 +311,12 @@ def pieces_of(
         for row in range(batch):
             steps = longest if lengths is None else min(longest, int(lengths[row]))
             cuts = [t for t, rows in sorted(resets.items()) if bool(rows[row]) and t <= steps]
-            if len(sequence) > 1 and split:
-                cuts, steps_left = cuts[:1], steps
-                # a joint state is not followed anew after a reset
-                edges = [0, cuts[0]] if cuts else [0, steps_left]
-            else:
-                edges = [0, *cuts, steps] if split else [0, steps]
+            edges = [0, *cuts, steps] if split else [0, steps]
+            if together and split and cuts:
+                edges = [0, cuts[0]]  # a joint state is not followed anew after a reset
             for start, stop in pairwise(edges):
                 # The step that resets belongs to no piece: what follows does not depend on it.
-                end = stop if stop == steps or not split else stop - 1
+                end = stop - 1 if split and stop in cuts else stop
                 if end > start + 1:
                     pieces.append(Piece(index, row, start, end))
                     reset.append(bool(cuts) and not split)

@@ -7,6 +7,7 @@ from a generator of our own.
 
 import contextlib
 import copy
+import dis
 import functools
 import random
 import sys
@@ -291,8 +292,6 @@ def _global_names(code: types.CodeType) -> set[str]:
 
 @functools.lru_cache(maxsize=512)
 def _operations(code: types.CodeType) -> set[str]:
-    import dis
-
     return {instruction.opname for instruction in dis.get_instructions(code)}
 
 
