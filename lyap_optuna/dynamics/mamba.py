@@ -83,11 +83,14 @@ def mamba_dynamics(module: nn.Module, state: str) -> DiagonalDynamics:
 
 @torch.no_grad()
 def mamba_outputs(module: nn.Module, inputs: Tensor, trajectory: Trajectory) -> Tensor:
-    """Return what the layer returns, ``(batch, time, features)``."""
+    """Return what the layer returns, ``(batch, time, features)``.
+
+    In float32 where the layer rounds what it computes to it: the last bit may fall otherwise.
+    """
     layer: Any = computing(module)
     u, z = inputs.chunk(2, dim=-1)
-    _, _, c, _ = _selected(layer, u)
+    _, _, c, driven = _selected(layer, u)
     h = trajectory.states.unflatten(2, layer.A_log.shape)
     y = (h @ c.unsqueeze(-1)).squeeze(-1) + u * layer.D.float().to(u)
     out: Tensor = layer.out_proj(y * silu(z))
-    return out
+    return out if driven is u else out.float()

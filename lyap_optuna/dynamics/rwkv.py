@@ -168,7 +168,8 @@ def read_rwkv_calls(module: Any, calls: list[Any]) -> tuple[Tensor, Tensor | Non
 def rwkv_outputs(module: nn.Module, inputs: Tensor, trajectory: Trajectory) -> Tensor:
     """Return what the layer returns, ``(batch, time, features)``.
 
-    It averages over the past and over the present step, whose key has a bonus of its own.
+    It averages over the past and over the present step, whose key has a bonus of its own. In
+    float32, to which the layer rounds its keys: the last bit may fall otherwise.
     """
     assert isinstance(trajectory, RwkvTrajectory)
     layer: Any = computing(module)
@@ -179,7 +180,7 @@ def rwkv_outputs(module: nn.Module, inputs: Tensor, trajectory: Trajectory) -> T
     average = past * r + (1 - past) * value
     gate = torch.sigmoid(layer.receptance(_mixed(x, shifted, layer.time_mix_receptance)))
     out: Tensor = layer.output(gate * average)
-    return out
+    return out.float()
 
 
 def _mixed(x: Tensor, shifted: Tensor, share: Tensor) -> Tensor:

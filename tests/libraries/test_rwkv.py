@@ -7,6 +7,7 @@ import torch
 from _steps import rwkv_step
 from _truth import agree, library, measured, randomised
 
+import lyap_optuna as lyap
 from lyap_optuna.dynamics.rwkv import RwkvTrajectory
 
 B, T, N = 3, 9, 6
@@ -44,6 +45,15 @@ def test_rwkv(modeling, width):
     n = len(attention.time_decay)
     empty = torch.cat([torch.zeros(n), torch.full((n,), -1e30)]).double()
     agree(trajectory, truth(attention, x), empty)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_key_between_two_floats_is_no_other_network(modeling, seed):
+    torch.manual_seed(seed)
+    attention = make(modeling, 16)
+    x = torch.randn(8, 300, N, dtype=torch.float64)
+    readout = lyap.lyapunov_readout(attention, x, state="full")
+    assert readout.state_size == 32
 
 
 def test_rwkv_goes_on_from_a_state(modeling):
