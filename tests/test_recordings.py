@@ -5,23 +5,43 @@ from pathlib import Path
 
 import optuna
 import pytest
+import torch
 from click.testing import CliRunner
+from torch import nn
 
+from lyap_optuna.data import CharacterText
 from lyap_optuna.replay import Recording
 from studies.pruning.__main__ import main as judge
 from studies.recordings import _training
 from studies.recordings.__main__ import store
-from studies.recordings.tasks import TASKS
+from studies.recordings.tasks import TASKS, _wide, wide_motion, wide_text
 
 RECORDABLE = [name for name, task in TASKS.items() if not task.needs_data]
+WIDE = [name for name in TASKS if name.startswith("wide_")]
+MADE = Path("a folder that nothing is read from")
 
 
-@pytest.mark.parametrize("name", RECORDABLE)
-def test_a_task_is_trained_and_recorded(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def made_data(monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Frames and a text in place of the real ones."""
+    draw = torch.Generator().manual_seed(0)
+    frames = torch.randn(20, 26, 20, generator=draw), torch.randn(12, 26, 20, generator=draw)
+    codes = torch.randint(0, 5, (3, 200), generator=draw)
+    monkeypatch.setattr(wide_motion, "frames", lambda data: frames)
+    monkeypatch.setattr(
+        wide_text, "load_war_and_peace", lambda data: CharacterText(*codes, "abcde")
+    )
+    return MADE
+
+
+@pytest.mark.parametrize("name", [*RECORDABLE, "wide_motion", "wide_text"])
+def test_a_task_is_trained_and_recorded(
+    name: str, made_data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     task = dataclasses.replace(TASKS[name], epochs=1)
     monkeypatch.setitem(_training.TASKS, name, task)
-    (params, distributions), *_ = _training.configurations(name, 1, None)
-    outcome = _training.train(name, 0, params, None)
+    (params, distributions), *_ = _training.configurations(name, 1, made_data)
+    outcome = _training.train(name, 0, params, made_data)
     assert list(outcome.losses) == [1]
     assert set(outcome.readouts) == set(task.states)
     assert list(outcome.readouts[task.states[0]]) == ["0", "1"]
@@ -50,6 +70,52 @@ def test_spaces_have_a_category_and_something_that_does_not_matter() -> None:
         kinds = {type(d).__name__ for d in distributions.values()}
         assert "CategoricalDistribution" in kinds
         assert "weight_decay" in distributions
+
+
+def test_the_wide_tasks_share_one_space_of_14_hyperparameters(made_data: Path) -> None:
+    first, *others = (_training.configurations(name, 20, made_data) for name in WIDE)
+    assert all(other == first for other in others)
+    assert len({name for params, _ in first for name in params}) == 14
+    assert {params["cell"] for params, _ in first if "gate_bias" in params} == {"GRU", "LSTM"}
+    assert {params["cell"] for params, _ in first if "gate_bias" not in params} == {"tanh", "relu"}
+    assert {TASKS[name].trials for name in WIDE} == {90}
+
+
+@pytest.mark.parametrize("cell", _wide.CELLS)
+def test_wide_layers_start_as_suggested(cell: str) -> None:
+    layer = _wide.make_layer(cell, 3, 5, layers=2)
+    inputs = [layer.get_parameter(f"weight_ih_l{i}").clone() for i in range(2)]
+    biases = [layer.get_parameter(f"bias_hh_l{i}").clone() for i in range(2)]
+    gate_bias = 3.0 if cell in ("GRU", "LSTM") else None
+    _wide.initialise_(layer, "identity", gain=0.5, input_scale=2.0, gate_bias=gate_bias)
+    for i in range(2):
+        recurrent = layer.get_parameter(f"weight_hh_l{i}")
+        assert torch.equal(recurrent, 0.5 * torch.eye(5).repeat(len(recurrent) // 5, 1))
+        assert torch.equal(layer.get_parameter(f"weight_ih_l{i}"), 2.0 * inputs[i])
+        added = layer.get_parameter(f"bias_hh_l{i}") - biases[i]
+        expected = torch.zeros_like(added)
+        if gate_bias is not None:
+            expected[5:10] = gate_bias
+        assert torch.allclose(added, expected)
+
+
+@pytest.mark.parametrize("scheme", _wide.INITIALISATIONS)
+def test_wide_schemes_neither_shrink_nor_stretch_at_a_gain_of_one(scheme: str) -> None:
+    torch.manual_seed(0)
+    layer = _wide.make_layer("tanh", 3, 200, layers=1)
+    _wide.initialise_(layer, scheme, gain=1.0, input_scale=1.0, gate_bias=None)
+    # Root mean square over directions: the norm of the matrix over that of the identity.
+    stretch = layer.get_parameter("weight_hh_l0").detach().norm() / 200**0.5
+    # PyTorch's own scheme has a standard deviation of 1 / sqrt(3 n).
+    assert stretch == pytest.approx(3**-0.5 if scheme == "uniform" else 1.0, rel=0.02)
+
+
+def test_what_diverges_has_no_exponents() -> None:
+    layer = nn.RNN(1, 4, nonlinearity="relu", batch_first=True)
+    with torch.no_grad():
+        layer.get_parameter("weight_hh_l0").copy_(1e6 * torch.eye(4))
+        layer.get_parameter("bias_hh_l0").fill_(1.0)
+    assert _training.measure(layer, torch.rand(2, 30, 1), "full") is None
 
 
 @pytest.mark.slow

@@ -1,7 +1,7 @@
 """Train every configuration of a task to its end, and record what pruners could have known.
 
     python -m studies.recordings adding copying --jobs 2
-    python -m studies.recordings motion --data FOLDER
+    python -m studies.recordings wide_motion wide_copying --data FOLDER
 
 Trials go to an Optuna study in ``OUTPUT/recordings.db`` as they end; the same command goes on with
 what is missing, and then writes ``OUTPUT/TASK.json.gz``.
@@ -50,12 +50,15 @@ def store(
 
 @click.command()
 @click.argument("tasks", nargs=-1, required=True, type=click.Choice([*TASKS]))
-@click.option("--trials", default=80, show_default=True, type=click.IntRange(min=1))
+@click.option(
+    "--trials", type=click.IntRange(min=1), help="By default 80, and 90 of the wide tasks."
+)
 @click.option("--jobs", default=1, show_default=True, help="Trials trained at a time.")
 @click.option(
     "--data",
     type=click.Path(path_type=Path, exists=True, file_okay=False),
-    help="Folder that holds cmu_mocap.tar.xz (motion); else it is downloaded.",
+    help="Folder that holds cmu_mocap.tar.xz (motion, wide_motion) and war_and_peace.txt.xz "
+    "(wide_text); else they are downloaded.",
 )
 @click.option(
     "--output",
@@ -63,26 +66,29 @@ def store(
     show_default=True,
     type=click.Path(path_type=Path, file_okay=False),
 )
-def main(tasks: tuple[str, ...], trials: int, jobs: int, data: Path | None, output: Path) -> None:
+def main(
+    tasks: tuple[str, ...], trials: int | None, jobs: int, data: Path | None, output: Path
+) -> None:
     """Record TASKS: every configuration trained to its end."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     output.mkdir(parents=True, exist_ok=True)
     storage = f"sqlite:///{output / 'recordings.db'}"
     for name in tasks:
         task = TASKS[name]
+        n = task.trials if trials is None else trials
         study = optuna.create_study(storage=storage, study_name=name, load_if_exists=True)
         study.set_user_attr("kind", task.kind)
         study.set_user_attr("description", task.description)
         study.set_user_attr("states", list(task.states))
         try:
-            drawn = configurations(name, trials, data)
+            drawn = configurations(name, n, data)
         except (FileNotFoundError, ImportError, ValueError) as error:
             raise click.ClickException(str(error)) from None
         done = {t.user_attrs["configuration"] for t in study.get_trials(deepcopy=False)}
-        missing = [i for i in range(trials) if i not in done]
+        missing = [i for i in range(n) if i not in done]
         with (
             ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool,
-            tqdm(total=trials, initial=trials - len(missing), desc=name) as bar,
+            tqdm(total=n, initial=n - len(missing), desc=name) as bar,
         ):
             futures = [pool.submit(train, name, i, drawn[i][0], data) for i in missing]
             try:

@@ -12,6 +12,7 @@ from optuna.distributions import BaseDistribution
 from optuna.trial import FixedTrial
 
 import lyap_optuna as lyap
+from lyap_optuna.dynamics import NonFiniteParametersError
 from lyap_optuna.records import ReadoutRecord
 from studies.recordings.tasks import TASKS
 
@@ -52,9 +53,11 @@ def configurations(
 
 
 def measure(model: torch.nn.Module, inputs: torch.Tensor, state: str) -> dict[str, Any] | None:
-    """Return the whole spectrum's readout as stored, or None where the weights are not finite."""
+    """Return the whole spectrum's readout as stored, or None where weights or states diverged."""
     try:
         spectrum = lyap.lyapunov_spectrum(model, inputs, state=state)
+    except NonFiniteParametersError:
+        return None
     except ValueError:
         if all(bool(p.isfinite().all()) for p in model.parameters()):
             raise

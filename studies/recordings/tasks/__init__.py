@@ -9,6 +9,10 @@ from studies.recordings.tasks import (
     lorenz96,
     motion,
     temporal_order,
+    wide_copying,
+    wide_digits,
+    wide_motion,
+    wide_text,
 )
 from studies.recordings.tasks._task import Run, Task
 
@@ -23,6 +27,10 @@ TASKS: dict[str, Task] = {
         lorenz96.TASK,
         adding_tanh.TASK,
         temporal_order.TASK,
+        wide_motion.TASK,
+        wide_copying.TASK,
+        wide_digits.TASK,
+        wide_text.TASK,
     )
 }
 """Every recorded task by its name."""

@@ -14,7 +14,7 @@ class Run:
     """One network in training.
 
     Args:
-        model: The network, with one recurrent layer, before its first update.
+        model: The network, with one recurrent module, before its first update.
         probe_inputs: What its ``forward`` takes, ten sequences.
         train_epoch: Trains for one epoch.
         validate: Returns the loss on the validation set.
@@ -38,6 +38,7 @@ class Task:
         states: Which exponents are measured: an LSTM has ``"hidden"`` and ``"full"`` ones.
         start: Takes a trial and a folder with data, suggests the hyperparameters, and returns the
             network, ready to train.
+        trials: Trials of the recording.
         needs_data: Whether it takes data from the folder, or else downloads them.
     """
 
@@ -47,6 +48,7 @@ class Task:
     epochs: int
     states: tuple[str, ...]
     start: Callable[[optuna.trial.BaseTrial, Path | None], Run]
+    trials: int = 80
     needs_data: bool = False
 
 
@@ -98,11 +100,15 @@ def uniform_(layer: nn.RNNBase, scale: float, gate_bias: float = 0.0) -> None:
 
 
 def suggest_optimizer(
-    trial: optuna.trial.BaseTrial, model: nn.Module, lr: float, names: tuple[str, ...]
+    trial: optuna.trial.BaseTrial,
+    model: nn.Module,
+    lr: float,
+    names: tuple[str, ...],
+    weight_decay: tuple[float, float] = (1e-9, 1e-6),
 ) -> torch.optim.Optimizer:
-    """Suggest which optimizer, and a weight decay too small to matter."""
+    """Suggest which optimizer, and a weight decay: by default one too small to matter."""
     name = trial.suggest_categorical("optimizer", names)
-    decay = trial.suggest_float("weight_decay", 1e-9, 1e-6, log=True)
+    decay = trial.suggest_float("weight_decay", *weight_decay, log=True)
     if name == "sgd":
         return torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9, weight_decay=decay)
     kind = torch.optim.Adam if name == "adam" else torch.optim.RMSprop
