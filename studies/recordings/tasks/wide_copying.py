@@ -17,7 +17,7 @@ from studies.recordings.tasks._wide import N_TRIALS, Sequences, cross_entropy, s
 ALPHABET = 8
 SYMBOLS = 5
 DELAY = 15
-"""So long that most configurations stay on the plateau for some epochs, and half of them for all."""
+"""So long that about half of the configurations stay on the plateau to the end."""
 
 N_EPOCH = 2_400
 """A trial takes 5 seconds on one core."""
