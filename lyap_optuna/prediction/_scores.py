@@ -1,159 +1,109 @@
-"""Ranks, normal scores and rank correlation: the robust scale on which everything is fitted."""
+"""The robust scale on which everything is fitted: normal scores of ranks."""
 
-import functools
 import math
 from dataclasses import dataclass
-from statistics import NormalDist
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
 
 from lyap_optuna.prediction.evidence.base import FloatArray
 
-_NORMAL = NormalDist()
+EQUALLY_GOOD = 0.05
+"""Final values nearer to one another than this share of the distance from the median to the best
+are equally good: on a plateau all are, once one trial has left it."""
 
 
-@functools.lru_cache(maxsize=512)
-def _score_table(n: int) -> FloatArray:
-    # Normal quantile of k / (2 n) for k = 0 .. 2 n, the two ends held at half a rank inside.
-    inside = np.clip(np.arange(2 * n + 1), 1, 2 * n - 1) / (2 * n)
-    table = np.array([_NORMAL.inv_cdf(p) for p in inside])
-    table.flags.writeable = False
-    return table
-
-
-def normal_quantile(probability: float) -> float:
-    """Return the standard normal quantile."""
-    return _NORMAL.inv_cdf(probability)
-
-
-def normal_cdf(z: FloatArray) -> FloatArray:
-    """Return the standard normal distribution function, elementwise."""
-    return np.array([0.5 * math.erfc(-v / math.sqrt(2)) for v in np.ravel(z)]).reshape(np.shape(z))
-
-
-def scores_within(
-    values: FloatArray,
-    reference: FloatArray,
-    noise: FloatArray | None = None,
-    margin: float = 0.0,
-) -> FloatArray:
+def normal_scores(values: FloatArray, reference: FloatArray, margin: float = 0.0) -> FloatArray:
     """Return the normal scores of ``values`` among the ascending ``reference``.
 
-    The score of v is the normal quantile of (#smaller + #equal / 2) / n, so that without noise and
-    margin it depends on the order alone: no value, however large, moves another one's score.
-    ``reference`` has at least one element and no NaN; infinity is allowed.
+    The score of v is the normal quantile of (#smaller + #equal / 2) / n, held half a rank inside
+    the ends: it depends on the order alone, so that no value, however large, moves another one's
+    score. Values nearer than ``margin`` are equal. NaN stays NaN.
 
-    With ``noise``, the standard deviation of each element of ``reference``, each counts as
-    smaller with the chance that it is, v being as noisy: values nearer to one another than their
-    noise have nearly the same score. Values nearer than ``margin`` count as equal.
+    Args:
+        values: Any shape.
+        reference: Ascending, without NaN, shape (n,), n at least 1; infinity is allowed.
+        margin: In the units of the values.
     """
-    if noise is None or not noise.any():
-        if margin == 0.0:
-            low = np.searchsorted(reference, values, side="left")
-            high = np.searchsorted(reference, values, side="right")
-            scores: FloatArray = _score_table(len(reference))[low + high]
-            return scores
-        noise = np.zeros(len(reference))
     from scipy.special import ndtri
 
     n = len(reference)
-    share = _chances_below(values, reference, math.sqrt(2) * noise, margin).mean(axis=1)
-    scores = ndtri(np.clip(share, 0.5 / n, 1 - 0.5 / n))
-    return scores
+    low = np.searchsorted(reference, values - margin, side="left")
+    high = np.searchsorted(reference, values + margin, side="right")
+    scores = ndtri(np.clip((low + high) / (2 * n), 0.5 / n, 1 - 0.5 / n))
+    return np.where(np.isnan(values), math.nan, scores)
 
 
-def _chances_below(
-    values: FloatArray, reference: FloatArray, widths: FloatArray, margin: float
-) -> FloatArray:
-    """Return the chances that each of ``reference`` is truly below each of ``values``.
+def rank_correlation(a: FloatArray, b: FloatArray) -> float:
+    """Return Spearman's rank correlation; 0 where either is constant or has fewer than two."""
+    from scipy.stats import rankdata
 
-    Those nearer than ``margin`` count for a half.
-    """
-    from scipy.special import ndtr
-
-    with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
-        difference = np.subtract.outer(values, reference)
-        z = np.nan_to_num(difference / widths, nan=0.0, posinf=40.0, neginf=-40.0)
-    chances: FloatArray = np.where(np.abs(difference) < margin, 0.5, ndtr(z))
-    return chances
+    if len(a) < 2 or np.ptp(rankdata(a)) == 0 or np.ptp(rankdata(b)) == 0:
+        return 0.0
+    return float(np.corrcoef(rankdata(a), rankdata(b))[0, 1])
 
 
 @dataclass(frozen=True)
-class PairwiseOrder:
-    """Who is below whom, among n values that are known to within noise and a margin.
+class Scale:
+    """Oriented final values as normal scores, and back.
 
     Args:
-        likely: Chance that value j is truly below value i, a half where they are nearer than the
-            margin, shape (n, n).
-        exact: The same without noise.
+        values: Oriented final values of a study, infinity allowed, ascending, shape (n,).
+        best: Those that can be the best, ascending, shape (n_feasible,).
     """
 
-    likely: FloatArray
-    exact: FloatArray
+    values: FloatArray
+    best: FloatArray
 
-    def among(self, chosen: npt.NDArray[np.bool_]) -> "PairwiseOrder":
-        """Return the order of the values that ``chosen`` marks, shape (n,)."""
-        pairs = np.ix_(chosen, chosen)
-        return PairwiseOrder(self.likely[pairs], self.exact[pairs])
+    @classmethod
+    def of(cls, values: FloatArray, feasible: npt.NDArray[np.bool_]) -> "Scale":
+        """Sort the values."""
+        return cls(np.sort(values), np.sort(values[feasible]))
 
+    @cached_property
+    def margin(self) -> float:
+        """The distance within which values are equally good."""
+        finite = self.values[np.isfinite(self.values)]
+        if not self.best.size or not finite.size:
+            return 0.0
+        # A diverged value has its place in the order, and no other meaning.
+        median = float(np.quantile(self.values, 0.5, method="lower"))
+        if math.isinf(median):
+            median = float(np.median(finite))
+        with np.errstate(over="ignore"):
+            spread = median - float(self.best[0])
+        # A hair wider: on a grid of values it must not depend on rounding who is inside.
+        return EQUALLY_GOOD * (1 + 1e-6) * spread if 0.0 < spread < math.inf else 0.0
 
-def pairwise_order(
-    values: FloatArray, noise: FloatArray | None = None, margin: float = 0.0
-) -> PairwiseOrder | None:
-    """Return the order of ``values``; None where neither noise nor a margin blurs it."""
-    noisy = noise is not None and bool(noise.any())
-    if not noisy and margin == 0.0:
-        return None
-    exact = _chances_below(values, values, np.zeros(len(values)), margin)
-    if noise is None or not noisy:
-        return PairwiseOrder(exact, exact)
-    return PairwiseOrder(
-        _chances_below(values, values, np.hypot.outer(noise, noise), margin), exact
-    )
+    def score_of(self, values: FloatArray) -> FloatArray:
+        """Return the scores of oriented values."""
+        return normal_scores(np.asarray(values, np.float64), self.values, self.margin)
 
+    @cached_property
+    def _finite(self) -> tuple[FloatArray, FloatArray]:
+        values = self.values[np.isfinite(self.values)]
+        return values, self.score_of(values)
 
-def midranks(values: FloatArray, margin: float = 0.0) -> FloatArray:
-    """Return the ranks of ``values`` from 1, ties sharing their average.
+    def threshold(self, fraction: float) -> float | None:
+        """Return the score that marks the best ``fraction`` of ``best``; None without any."""
+        if not self.best.size:
+            return None
+        return float(np.quantile(self.score_of(self.best), fraction, method="hazen"))
 
-    Values nearer than ``margin`` are tied.
-    """
-    reference = np.sort(values)
-    low = np.searchsorted(reference, values, side="left")
-    high = np.searchsorted(reference, values, side="right")
-    if margin > 0.0:  # infinity is tied with itself, whatever the margin
-        low = np.minimum(low, np.searchsorted(reference, values - margin, side="right"))
-        high = np.maximum(high, np.searchsorted(reference, values + margin, side="left"))
-    return (low + high + 1) / 2.0
+    def value_of(self, score: float) -> float:
+        """Return the finite value that stands nearest to a score."""
+        values, scores = self._finite
+        return float(values[np.argmin(np.abs(scores - score))])
 
+    def lower_of(self, score: float) -> float | None:
+        """Return what an end is not below: the last value there, less the margin; None: open."""
+        values, scores = self._finite
+        at = int(np.searchsorted(scores, score, side="right"))
+        return float(values[at - 1]) - self.margin if at else None
 
-def untied_share(values: FloatArray, margin: float = 0.0) -> float:
-    """Return the variance of the ranks of ``values`` as a share of what it is without ties.
-
-    1 where no two are tied, 0 where all are or there are fewer than two; values nearer than
-    ``margin`` are tied. For groups of t equal values it is 1 - sum(t^3 - t) / (n^3 - n), the
-    correction for ties of rank statistics (Kendall, *Biometrika* 33 (1945) 239).
-    """
-    n = len(values)
-    if n < 2:
-        return 0.0
-    ranks = midranks(values, margin)
-    ranks -= ranks.mean()
-    return 12.0 * float(ranks @ ranks) / (n**3 - n)
-
-
-def rank_correlation(a: FloatArray, b: FloatArray, order: PairwiseOrder | None = None) -> float:
-    """Return Spearman's rank correlation; 0 where either is constant or has fewer than two.
-
-    With ``order``, the :func:`pairwise_order` of ``b``, its mean over what the order of ``b`` may
-    truly be: differences within the noise count neither for nor against. What is within the margin
-    is tied.
-    """
-    if len(a) < 2:
-        return 0.0
-    x = midranks(a)
-    y = midranks(b) if order is None else order.likely.sum(axis=1)
-    exact = y if order is None else order.exact.sum(axis=1)
-    x, y, exact = x - x.mean(), y - y.mean(), exact - exact.mean()
-    scale = math.sqrt(float(x @ x) * float(exact @ exact))
-    return float(x @ y) / scale if scale > 1e-9 else 0.0
+    def upper_of(self, score: float) -> float | None:
+        """Return what an end is not above; None where no finite value is as bad."""
+        values, scores = self._finite
+        at = int(np.searchsorted(scores, score, side="left"))
+        return float(values[at]) + self.margin if at < len(values) else None

@@ -1,11 +1,11 @@
-"""From a study to fitted predictors: which trials, at which step, how often refitted."""
+"""From a study to posteriors: which trials, at which step, how often refitted."""
 
-import functools
 import math
 import warnings
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -13,32 +13,30 @@ from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from lyap_optuna._warnings import LyapunovWarning
-from lyap_optuna.prediction._predictor import INTERVAL, Prediction, Predictor, RankPredictor
-from lyap_optuna.prediction._prior import TRAVELLING, EarlierStudy, PriorPredictor
-from lyap_optuna.prediction._scores import normal_cdf, rank_correlation, untied_share
+from lyap_optuna.prediction._posterior import Posterior, Prediction
+from lyap_optuna.prediction._scores import Scale, rank_correlation
 from lyap_optuna.prediction._table import FeatureTable
 from lyap_optuna.prediction.evidence import TrialView
+from lyap_optuna.prediction.evidence.base import FloatArray
 from lyap_optuna.records import prevailing_state
 
-EVERY_STEP = 16
+EVERY_STEP = 64
 """Reports of a trial that are each looked at by a model of their own; after that about as many
 per doubling."""
 
 REFIT_GROWTH = 0.1
 """Models are fitted again when the COMPLETE trials have grown by this fraction."""
 
-EQUALLY_GOOD = 0.05
-"""Final values nearer to one another than this share of the distance from the median to the best
-feasible one are equally good: on a plateau all are, once one trial has left it."""
-
-PRIOR = "prior"
-"""Name of what earlier studies say, beside the kinds of evidence."""
-
-MIN_PRIOR_TRIALS = 4
-"""With earlier studies pruning begins after so many COMPLETE trials of the study."""
+MAX_FIT_TRIALS = 256
+"""Trials that a fit uses at most: its cost grows with their cube."""
 
 MAX_MODELS = 256
 """Fitted models kept, least recently used dropped first."""
+
+TOP_FRACTION = 0.1
+"""The fraction of COMPLETE trials that count as the best, where nobody says another."""
+
+_INTERVAL = 1.2815515655446004  # standard deviations, the normal quantile of 0.9: 80 % intervals
 
 
 def single_direction(study: Study) -> int:
@@ -76,8 +74,8 @@ def model_step(steps: npt.NDArray[np.int64], step: int | None) -> int | None:
         step: The step at which it is judged, at or after the first report; None before.
 
     Returns:
-        ``step`` itself within the first 16 reports; later the latest report whose count from
-        0 is a multiple of 2, 4, 8, ... (16 per doubling).
+        ``step`` itself within the first 64 reports; later the latest report whose count from
+        0 is a multiple of 2, 4, 8, ... (64 per doubling).
     """
     position = -1 if step is None else int(np.searchsorted(steps, step, side="right")) - 1
     if position < 0:
@@ -94,44 +92,33 @@ class StepPrediction:
     """The predicted final value of one trial, in the units and direction of the study.
 
     Args:
-        step: The step of the model.
-        score: Oriented normal score among the fitted values.
-        spread: Its standard deviation.
-        value: Predicted final value (median).
-        lower: Lower end of the 80 % interval.
-        upper: Upper end.
+        step: The step of the model; None before the first report.
+        score: Expected normal score among the COMPLETE trials, smaller is better.
+        value: Predicted final value: that of the COMPLETE trial that stands there.
+        lower: Lower end of the 80 % interval; None where no COMPLETE trial ended beyond it.
+        upper: Upper end; None likewise.
+        probability: Chance of ending among the best; None where no trial is feasible.
     """
 
     step: int | None
     score: float
-    spread: float
     value: float
-    lower: float
-    upper: float
+    lower: float | None
+    upper: float | None
+    probability: float | None
 
 
 class StepModel:
-    """A predictor fitted on the finished trials of a study at one step.
+    """The posterior of the final values of a study's trials at one step.
 
     Args:
         rows: COMPLETE trials that reached ``step``, and trials that failed after they reported
             NaN or infinity: those count as worse than every finite value, but not for the skill.
         step: The step; None for what is known before the first report.
-        kinds: Kinds of evidence to choose from.
+        kinds: Kinds of evidence.
         sign: 1 where the study minimises, -1 where it maximises.
-        predictor: An unfitted predictor.
-        earlier: Earlier studies; what they say is used where no evidence of this study has skill.
-        reference: Trials of this study among which ranks are taken for them.
+        top_fraction: The fraction of feasible COMPLETE trials that are the best.
     """
-
-    chosen: tuple[str, ...]
-    """Kinds of evidence used, ``("prior",)`` for earlier studies; empty: nothing is predicted."""
-
-    skill: float
-    """Rank correlation of it: out of sample, or for earlier studies what they are trusted with."""
-
-    n_trials: int
-    """COMPLETE trials behind it."""
 
     def __init__(
         self,
@@ -139,101 +126,125 @@ class StepModel:
         step: int | None,
         kinds: Sequence[str],
         sign: int,
-        predictor: Predictor,
-        earlier: Sequence[EarlierStudy] = (),
-        reference: Sequence[TrialView] = (),
+        top_fraction: float = TOP_FRACTION,
     ) -> None:
         self.step = step
         self._sign = sign
-        self._rows = {view.number: i for i, view in enumerate(rows)}
-        self._table = FeatureTable(kinds, rows, step)
-        self.values = np.array([math.inf if v.value is None else v.value for v in rows])
-        self._complete = np.array([v.value is not None for v in rows], dtype=np.bool_)
-        self._best_can_be = np.array(
-            [v.value is not None and v.feasible is not False for v in rows], dtype=np.bool_
-        )
-        self._rivals = _rivals(
-            [v for v, can in zip(rows, self._best_can_be, strict=True) if can], step
-        )
-        margin = _margin(self.values, self.values[self._best_can_be])
-        self._untied = untied_share(self.values[self._complete], margin)
-        self.predictor = predictor.fit(
-            self._table.fitted,
-            self.values,
-            self._complete,
-            np.array([v.noise for v in rows]),
-            margin,
-        )
-        self.chosen, self.skill = self.predictor.chosen, self.predictor.skill
-        self.n_trials = self.predictor.n_trials if self.chosen else self.n_complete
-        self._half_width = self.predictor.half_width if self.chosen else INTERVAL
-        self._feasible_scores: npt.NDArray[np.float64] | None = None
-        self._prior: PriorPredictor | None = None
-        if not self.chosen and earlier and step is not None:
-            prior = PriorPredictor(earlier, step, rows, self.values, reference)
-            if prior.skill > 0.0:
-                self._prior, self.chosen, self.skill = prior, (PRIOR,), prior.skill
+        self._top_fraction = top_fraction
+        values = np.array([math.inf if v.value is None else v.value for v in rows], np.float64)
+        can_be_best = [v.value is not None and v.feasible is not False for v in rows]
+        self.scale = Scale.of(values, np.array(can_be_best, dtype=np.bool_))
+        self._feasible = [v for v, can in zip(rows, can_be_best, strict=True) if can]
+        chosen = _spread_over(values)
+        fitted = [rows[i] for i in chosen]
+        self._rows = {view.number: i for i, view in enumerate(fitted)}
+        self._complete = np.array([v.value is not None for v in fitted], dtype=np.bool_)
+        self.n_complete = sum(v.value is not None for v in rows)
+        """COMPLETE trials that reached the step."""
+        self.values = values[chosen]
+        self._table = FeatureTable(kinds, fitted, step)
+        self._has = ~np.array([np.isnan(m).all(axis=1) for m in self._table.fitted.values()])
+        # The prior mean speaks of tangent maps; with an LSTM's cell held fixed there is none.
+        measured = {v.measured_state for v in fitted} - {None}
+        self._mean_known = measured == {"full"}
+        scores = self.scale.score_of(self.values) if len(fitted) else self.values
+        self.posterior: Posterior | None = None
+        if np.isfinite(self.values).any() and np.ptp(scores) > 0.0:
+            self.posterior = Posterior(self._table.fitted, scores, self._mean(self._table.fitted))
+
+    def _mean(self, matrices: dict[str, FloatArray]) -> FloatArray | None:
+        """Return the distance of the maximum exponent from 0: what the paper expects to be bad."""
+        known = self._mean_known
+        return self._table.column(matrices, "exponents", "distance") if known else None
 
     @property
-    def n_complete(self) -> int:
-        """COMPLETE trials it was fitted on."""
-        return int(self._complete.sum())
-
-    def predict(self, view: TrialView) -> StepPrediction | None:
-        """Predict ``view`` at the step; a fitted trial by a model that has not seen its value."""
-        if not self.chosen:
-            return None
-        if self._prior is not None:
-            return self._single(self._prior.predict([view]))
-        row = self._rows.get(view.number)
-        if row is not None:
-            out = self.predictor.out_of_fold
-            return self._in_units(float(out.score[row]), float(out.spread[row]))
-        return self._single(self.predictor.predict(self._table.matrices([view])))
-
-    def threshold_score(self, top_fraction: float) -> float | None:
-        """Return the score that marks the best fraction of feasible COMPLETE trials, or None."""
-        feasible = self.values[self._best_can_be]
-        if not feasible.size:
-            return None
-        if self._feasible_scores is None:
-            self._feasible_scores = self.predictor.score_of(feasible)
-        return float(np.quantile(self._feasible_scores, top_fraction, method="hazen"))
-
-    def probability_below(self, prediction: StepPrediction, score: float) -> float:
-        """Return the chance that the trial ends at or below (better than) ``score``."""
-        z = (score - prediction.score) / prediction.spread
-        return float(normal_cdf(np.array([z]))[0])
+    def kinds(self) -> tuple[str, ...]:
+        """Kinds of evidence that vary; empty where nothing is predicted."""
+        return () if self.posterior is None else self.posterior.kinds
 
     @property
-    def weight(self) -> float:
-        """What a prediction counts for: the share of the variance that its evidence explains.
+    def shares(self) -> dict[str, tuple[float, float, float]]:
+        """By kind, the share of the variance that it explains: mean, lower, upper end of 80 %."""
+        return {} if self.posterior is None else self.posterior.shares
 
-        The squared rank correlation, of the variance that the ranks would have without ties:
-        evidence that tells two groups apart says nothing of the order within them. The skill of
-        earlier studies is discounted already.
+    @cached_property
+    def _out_of_fold(self) -> Prediction:
+        assert self.posterior is not None
+        return self.posterior.out_of_fold
+
+    @cached_property
+    def n_trials(self) -> int:
+        """Fitted COMPLETE trials that have some of the evidence."""
+        return int((self._has.any(axis=0) & self._complete).sum()) if len(self._has) else 0
+
+    @cached_property
+    def skill(self) -> float | None:
+        """Rank correlation of out-of-fold predictions and values; None for fewer than 3 trials."""
+        if self.posterior is None:
+            return None
+        counts = self._has.any(axis=0) & self._complete
+        if counts.sum() < 3 or not self.kinds:
+            return None
+        return rank_correlation(
+            self._out_of_fold.mean[counts], self.scale.score_of(self.values[counts])
+        )
+
+    def predict(self, views: Sequence[TrialView]) -> list[StepPrediction | None]:
+        """Predict trials at the step; fitted ones by a posterior that has not seen their value."""
+        if self.posterior is None or not views:
+            return [None] * len(views)
+        threshold = self.scale.threshold(self._top_fraction)
+        matrices = self._table.matrices(views)
+        predicted = self.posterior.predict(matrices, self._mean(matrices))
+        known = [self._rows.get(view.number) for view in views]
+        means, spreads = predicted.mean, predicted.spread
+        chances = None if threshold is None else predicted.chance_below(threshold)
+        if any(row is not None for row in known):
+            unseen = self._out_of_fold
+            mean, spread = unseen.mean, unseen.spread
+            chance = None if threshold is None else unseen.chance_below(threshold)
+            for i, row in enumerate(known):
+                if row is not None:
+                    means[i], spreads[i] = mean[row], spread[row]
+                    if chances is not None and chance is not None:
+                        chances[i] = chance[row]
+        return [
+            self._in_units(float(m), float(s), None if chances is None else float(chances[i]))
+            for i, (m, s) in enumerate(zip(means, spreads, strict=True))
+        ]
+
+    def _in_units(self, score: float, spread: float, chance: float | None) -> StepPrediction:
+        ends = (
+            self._in_direction(self.scale.lower_of(score - _INTERVAL * spread)),
+            self._in_direction(self.scale.upper_of(score + _INTERVAL * spread)),
+        )
+        lower, upper = ends if self._sign > 0 else ends[::-1]
+        value = self._sign * self.scale.value_of(score)
+        return StepPrediction(self.step, score, value, lower, upper, chance)
+
+    def _in_direction(self, value: float | None) -> float | None:
+        return None if value is None else self._sign * value
+
+    @property
+    def threshold(self) -> float | None:
+        """The value that marks the best, in the study's direction; None: no trial is feasible."""
+        score = self.scale.threshold(self._top_fraction)
+        return None if score is None else self._sign * self.scale.value_of(score)
+
+    @cached_property
+    def _rivals(self) -> FloatArray:
+        """First reports at the step or after of feasible COMPLETE trials.
+
+        Empty before the first report, and where better last reports do not go with better values.
         """
-        explained = min(max(self.skill, 0.0), 1.0) ** 2
-        return explained if self._prior is not None else explained * self._untied
+        reported = [v for v in self._feasible if v.steps.size]
+        last = np.array([v.losses[-1] for v in reported])
+        values = np.array([v.value for v in reported], dtype=np.float64)
+        if self.step is None or rank_correlation(last, values) <= 0.0:
+            return np.zeros(0)
+        return np.array([v.losses[np.searchsorted(v.steps, self.step)] for v in reported])
 
-    @functools.cached_property
-    def least_chance(self) -> float:
-        """The smallest chance of ending among the best that so few COMPLETE trials can show.
-
-        What was seen in none of n trials has the chance 1 / (2 n + 2) by Jeffreys' prior,
-        Beta(1/2, 1/2): the mean of the posterior. Taken for n trials none of which, looking like
-        this one, ended among the best; ties show less, so n is the number of COMPLETE trials that
-        have the evidence, times what ties leave of the variance of their ranks. 0 for earlier
-        studies: what they are trusted with is discounted for the trials that bear it out.
-        """
-        if self._prior is not None:
-            return 0.0
-        known = self._complete.copy()
-        for kind in self.chosen:
-            known &= ~np.isnan(self._table.fitted[kind]).all(axis=1)
-        return 0.5 / (float(known.sum()) * self._untied + 1)
-
-    def leads(self, view: TrialView, top_fraction: float) -> bool:
+    def leads(self, view: TrialView) -> bool:
         """Return whether fewer than ``top_fraction`` of COMPLETE trials were as good at the step.
 
         Only feasible ones count; where one did not report at the step, its next report does.
@@ -245,49 +256,18 @@ class StepModel:
             return False
         last = float(view.losses[view.reports(self.step) - 1])
         ahead = (self._rivals < last).sum() + (self._rivals == last).sum() / 2
-        return math.isfinite(last) and bool(ahead < top_fraction * len(self._rivals))
-
-    def value_of(self, score: float) -> float:
-        """Return the value at a score, in the study's direction."""
-        return self._sign * float(self.predictor.value_of(np.array([score]))[0])
-
-    def _single(self, prediction: Prediction) -> StepPrediction:
-        return self._in_units(float(prediction.score[0]), float(prediction.spread[0]))
-
-    def _in_units(self, score: float, spread: float) -> StepPrediction:
-        ends = score + spread * self._half_width * np.array([-1.0, 1.0])
-        lower, upper = sorted(self.value_of(float(e)) for e in ends)
-        return StepPrediction(self.step, score, spread, self.value_of(score), lower, upper)
+        return math.isfinite(last) and bool(ahead < self._top_fraction * len(self._rivals))
 
 
-def _rivals(feasible: Sequence[TrialView], step: int | None) -> npt.NDArray[np.float64]:
-    """Return their first reports at ``step`` or after, with which a trial is compared there.
-
-    Empty before the first report, and where better last reports do not go with better values.
-    """
-    last = np.array([v.losses[-1] for v in feasible if v.steps.size])
-    values = np.array([v.value for v in feasible if v.steps.size], dtype=np.float64)
-    if step is None or rank_correlation(last, values) <= 0.0:
-        return np.zeros(0)
-    return np.array([v.losses[np.searchsorted(v.steps, step)] for v in feasible])
+def _spread_over(values: FloatArray) -> npt.NDArray[np.intp]:
+    """Return which of the values are fitted: all, or evenly spaced in their order."""
+    order = np.argsort(values, kind="stable")
+    if len(order) > MAX_FIT_TRIALS:
+        order = order[np.linspace(0, len(order) - 1, MAX_FIT_TRIALS).round().astype(np.intp)]
+    return np.sort(order)
 
 
-def _margin(values: npt.NDArray[np.float64], feasible: npt.NDArray[np.float64]) -> float:
-    """Return the distance within which oriented final values are equally good."""
-    finite = values[np.isfinite(values)]
-    if not feasible.size or not finite.size:
-        return 0.0
-    # A diverged value has its place in the order, and no other meaning.
-    median = float(np.quantile(values, 0.5, method="lower"))
-    if math.isinf(median):
-        median = float(np.median(finite))
-    with np.errstate(over="ignore"):
-        spread = median - float(feasible.min())
-    # A hair wider: on a grid of values it must not depend on rounding who is inside.
-    return EQUALLY_GOOD * (1 + 1e-6) * spread if 0.0 < spread < math.inf else 0.0
-
-
-_Key = tuple[object, ...]
+_Stamp = tuple[object, ...]
 
 
 class StudyModels:
@@ -297,30 +277,21 @@ class StudyModels:
 
     Args:
         sign: 1 where the study minimises, -1 where it maximises.
-        kinds: Kinds of evidence to choose from.
-        make_predictor: Returns an unfitted predictor.
-        earlier: Earlier studies.
+        kinds: Kinds of evidence.
+        top_fraction: The fraction of feasible COMPLETE trials that are the best.
     """
 
     def __init__(
-        self,
-        sign: int,
-        kinds: Sequence[str],
-        make_predictor: Callable[[], Predictor] = RankPredictor,
-        earlier: Sequence[EarlierStudy] = (),
+        self, sign: int, kinds: Sequence[str], top_fraction: float = TOP_FRACTION
     ) -> None:
-        self._earlier = earlier
-        self._trials: Sequence[FrozenTrial] = ()
         self.sign = sign
         self._kinds = tuple(kinds)
-        self._make_predictor = make_predictor
+        self._top_fraction = top_fraction
         self._state: str | None = None
+        self._counted = False
         self._told = False
-        self._seen: dict[_Key, TrialView | None] = {}
-        self._viewed: dict[_Key, TrialView] = {}
+        self._seen: dict[int, tuple[_Stamp, TrialView | None]] = {}
         self._finished: list[TrialView] = []
-        self.last_step = math.inf
-        """The last step that any COMPLETE trial reported; infinity where none reported."""
         self._models: OrderedDict[tuple[int, int | None], StepModel] = OrderedDict()
 
     @property
@@ -328,51 +299,59 @@ class StudyModels:
         """COMPLETE trials in order of completion."""
         return [view for view in self._finished if view.value is not None]
 
-    @property
-    def finished(self) -> list[TrialView]:
-        """COMPLETE trials, and those that failed after reporting NaN or infinity."""
-        return self._finished
+    @cached_property
+    def n_complete(self) -> int:
+        """How many they are."""
+        return len(self.complete)
+
+    @cached_property
+    def length(self) -> int:
+        """The most reports that a COMPLETE trial made; 0 where none reported."""
+        return max((len(view.steps) for view in self.complete), default=0)
 
     def update(self, trials: Iterable[FrozenTrial]) -> None:
         """Read the trials not seen before. Finished trials do not change in Optuna."""
         trials = list(trials)
-        self._trials = trials
-        current: dict[_Key, FrozenTrial] = {
+        ended, new = 0, False
+        for trial in trials:
+            if trial.state not in (TrialState.COMPLETE, TrialState.FAIL):
+                continue
+            ended += 1
             # Databases reuse ids of deleted studies; the times tell them apart.
-            (t._trial_id, t.number, t.datetime_start, t.datetime_complete): t
-            for t in trials
-            if t.state in (TrialState.COMPLETE, TrialState.FAIL)
-        }
-        if not self._seen.keys() <= current.keys():
+            stamp = (trial.number, trial.datetime_start, trial.datetime_complete)
+            seen = self._seen.get(trial._trial_id)
+            if seen is None or seen[0] != stamp:
+                diverged = not all(map(math.isfinite, trial.intermediate_values.values()))
+                counts = trial.state == TrialState.COMPLETE or diverged
+                view = TrialView.of(trial, self.sign) if counts else None
+                if seen is not None:
+                    self._models.clear()
+                self._seen[trial._trial_id] = stamp, view
+                new = True
+        if ended < len(self._seen):  # some are gone: read the rest anew
             self._seen.clear()
-            self._forget()
-        new = [key for key in current if key not in self._seen]
-        if not new and self._finished:
+            self._models.clear()
+            self.update(trials)
             return
-        for key in new:
-            trial = current[key]
-            if trial.state == TrialState.FAIL and all(
-                math.isfinite(v) for v in trial.intermediate_values.values()
-            ):
-                self._seen[key] = None
-            else:
-                self._seen[key] = TrialView.of(trial, self.sign)
-        raw = [view for view in self._seen.values() if view is not None]
-        state = self._prevailing_state(raw)
-        if state != self._state:
-            self._forget()
-            self._state = state
-        views = [view.with_readouts_of(state) for view in raw]
-        times = [v.completed.timestamp() if v.completed else -math.inf for v in views]
-        order = sorted(range(len(views)), key=lambda i: (times[i], views[i].number))
-        self._finished = [views[i] for i in order]
-        ends = [float(v.steps[-1]) for v in views if v.value is not None and v.steps.size]
-        self.last_step = max(ends, default=math.inf)
+        if new or not self._finished:
+            self._gather()
 
-    def _forget(self) -> None:
-        self._viewed.clear()
-        self._finished = []
-        self._models.clear()
+    def _gather(self) -> None:
+        raw = [view for _, view in self._seen.values() if view is not None]
+        state = self._prevailing_state(raw)
+        counted = self._counted or not all(view.in_order for view in raw)
+        if (state, counted) != (self._state, self._counted):
+            self._models.clear()
+            self._state, self._counted = state, counted
+        times = [v.completed.timestamp() if v.completed else -math.inf for v in raw]
+        order = sorted(range(len(raw)), key=lambda i: (times[i], raw[i].number))
+        self._finished = [self._as_used(raw[i]) for i in order]
+        self.__dict__.pop("n_complete", None)
+        self.__dict__.pop("length", None)
+
+    def _as_used(self, view: TrialView) -> TrialView:
+        view = view.with_readouts_of(self._state)
+        return view.counted() if self._counted else view
 
     def _prevailing_state(self, views: Iterable[TrialView]) -> str | None:
         """Return the state whose readouts are used, where there are readouts of both."""
@@ -391,8 +370,17 @@ class StudyModels:
         return state
 
     def view(self, trial: FrozenTrial) -> TrialView:
-        """Return what the evidence may read of ``trial``, with the readouts that are used."""
-        return TrialView.of(trial, self.sign).with_readouts_of(self._state)
+        """Return what the evidence may read of ``trial``, with the readouts that are used.
+
+        Where a trial reports at steps that do not ascend, reports are counted from here on, in
+        all trials.
+        """
+        view = TrialView.of(trial, self.sign)
+        if not self._counted and not view.in_order:
+            self._counted = True
+            self._models.clear()
+            self._gather()
+        return self._as_used(view)
 
     def at(self, step: int | None, *, refit: bool = False) -> StepModel:
         """Return the model at ``step``.
@@ -402,8 +390,7 @@ class StudyModels:
             refit: Whether to use every COMPLETE trial, rather than the first
                 :func:`refit_size` in order of completion.
         """
-        n_complete = sum(view.value is not None for view in self._finished)
-        size = n_complete if refit else refit_size(n_complete)
+        size = self.n_complete if refit else refit_size(self.n_complete)
         model = self._models.get((size, step))
         if model is None:
             rows: list[TrialView] = []
@@ -414,16 +401,7 @@ class StudyModels:
                     break
                 if view.reached(step):
                     rows.append(view)
-            reference = self._reference(size, step, everything=refit) if self._earlier else ()
-            model = StepModel(
-                rows,
-                step,
-                self._kinds,
-                self.sign,
-                self._make_predictor(),
-                self._earlier,
-                reference,
-            )
+            model = StepModel(rows, step, self._kinds, self.sign, self._top_fraction)
             for key in [key for key in self._models if key[0] < size]:
                 del self._models[key]
             self._models[size, step] = model
@@ -432,58 +410,7 @@ class StudyModels:
         self._models.move_to_end((size, step))
         return model
 
-    def _reference(self, size: int, step: int | None, *, everything: bool) -> list[TrialView]:
-        """Return the trials among which ranks are taken.
-
-        All of them, or those that had finished when the model's last COMPLETE trial had: then a
-        fresh process decides as one that watched the study grow.
-        """
-        complete = self.complete[:size]
-        latest = complete[-1].completed if complete else None
-        views = []
-        for trial in self._trials:
-            ended = trial.datetime_complete
-            counts = ended is not None and latest is not None and ended <= latest
-            if trial.state == TrialState.WAITING or not (counts or everything):
-                continue
-            key = (trial._trial_id, trial.number, trial.datetime_start, ended)
-            view = self._viewed.get(key) or self._seen.get(key) or TrialView.of(trial, self.sign)
-            view = view.with_readouts_of(self._state)
-            if ended is not None:
-                self._viewed[key] = view
-            views.append(view)
-        return [view for view in views if view.steps.size and view.reached(step)]
-
-
-def earlier_studies(studies: Iterable[Study], kinds: Sequence[str]) -> list[EarlierStudy]:
-    """Read earlier studies, to be given to :class:`StudyModels`.
-
-    Raises:
-        ValueError: One has several objectives.
-    """
-    earlier = []
-    for study in studies:
-        models = StudyModels(single_direction(study), ())
-        models.update(study.get_trials(deepcopy=False))
-        travelling = [kind for kind in TRAVELLING if kind in kinds]
-        earlier.append(EarlierStudy(models.finished, travelling))
-    return earlier
-
 
 def describe(kinds: Sequence[str]) -> str:
     """Return the name of a combination of evidence in tables and decisions."""
     return " + ".join(kinds)
-
-
-__all__ = [
-    "MIN_PRIOR_TRIALS",
-    "PRIOR",
-    "StepModel",
-    "StepPrediction",
-    "StudyModels",
-    "describe",
-    "earlier_studies",
-    "model_step",
-    "refit_size",
-    "single_direction",
-]

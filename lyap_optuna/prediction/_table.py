@@ -1,7 +1,7 @@
 """From named features to columns: the one place that knows about categories."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -13,10 +13,9 @@ class FeatureTable:
     """Turns trials at a step into one matrix per kind of evidence.
 
     The columns are learned from the trials given at construction: one per numeric feature, one
-    per category of a categorical one. Of exponents and their displacement only features that all
-    COMPLETE trials with that evidence have in common count: of the model, and of the layers that
-    every one of them has. Missing numbers are NaN; a category that is missing, or
-    that was not seen at construction, is a row of zeros.
+    per category of a categorical one. Missing numbers are NaN, so that what only some
+    trials have counts for those; a category that is missing, or that was not seen at construction,
+    is a row of zeros.
 
     Args:
         kinds: Names of the kinds of evidence.
@@ -29,15 +28,12 @@ class FeatureTable:
         self._columns: dict[str, list[tuple[str, str | None]]] = {}
         trials = list(trials)
         rows = [self._row(kinds, trial) for trial in trials]
-        complete = [r for r, t in zip(rows, trials, strict=True) if t.value is not None]
         for kind in kinds:
-            held = [set(row[kind]) for row in complete if row[kind]]
-            shared = set.intersection(*held) if held and EVIDENCE[kind].shared_only else None
-            columns: dict[tuple[str, str | None], None] = {}
-            for row in rows:
-                for name, value in row[kind].items():
-                    if shared is None or name in shared:
-                        columns[name, value if isinstance(value, str) else None] = None
+            columns = {
+                (name, value if isinstance(value, str) else None)
+                for row in rows
+                for name, value in row[kind].items()
+            }
             # In order of name: the order of trials and of suggestions must not matter.
             self._columns[kind] = sorted(columns, key=lambda c: (c[0], c[1] or ""))
         self.fitted = self._matrices(rows)
@@ -45,6 +41,11 @@ class FeatureTable:
     def matrices(self, trials: Iterable[TrialView]) -> dict[str, FloatArray]:
         """Return, by kind, a matrix of shape (n_trials, n_columns)."""
         return self._matrices([self._row(tuple(self._columns), trial) for trial in trials])
+
+    def column(self, matrices: Mapping[str, FloatArray], kind: str, name: str) -> FloatArray | None:
+        """Return the numbers of one feature, shape (n_trials,); None where no trial has it."""
+        columns = self._columns.get(kind, [])
+        return matrices[kind][:, columns.index((name, None))] if (name, None) in columns else None
 
     def _row(self, kinds: Sequence[str], trial: TrialView) -> dict[str, dict[str, Feature]]:
         return {kind: EVIDENCE[kind].features(trial, self._step) for kind in kinds}

@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from optuna.study import Study
@@ -19,24 +19,30 @@ class Decision:
     """What a pruner decided about a trial at a step, and on what grounds.
 
     Args:
-        step: The step of the decision.
+        step: The step of the decision; that of the baseline before the first report.
         verdict: ``"pruned"`` or ``"kept"``.
-        reason: One sentence for people.
+        because: What decided: ``"chance"``; ``"leads"`` (hardly a COMPLETE trial was as good at
+            this step); ``"audit"`` (it was to be pruned, and runs on so that prunings can be
+            judged); ``"nan"`` (it has reported nothing else); ``"end"`` (nothing is left to save);
+            ``"unknown"`` (nothing can be predicted yet); ``"infeasible"`` (no COMPLETE trial is
+            feasible).
         predicted_value: Predicted final value; None where nothing was predicted.
-        lower: Lower end of the 80 % prediction interval of the final value.
-        upper: Its upper end.
+        lower: Lower end of the 80 % prediction interval of the final value; None where no
+            COMPLETE trial ended beyond it.
+        upper: Its upper end; None likewise.
         threshold: The value that marks the best ``top_fraction`` of COMPLETE trials.
-        probability: Chance of ending among them: as it was at the check before (at first
-            ``top_fraction``), moved towards what is predicted at this step.
-        min_probability: The chance below which a trial is pruned.
+        probability: Chance of ending among them.
+        min_probability: The chance below which a trial is pruned at this step.
         evidence: Kinds of evidence that the prediction used.
-        skill: Out-of-sample rank correlation of that evidence with the final value.
-        n_trials: COMPLETE trials behind the skill.
+        shares: By kind, the share of the variance of final values that it explains.
+        skill: Out-of-sample rank correlation of prediction and final value.
+        n_trials: COMPLETE trials behind it.
+        told: The sentence, where an earlier version recorded one.
     """
 
     step: int
     verdict: str
-    reason: str
+    because: str = "chance"
     predicted_value: float | None = None
     lower: float | None = None
     upper: float | None = None
@@ -44,8 +50,50 @@ class Decision:
     probability: float | None = None
     min_probability: float | None = None
     evidence: tuple[str, ...] = ()
+    shares: Mapping[str, float] = field(default_factory=dict)
     skill: float | None = None
     n_trials: int = 0
+    told: str = ""
+
+    @property
+    def reason(self) -> str:
+        """The decision in words."""
+        if self.told:
+            return self.told
+        on = f"{self.n_trials} COMPLETE trial{'' if self.n_trials == 1 else 's'}"
+        if self.because == "nan":
+            return f"It has reported nothing but NaN up to step {self.step}."
+        if self.because == "end":
+            return "It has come as far as every COMPLETE trial: nothing is left to save."
+        if self.probability is None and self.because != "infeasible":
+            return f"Nothing can be predicted yet, on {on}."
+        story = f"Predicted to end at {_number(self.predicted_value)} ({self._interval()})"
+        weighed = sorted(self.shares.items(), key=lambda item: -item[1])
+        if weighed:
+            told = ", ".join(f"{kind} {share:.0%}" for kind, share in weighed)
+            story += f" from {told} (shares of what is explained, on {on})"
+        if self.because == "infeasible" or self.probability is None:
+            return f"{story}; no COMPLETE trial is feasible, so there are no best to compare with."
+        chance, least = apart(self.probability, self.min_probability or 0.0)
+        below = self.probability < (self.min_probability or 0.0)
+        story += (
+            f"; its chance of ending among the best ({_number(self.threshold)} or better) is "
+            f"{chance}, {'' if below else 'not '}below {least}"
+        )
+        ends = {
+            "leads": ", and it is kept because hardly a COMPLETE trial was as good at this step",
+            "audit": ", and it runs on all the same, so that prunings can be judged",
+        }
+        return f"{story}{ends.get(self.because, '')}."
+
+    def _interval(self) -> str:
+        if self.lower is None and self.upper is None:
+            return "anywhere, as far as can be told"
+        if self.lower is None:
+            return f"80 %: {_number(self.upper)} or less"
+        if self.upper is None:
+            return f"80 %: {_number(self.lower)} or more"
+        return f"80 % interval {_number(self.lower)} to {_number(self.upper)}"
 
     def to_json(self) -> dict[str, Any]:
         """Return the object that is stored."""
@@ -55,7 +103,11 @@ class Decision:
                 value = _json.rounded(value)
             elif isinstance(value, tuple):
                 value = list(value)
+            elif isinstance(value, dict):
+                value = {k: round(v, 3) for k, v in value.items()}
             stored[name] = value
+        stored["reason"] = self.reason
+        del stored["told"]
         return stored
 
     @classmethod
@@ -74,10 +126,16 @@ class Decision:
             raise ValueError(f"verdict must be 'pruned' or 'kept', not {verdict!r:.40}")
         evidence = stored.get("evidence")
         n_trials = stored.get("n_trials")
+        shares = stored.get("shares")
+        checked = {
+            str(kind)[:80]: share
+            for kind, value in (shares.items() if isinstance(shares, Mapping) else ())
+            if (share := _json.finite(value)) is not None
+        }
         return cls(
             step=step,
             verdict=verdict,
-            reason=str(stored.get("reason", ""))[:1000],
+            because=str(stored.get("because", "chance"))[:20],
             predicted_value=_json.finite(stored.get("predicted_value")),
             lower=_json.finite(stored.get("lower")),
             upper=_json.finite(stored.get("upper")),
@@ -85,9 +143,24 @@ class Decision:
             probability=_json.finite(stored.get("probability")),
             min_probability=_json.finite(stored.get("min_probability")),
             evidence=tuple(str(e)[:80] for e in evidence) if isinstance(evidence, list) else (),
+            shares=checked,
             skill=_json.finite(stored.get("skill")),
             n_trials=n_trials if isinstance(n_trials, int) else 0,
+            told=str(stored.get("reason", ""))[:1000],
         )
+
+
+def apart(a: float, b: float) -> tuple[str, str]:
+    """Write two chances with as many digits as it takes to tell them apart, two at least."""
+    for digits in range(2, 7):
+        texts = f"{a:.{digits}g}", f"{b:.{digits}g}"
+        if texts[0] != texts[1]:
+            break
+    return texts
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4g}"
 
 
 def write_decision(study: Study, trial: FrozenTrial, decision: Decision) -> None:

@@ -15,8 +15,7 @@ registry in ``evidence/__init__.py``. The rules:
 * A feature is a float or a string. A string is a category (one-hot encoded by
   :mod:`lyap_optuna.prediction._table`). What is missing is left out or NaN, never zero. Infinity
   is allowed and means larger than every finite value: features are ranked before they are used,
-  so that only their order counts, and neither unit nor scale does. (Losses that are nearer to one
-  another than their noise, :attr:`TrialView.noise`, have no order.)
+  so that only their order counts, and neither unit nor scale does.
 * Losses come *oriented*: smaller is better in both directions of the study, and a reported NaN
   or infinity is plus infinity, worse than every finite value.
 * It does not raise on any trial that Optuna can store, and does not depend on other trials.
@@ -41,10 +40,6 @@ from lyap_optuna.records import ReadoutRecord, baseline_step, read_readouts
 FloatArray = npt.NDArray[np.float64]
 Feature = float | str
 
-_NORMAL_MAD = 0.6745
-"""Median of the absolute value of a standard normal variable."""
-
-
 def oriented(value: float, sign: int) -> float:
     """Return ``value`` so that smaller is better; NaN and infinities are worst."""
     return sign * value if math.isfinite(value) else math.inf
@@ -67,6 +62,7 @@ class TrialView:
         distributions: Their distributions.
         feasible: Whether the recorded constraints hold; None where none is recorded.
         completed: When it finished; None while it runs.
+        reported: The steps in the order in which they were reported.
     """
 
     number: int
@@ -81,6 +77,7 @@ class TrialView:
     distributions: Mapping[str, BaseDistribution]
     feasible: bool | None = None
     completed: datetime | None = field(default=None)
+    reported: tuple[int, ...] = ()
 
     @classmethod
     def of(cls, trial: FrozenTrial, sign: int) -> "TrialView":
@@ -106,22 +103,26 @@ class TrialView:
             distributions=trial.distributions,
             feasible=all(c <= 0.0 for c in constraints.values()) if constraints else None,
             completed=trial.datetime_complete,
+            reported=tuple(trial.intermediate_values),
         )
 
-    @functools.cached_property
-    def noise(self) -> float:
-        """Standard deviation of a report about the curve, in the objective's units; 0 unknown.
+    @property
+    def in_order(self) -> bool:
+        """Whether it reported at ascending steps."""
+        return list(self.reported) == self.steps.tolist()
 
-        From second differences, which a steady slope leaves at zero (Gasser, Sroka and
-        Jennen-Steinmetz, *Biometrika* 73 (1986) 625), by their median, which a single fall or jump
-        does not move. It needs three finite reports.
-        """
-        v = self.losses[np.isfinite(self.losses)]
-        if len(v) < 3:
-            return 0.0
-        with np.errstate(over="ignore"):
-            bend = float(np.median(np.abs(v[2:] - 2 * v[1:-1] + v[:-2])))
-        return bend / (math.sqrt(6) * _NORMAL_MAD) if math.isfinite(bend) else 0.0
+    def counted(self) -> "TrialView":
+        """Return the view with reports counted, 0, 1, 2, ..., in place of their steps."""
+        at = {step: i for i, step in enumerate(self.reported)}
+        losses = self.losses[np.searchsorted(self.steps, self.reported)]
+        return replace(
+            self,
+            steps=np.arange(len(losses)),
+            losses=losses,
+            best=np.minimum.accumulate(losses),
+            readouts=dict(sorted((at[s], r) for s, r in self.readouts.items() if s in at)),
+            reported=tuple(range(len(losses))),
+        )
 
     @functools.cached_property
     def measured_state(self) -> str | None:
@@ -161,7 +162,7 @@ class TrialView:
         return 0 if step is None else int(np.searchsorted(self.steps, step, side="right"))
 
     def readout(self, step: int | None) -> ReadoutRecord | None:
-        """Return the latest readout from the first reported step to ``step``, or None."""
+        """Return the latest readout in training up to ``step``, or None."""
         if step is None:
             return None
         latest = max((s for s in self.readouts if s <= step), default=None)
@@ -173,9 +174,6 @@ class Evidence(abc.ABC):
 
     name: str
     """What people type and read."""
-
-    shared_only: bool = False
-    """Whether a feature that some COMPLETE trials with this evidence lack is left out for all."""
 
     @abc.abstractmethod
     def features(self, trial: TrialView, step: int | None) -> dict[str, Feature]:

@@ -16,7 +16,6 @@ class DisplacementEvidence(Evidence):
     """
 
     name = "displacement"
-    shared_only = True
 
     def features(self, trial: TrialView, step: int | None) -> dict[str, Feature]:
         """Return ``max``, ``mean`` and, for whole spectra, ``rms``; empty without a baseline."""

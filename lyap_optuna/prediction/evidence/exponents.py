@@ -5,22 +5,18 @@ from lyap_optuna.records import ReadoutRecord
 
 
 class ExponentEvidence(Evidence):
-    """Maximum and mean exponent (nats/step) of the latest readout up to the step.
+    """Maximum and mean exponent (nats/step) of the latest readout up to the step, and |maximum|.
 
-    Of the model and, where several layers were measured, of each of them. The mean is missing
-    where it could not be had.
-
-    Readouts before the first reported step are the baseline and do not count here: a trial whose
-    probe measured only before training has no exponents, rather than those of an untrained
-    network beside those of trained ones.
+    |maximum| is the distance from the edge between decay and growth: both too small and too large
+    are bad. Of the model and, where several layers were measured, of each of them. The mean is
+    missing where it could not be had. Until a readout is taken in training, the baseline counts.
     """
 
     name = "exponents"
-    shared_only = True
 
     def features(self, trial: TrialView, step: int | None) -> dict[str, Feature]:
-        """Return ``max``, ``mean``, ``LAYER:max`` ...; empty where there is no readout yet."""
-        readout = trial.readout(step)
+        """Return ``max``, ``distance``, ``mean``, ``LAYER:max`` ...; empty without a readout."""
+        readout = trial.readout(step) or trial.baseline
         if readout is None:
             return {}
         features = _of(readout, "")
@@ -30,7 +26,10 @@ class ExponentEvidence(Evidence):
 
 
 def _of(readout: ReadoutRecord, prefix: str) -> dict[str, Feature]:
-    features: dict[str, Feature] = {f"{prefix}max": readout.max}
+    features: dict[str, Feature] = {
+        f"{prefix}max": readout.max,
+        f"{prefix}distance": abs(readout.max),
+    }
     if readout.mean is not None:
         features[f"{prefix}mean"] = readout.mean
     return features
