@@ -55,11 +55,11 @@ def test_spaces_have_a_category_and_something_that_does_not_matter() -> None:
 @pytest.mark.slow
 def test_the_tables_are_made_and_resumed(tmp_path: Path) -> None:
     args = ["copying", "motion", "--orders", "3", "--ours", "3", "--ablations", "3"]
-    args += ["--priors", "1", "--jobs", "2", "--output", str(tmp_path)]
+    args += ["--jobs", "2", "--output", str(tmp_path)]
     done = CliRunner().invoke(judge, args)
     assert done.exit_code == 0, done.output
     text = (tmp_path / "tables.md").read_text()
-    for heading in ("spent and found", "each kind of evidence", "decision costs", "travels"):
+    for heading in ("spent and found", "each kind of evidence", "decision costs"):
         assert heading in text
     assert text.count("MedianPruner") >= 2
     assert (tmp_path / "replay.html").stat().st_size > 10_000

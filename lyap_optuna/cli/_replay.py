@@ -1,7 +1,6 @@
 """``lyap-optuna replay``: which pruner would have served a study that ran to its end."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +10,6 @@ from lyap_optuna.cli import _format, _storage
 
 if TYPE_CHECKING:
     from optuna.pruners import BasePruner
-    from optuna.study import Study
 
     from lyap_optuna.replay import Interval, PrunerSummary, Recording
 
@@ -50,7 +48,6 @@ LEGEND = (
     multiple=True,
     help="Only the pruner of this name, or those whose name contains this; may be repeated.",
 )
-@_storage.prior_option
 @click.option("--state", help="Which recorded exponents the pruner sees, hidden or full.")
 @click.option(
     "--results",
@@ -76,8 +73,6 @@ def replay(
     orders: int,
     jobs: int,
     pruners: tuple[str, ...],
-    priors: tuple[str, ...],
-    prior_state: str | None,
     state: str | None,
     results: Path | None,
     record: Path | None,
@@ -103,9 +98,6 @@ def replay(
         click.echo(f"{record}: {_format.printable(source.summary())}")
         return
     chosen = _chosen(pruners)
-    earlier = _storage.load_priors(priors, prior_state or state, storage, storage_class)
-    for study in earlier:
-        chosen[f"LyapunovPruner after {study.study_name}"] = _After(study)
     _storage.note(_format.printable(source.summary()))
     with _progress() as advance:
         replays = compare_pruners(
@@ -152,18 +144,6 @@ def _chosen(names: Sequence[str]) -> "dict[str, Callable[[], BasePruner]]":
         return name.lower() == pruner.lower() if exact else name.lower() in pruner.lower()
 
     return {p: make for p, make in known.items() if any(matches(n, p) for n in names)}
-
-
-@dataclass(frozen=True)
-class _After:
-    """Makes our pruner with an earlier study."""
-
-    study: "Study"
-
-    def __call__(self) -> "BasePruner":
-        import lyap_optuna
-
-        return lyap_optuna.LyapunovPruner(prior_studies=[self.study])
 
 
 class _progress:

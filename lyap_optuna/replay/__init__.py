@@ -9,7 +9,6 @@ from lyap_optuna.replay._compare import (
 )
 from lyap_optuna.replay._recording import RecordedTrial, Recording, RecordingError
 from lyap_optuna.replay._replay import Replay, replay
-from lyap_optuna.replay._transfer import TransferSkill, transfer_skill
 
 __all__ = [
     "Interval",
@@ -18,10 +17,8 @@ __all__ = [
     "Recording",
     "RecordingError",
     "Replay",
-    "TransferSkill",
     "compare_pruners",
     "default_pruners",
     "replay",
     "summarize",
-    "transfer_skill",
 ]

@@ -26,10 +26,9 @@ from lyap_optuna.replay import (
     compare_pruners,
     default_pruners,
     summarize,
-    transfer_skill,
 )
 from lyap_optuna.visualization import plot_replay
-from studies.pruning.recorded import DATA, PRIOR_STATE, WithPrior, load
+from studies.pruning.recorded import DATA, load
 
 OURS = "LyapunovPruner"
 LEFT_OUT = ("lorenz96", "temporal_order")
@@ -164,81 +163,6 @@ def ablation_table(replays: dict[str, dict[str, list[Replay]]]) -> str:
     return markdown(rows, header)
 
 
-def prior_table(names: Sequence[str], orders: int, jobs: int, output: Path) -> str:
-    """Return what each other study, as an earlier one, saves."""
-    rows = []
-    for name in names:
-        recording = load(name, PRIOR_STATE)
-        pruners: dict[str, Callable[[], BasePruner]] = {OURS: lyap.LyapunovPruner}
-        for other in names:
-            if other != name:
-                pruners[f"{OURS} after {other}"] = WithPrior((other,))
-        pruners[f"{OURS} after all others"] = WithPrior(tuple(n for n in names if n != name))
-        replays = replay_all(
-            recording, pruners, dict.fromkeys(pruners, orders), jobs, output, f"{name}, earlier"
-        )
-        alone = replays[OURS]
-        for pruner, after in replays.items():
-            if pruner == OURS:
-                continue
-            mean, low, high = paired(
-                [r.epochs_spent for r in after], [r.epochs_spent for r in alone]
-            )
-            spent = float(np.median([r.epochs_spent for r in after]))
-            base = float(np.median([r.epochs_spent for r in alone]))
-            rows.append(
-                (
-                    name,
-                    pruner.removeprefix(f"{OURS} after "),
-                    f"{base:.1%}",
-                    f"{spent:.1%}",
-                    f"{100 * mean:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})",
-                    percent(np.mean([r.succeeded for r in alone]).item()),
-                    percent(np.mean([r.succeeded for r in after]).item()),
-                )
-            )
-    header = (
-        "study",
-        "earlier study",
-        "epochs alone",
-        "epochs after it",
-        "difference, points",
-        "succeed alone",
-        "succeed after it",
-    )
-    return markdown(rows, header)
-
-
-def transfer_tables(names: Sequence[str]) -> str:
-    """Return the matrices of evidence fitted on one study and applied to another."""
-    text = ""
-    steps = (1, 2, 4)
-    for state in ("hidden", "full"):
-        skills = transfer_skill([load(name, state) for name in names], steps=steps)
-        found = {
-            (s.evidence, s.fitted_on, s.applied_to, s.step): s.rank_correlation for s in skills
-        }
-        for kind in dict.fromkeys(s.evidence for s in skills):
-            if state == "full" and kind in ("loss", "hyperparameters"):
-                continue
-            rows = [
-                (
-                    source,
-                    *(
-                        " ".join(
-                            "–" if (r := found[kind, source, target, step]) is None else f"{r:+.2f}"
-                            for step in steps
-                        )
-                        for target in names
-                    ),
-                )
-                for source in names
-            ]
-            of = f", {state} state" if kind not in ("loss", "hyperparameters") else ""
-            text += f"\n**{kind}{of}**\n\n" + markdown(rows, ("fitted on", *names))
-    return text
-
-
 def state_table(names: Sequence[str]) -> str:
     """Return the skill of the exponents of each state, over all trials."""
     rows = []
@@ -298,7 +222,6 @@ def timing_table() -> str:
 @click.option("--orders", default=100, show_default=True, help="Orders for Optuna's pruners.")
 @click.option("--ours", default=100, show_default=True, help="Orders for ours.")
 @click.option("--ablations", default=30, show_default=True, help="Orders without each evidence.")
-@click.option("--priors", default=10, show_default=True, help="Orders after earlier studies.")
 @click.option("--jobs", default=2, show_default=True, help="Processes.")
 @click.option(
     "--output",
@@ -311,7 +234,6 @@ def main(
     orders: int,
     ours: int,
     ablations: int,
-    priors: int,
     jobs: int,
     output: Path,
 ) -> None:
@@ -337,11 +259,6 @@ def main(
     text += "\n## What each kind of evidence adds\n\n" + ablation_table(replays)
     text += "\n## Which state of an LSTM\n\n" + state_table(chosen)
     text += "\n## What a decision costs\n\n" + timing_table()
-    if len(chosen) > 1:
-        text += "\n## Evidence that travels\n" + transfer_tables(chosen)
-        if priors:
-            text += "\n## What an earlier study saves\n\n"
-            text += prior_table(chosen, priors, jobs, output)
     (output / "tables.md").write_text(text, encoding="utf-8")
     figure = plot_replay([s for s in summaries if "without" not in s.pruner])
     figure.write_html(output / "replay.html")
