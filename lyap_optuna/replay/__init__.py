@@ -8,10 +8,13 @@ from lyap_optuna.replay._compare import (
     summarize,
 )
 from lyap_optuna.replay._recording import RecordedTrial, Recording, RecordingError
-from lyap_optuna.replay._replay import Replay, replay
+from lyap_optuna.replay._replay import REGRET_AT, Replay, replay
+from lyap_optuna.replay._truth import Calibration, winners
 
 __all__ = [
+    "Calibration",
     "Interval",
+    "REGRET_AT",
     "PrunerSummary",
     "RecordedTrial",
     "Recording",
@@ -21,4 +24,5 @@ __all__ = [
     "default_pruners",
     "replay",
     "summarize",
+    "winners",
 ]
