@@ -59,7 +59,13 @@ def test_the_tables_are_made_and_resumed(tmp_path: Path) -> None:
     done = CliRunner().invoke(judge, args)
     assert done.exit_code == 0, done.output
     text = (tmp_path / "tables.md").read_text()
-    for heading in ("spent and found", "each kind of evidence", "decision costs"):
+    for heading in (
+        "spent and found",
+        "winner is found",
+        "that pruned",
+        "each kind of evidence",
+        "decision costs",
+    ):
         assert heading in text
     assert text.count("MedianPruner") >= 2
     assert (tmp_path / "replay.html").stat().st_size > 10_000

@@ -20,6 +20,9 @@ from tqdm import tqdm
 
 import lyap_optuna as lyap
 from lyap_optuna.replay import (
+    REGRET_AT,
+    Calibration,
+    Interval,
     PrunerSummary,
     Recording,
     Replay,
@@ -89,8 +92,13 @@ def markdown(rows: Iterable[Sequence[object]], header: Sequence[str]) -> str:
 
 
 def percent(value: float) -> str:
-    """Return a share."""
-    return f"{value:.0%}"
+    """Return a share; never, where it is infinite."""
+    return "never" if np.isinf(value) else f"{value:.0%}"
+
+
+def with_interval(interval: Interval) -> str:
+    """Return a share and where it may lie."""
+    return f"{percent(interval.value)} ({percent(interval.lower)} to {percent(interval.upper)})"
 
 
 def main_table(summaries: Sequence[PrunerSummary]) -> str:
@@ -124,6 +132,55 @@ def main_table(summaries: Sequence[PrunerSummary]) -> str:
         "best 5 % pruned",
         "80 % interval holds",
         "seconds deciding",
+    )
+    return markdown(rows, header)
+
+
+def found_table(summaries: Sequence[PrunerSummary]) -> str:
+    """Return when each pruner had ended its first winner, and how good its best was by then."""
+    rows = [
+        (
+            s.recording,
+            s.n_winners,
+            s.pruner,
+            s.n_orders,
+            with_interval(s.found_by),
+            with_interval(s.found_by_late),
+            *(f"{regret.value:.2g}" for regret in s.regret_at),
+        )
+        for s in summaries
+    ]
+    header = (
+        "study",
+        "winners",
+        "pruner",
+        "orders",
+        "found by, in half of the orders",
+        "in nine of ten",
+        *(f"regret at {share:.0%}" for share in REGRET_AT),
+    )
+    return markdown(rows, header)
+
+
+def calibration_table(summaries: Sequence[PrunerSummary]) -> str:
+    """Return how often the interval at the decision that pruned held, by study and pooled."""
+    found = [(s.recording, s.pruner, s.calibration) for s in summaries if s.calibration.n]
+    pooled: dict[str, Calibration] = {}
+    for _, pruner, calibration in found:
+        pooled[pruner] = pooled.get(pruner, Calibration()) + calibration
+    found += [("all", pruner, calibration) for pruner, calibration in pooled.items()]
+    rows = [
+        (study, pruner, c.n, f"{c.held / c.n:.0%}", c.better, c.worse, f"{c.score / c.n:.2f}")
+        for study, pruner, c in found
+    ]
+    header = (
+        "study",
+        "pruner",
+        "pruned with an interval",
+        "held",
+        "ended better",
+        "ended worse",
+        "interval score",
     )
     return markdown(rows, header)
 
@@ -239,7 +296,10 @@ def main(
 ) -> None:
     """Replay the recordings NAMES (all by default) with every pruner, and write the tables."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    available = [name for name in ORDER if (DATA / f"{name}.json.gz").exists()]
+    recorded = sorted(path.name.removesuffix(".json.gz") for path in DATA.glob("*.json.gz"))
+    available = sorted(
+        recorded, key=lambda name: ORDER.index(name) if name in ORDER else len(ORDER)
+    )
     if unknown := sorted(set(names) - set(available)):
         raise click.UsageError(f"No recording {unknown}; there are {', '.join(available)}.")
     chosen = [name for name in available if not names or name in names]
@@ -256,6 +316,9 @@ def main(
         replays[name] = replay_all(recording, pruners, counts, jobs, output, name)
         summaries += summarize(recording, replays[name])
     text = "## What each pruner spent and found\n\n" + main_table(summaries)
+    text += "\n## When a winner is found\n\n" + found_table(summaries)
+    text += "\n## The 80 % interval at the decision that pruned\n\n"
+    text += calibration_table(summaries)
     text += "\n## What each kind of evidence adds\n\n" + ablation_table(replays)
     text += "\n## Which state of an LSTM\n\n" + state_table(chosen)
     text += "\n## What a decision costs\n\n" + timing_table()
