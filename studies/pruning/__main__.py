@@ -46,6 +46,7 @@ ORDER = (
     "motion",
     *LEFT_OUT,
 )
+"""What is replayed unless something else is named: a kept-out recording is never by accident."""
 
 
 def replay_all(
@@ -294,15 +295,13 @@ def main(
     jobs: int,
     output: Path,
 ) -> None:
-    """Replay the recordings NAMES (all by default) with every pruner, and write the tables."""
+    """Replay the recordings NAMES (the seen ones by default) with every pruner: the tables."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     recorded = sorted(path.name.removesuffix(".json.gz") for path in DATA.glob("*.json.gz"))
-    available = sorted(
-        recorded, key=lambda name: ORDER.index(name) if name in ORDER else len(ORDER)
-    )
-    if unknown := sorted(set(names) - set(available)):
-        raise click.UsageError(f"No recording {unknown}; there are {', '.join(available)}.")
-    chosen = [name for name in available if not names or name in names]
+    if unknown := sorted(set(names) - set(recorded)):
+        raise click.UsageError(f"No recording {unknown}; there are {', '.join(recorded)}.")
+    chosen = [name for name in ORDER if not names or name in names]
+    chosen += [name for name in names if name not in ORDER]
     output.mkdir(parents=True, exist_ok=True)
     pruners = default_pruners()
     counts = {
