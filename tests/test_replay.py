@@ -1,4 +1,4 @@
-"""Replay: recordings that travel, pruners judged through Optuna's own loop, priors."""
+"""Replay: recordings that travel, pruners judged through Optuna's own loop."""
 
 import gzip
 import json
@@ -22,7 +22,6 @@ from lyap_optuna.replay import (
     default_pruners,
     replay,
     summarize,
-    transfer_skill,
 )
 from lyap_optuna.replay._compare import fingerprint
 from lyap_optuna.replay._replay import order_of, run
@@ -371,11 +370,6 @@ def test_commands_take_earlier_studies(tmp_path: Path) -> None:
     unknown = CliRunner().invoke(main, [*args, "--prior", "made-2"])
     assert unknown.exit_code != 0
     assert "no study 'made-2'" in unknown.output
-    done = CliRunner().invoke(
-        main, ["replay", str(file), "--prior", str(file), "--pruner", "none", "--orders", "1"]
-    )
-    assert done.exit_code == 0, done.output
-    assert "LyapunovPruner after made-1" in done.output
 
 
 def test_command_errors(tmp_path: Path) -> None:
@@ -450,13 +444,6 @@ class TestPriorStudies:
         two = optuna.create_study(directions=["minimize", "maximize"])
         with pytest.raises(ValueError, match="several objectives"):
             lyap.LyapunovPruner(prior_studies=[two])
-
-    def test_transfer_is_measured_without_the_values_of_the_target(self) -> None:
-        a, b = (Recording.from_study(made_study(40, seed=seed)) for seed in (0, 1))
-        skills = transfer_skill([a, b], steps=[1])
-        of = {(s.evidence, s.fitted_on, s.applied_to): s.rank_correlation for s in skills}
-        assert (of["displacement", "made-0", "made-1"] or 0) > 0.9
-        assert of["loss", "made-0", "made-1"] is None or of["loss", "made-0", "made-1"] < 0.5
 
 
 @pytest.mark.parametrize("path", RECORDINGS, ids=lambda p: p.name.split(".")[0])

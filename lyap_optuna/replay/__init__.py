@@ -8,20 +8,21 @@ from lyap_optuna.replay._compare import (
     summarize,
 )
 from lyap_optuna.replay._recording import RecordedTrial, Recording, RecordingError
-from lyap_optuna.replay._replay import Replay, replay
-from lyap_optuna.replay._transfer import TransferSkill, transfer_skill
+from lyap_optuna.replay._replay import REGRET_AT, Replay, replay
+from lyap_optuna.replay._truth import Calibration, winners
 
 __all__ = [
+    "Calibration",
     "Interval",
+    "REGRET_AT",
     "PrunerSummary",
     "RecordedTrial",
     "Recording",
     "RecordingError",
     "Replay",
-    "TransferSkill",
     "compare_pruners",
     "default_pruners",
     "replay",
     "summarize",
-    "transfer_skill",
+    "winners",
 ]

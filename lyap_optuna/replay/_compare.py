@@ -1,7 +1,6 @@
 """Many pruners, many orders, the same orders for all; in processes, and resumable."""
 
 import hashlib
-import json
 import math
 import os
 import warnings
@@ -25,8 +24,10 @@ from optuna.pruners import (
 
 from lyap_optuna.prediction.evidence import EVIDENCE
 from lyap_optuna.pruner import LyapunovPruner
+from lyap_optuna.replay._lines import append_line, read_lines
 from lyap_optuna.replay._recording import Recording
-from lyap_optuna.replay._replay import Replay, replay
+from lyap_optuna.replay._replay import REGRET_AT, Replay, replay
+from lyap_optuna.replay._truth import Calibration, winners
 
 OURS = "LyapunovPruner"
 
@@ -76,7 +77,8 @@ class Interval:
 
     Args:
         value: Median over orders; for a share, the share.
-        lower: Lower end: of the middle 95 % of orders; for a share, Wilson's interval.
+        lower: Lower end: of the middle 95 % of orders; for a share, Wilson's interval; where it
+            is said, of a bootstrap over orders.
         upper: Upper end.
     """
 
@@ -94,12 +96,20 @@ class PrunerSummary:
         pruner: Name of the pruner.
         n_orders: Orders replayed.
         epochs_spent: Share of epochs spent.
+        n_winners: Winners of the recording: trials worth finding.
+        found_by: Share of all epochs spent when the first winner ended: the value at place
+            ceil(0.5 m) of the m orders, with its bootstrap interval. Infinite where so many orders
+            never found one.
+        found_by_late: The same at place ceil(0.9 m): how late it may come.
         regret: Normalised regret.
+        regret_at: The same when 10, 25 and 50 % of all epochs were spent.
         success: Share of orders that succeed.
         wrongly_pruned: Trials of the true top 5 % that were pruned.
         seconds: Seconds spent deciding.
         coverage: Share of decisions whose 80 % interval held the final value, each trial weighing
             the same; None for pruners that record none.
+        calibration: What the 80 % intervals of the decisions that pruned were worth, over all
+            orders.
         epochs_against_median: Epochs spent over those of ``MedianPruner`` in the same orders,
             median; None where that was not compared.
     """
@@ -108,11 +118,16 @@ class PrunerSummary:
     pruner: str
     n_orders: int
     epochs_spent: Interval
+    n_winners: int
+    found_by: Interval
+    found_by_late: Interval
     regret: Interval
+    regret_at: tuple[Interval, ...]
     success: Interval
     wrongly_pruned: Interval
     seconds: Interval
-    coverage: float | None = None
+    coverage: float | None
+    calibration: Calibration
     epochs_against_median: float | None = None
 
 
@@ -184,7 +199,8 @@ def compare_pruners(
     for (name, order), result in _run(recording, pruners, missing, jobs):
         done[name, order] = result
         if results is not None:
-            _append(Path(results), mark, name, result)
+            stored = {"recording": mark, "pruner": name, **asdict(result)}
+            append_line(Path(results), stored)
         ended += 1
         if progress is not None:
             progress(ended, total)
@@ -242,37 +258,25 @@ def fingerprint(recording: Recording) -> str:
 
 def _read(path: Path, mark: str) -> dict[tuple[str, int], Replay]:
     done: dict[tuple[str, int], Replay] = {}
-    if not path.exists():
-        return done
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for stored in read_lines(path):
         try:
-            stored = json.loads(line)
             if stored.pop("recording") != mark:
                 continue
             name = stored.pop("pruner")
-            stored["regret"] = float(stored["regret"])
+            for key in ("regret", "found_by"):
+                stored[key] = float(stored[key])
+            stored["regret_at"] = tuple(map(float, stored["regret_at"]))
+            stored["calibration"] = Calibration(**stored["calibration"])
             done[name, stored["order"]] = Replay(**stored)
-        except (ValueError, KeyError, TypeError, AttributeError):
-            continue
+        except (ValueError, KeyError, TypeError):
+            continue  # of another version: it is replayed again
     return done
-
-
-def _append(path: Path, mark: str, name: str, result: Replay) -> None:
-    stored = {"recording": mark, "pruner": name, **asdict(result)}
-    if not math.isfinite(result.regret):
-        stored["regret"] = str(result.regret)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a+b") as file:
-        if file.tell():
-            file.seek(-1, os.SEEK_END)
-            if file.read(1) != b"\n":  # the last line of a run that was killed
-                file.write(b"\n")
-        file.write((json.dumps(stored, allow_nan=False) + "\n").encode())
 
 
 def summarize(recording: Recording, replays: Mapping[str, Sequence[Replay]]) -> list[PrunerSummary]:
     """Return one :class:`PrunerSummary` per pruner, in the order given."""
     median = {r.order: r.epochs_spent for r in replays.get("MedianPruner", ())}
+    n_winners = len(winners(recording))
     summaries = []
     for name, results in replays.items():
         predictions = sum(r.predictions for r in results)
@@ -283,11 +287,18 @@ def summarize(recording: Recording, replays: Mapping[str, Sequence[Replay]]) -> 
                 pruner=name,
                 n_orders=len(results),
                 epochs_spent=_over_orders(r.epochs_spent for r in results),
+                n_winners=n_winners,
+                found_by=order_statistic((r.found_by for r in results), 0.5),
+                found_by_late=order_statistic((r.found_by for r in results), 0.9),
                 regret=_over_orders(r.regret for r in results),
+                regret_at=tuple(
+                    _over_orders(r.regret_at[i] for r in results) for i in range(len(REGRET_AT))
+                ),
                 success=_share(sum(r.succeeded for r in results), len(results)),
                 wrongly_pruned=_over_orders(r.wrongly_pruned for r in results),
                 seconds=_over_orders(r.seconds for r in results),
                 coverage=sum(r.covered for r in results) / predictions if predictions else None,
+                calibration=sum((r.calibration for r in results), Calibration()),
                 epochs_against_median=float(np.median(against)) if against else None,
             )
         )
@@ -299,6 +310,23 @@ def _over_orders(values: Iterable[float]) -> Interval:
     # Of observed values only: between an infinite and a finite one nothing lies.
     lower, median, upper = np.quantile(found, [0.025, 0.5, 0.975], method="inverted_cdf")
     return Interval(float(median), float(lower), float(upper))
+
+
+def order_statistic(values: Iterable[float], share: float) -> Interval:
+    """Return the value at place ceil(share * m) of m, and its 95 % bootstrap interval.
+
+    The interval is that of infinitely many resamples, so that no seed matters: of m values drawn
+    with replacement the k-th is at most the j-th given where at least k of them are among the
+    first j, a binomial number (Efron, *Annals of Statistics* 7 (1979) 1, section 3).
+    """
+    from scipy.stats import binom
+
+    found = np.sort(np.array(list(values), dtype=np.float64))
+    m = len(found)
+    k = math.ceil(round(share * m, 9))  # 0.07 * 100 is 7.000000000000001
+    chances = binom.sf(k - 1, m, np.arange(1, m + 1) / m)
+    lower, upper = found[np.searchsorted(chances, [0.025, 0.975])]
+    return Interval(float(found[k - 1]), float(lower), float(upper))
 
 
 def _share(k: int, n: int) -> Interval:

@@ -179,7 +179,7 @@ class Recording:
         return recording.with_state(states[0]) if states else recording
 
     def to_study(self, storage: str | BaseStorage | None = None) -> Study:
-        """Create an Optuna study of the recorded trials, for example for ``prior_studies=``.
+        """Create an Optuna study of the recorded trials.
 
         Args:
             storage: Where; in memory for None.

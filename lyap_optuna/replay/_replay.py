@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -15,20 +15,18 @@ from optuna.storages import InMemoryStorage
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
-from lyap_optuna.prediction.evidence.base import FloatArray, oriented
-from lyap_optuna.records import _keys, read_decisions
+from lyap_optuna.probe import UNTRAINED_STEP
+from lyap_optuna.records import Decision, _keys, read_decisions
 from lyap_optuna.replay._recording import (
     RecordedTrial,
     Recording,
     direction_of,
     stored_readouts,
 )
+from lyap_optuna.replay._truth import Calibration, Truth
 
-TOP = 0.05
-"""The true best: this fraction of the recorded trials."""
-
-MAX_REGRET = 0.05
-"""Normalised regret at which an order still succeeds."""
+REGRET_AT = (0.1, 0.25, 0.5)
+"""Shares of all epochs after which the regret is told: early, soon, and when half is spent."""
 
 
 @dataclass(frozen=True)
@@ -38,10 +36,14 @@ class Replay:
     Args:
         order: Number of the order: the same number, the same order of trials.
         epochs_spent: Reports made, over those of all trials trained to their end.
+        found_by: Reports made when the first winner ended (:func:`winners`: COMPLETE, hardly any
+            trial better, and not by much), over those of all trials; infinite where none did.
         regret: Best COMPLETE value less the true best, over the spread between the median and
             the true best; infinite where no trial was COMPLETE.
-        succeeded: Whether the best COMPLETE trial is in the true top 5 % and the regret at most
-            0.05.
+        regret_at: The same of the trials that had ended when 10, 25 and 50 % of all epochs were
+            spent; a study that spends less keeps its last.
+        succeeded: Whether a winner was found: the best COMPLETE trial is in the true top 5 % and
+            the regret at most 0.05.
         wrongly_pruned: Trials of the true top 5 % that were pruned; of equal ones all count.
         n_pruned: Pruned trials.
         seconds: Spent in ``should_prune``.
@@ -49,18 +51,22 @@ class Replay:
         covered: Share of a trial's decisions whose 80 % interval held its final value, summed over
             trials.
         predictions: Trials behind ``covered``: those for which an interval was recorded.
+        calibration: What the intervals of the decisions that pruned were worth.
     """
 
     order: int
     epochs_spent: float
+    found_by: float
     regret: float
+    regret_at: tuple[float, ...]
     succeeded: bool
     wrongly_pruned: int
     n_pruned: int
     seconds: float
     slowest_decision: float
-    covered: float = 0.0
-    predictions: int = 0
+    covered: float
+    predictions: int
+    calibration: Calibration
 
 
 def order_of(recording: Recording, order: int) -> list[int]:
@@ -98,7 +104,9 @@ def replay(recording: Recording, pruner: BasePruner, order: int = 0) -> Replay:
     """Run a recorded study again, its trials in a random order, with ``pruner``.
 
     The loop is the one of Optuna's documentation: each recorded value is reported, then
-    ``should_prune`` is asked, after the last report too.
+    ``should_prune`` is asked, after the last report too. Where a readout before training was
+    recorded, it is stored with the trial and ``should_prune`` is asked before the first report
+    too: a trial that is pruned then spends no epochs and has no value.
 
     Args:
         recording: The study.
@@ -138,35 +146,47 @@ def run(recording: Recording, pruner: BasePruner, order: int) -> tuple[Replay, S
             pruner=pruner,
             direction=direction_of(recording),
         )
-        seconds: list[float] = []
-        inside: list[float] = []
+        log = _Log(Truth(recording))
         for recorded in trials:
-            trial = study.ask(dict(recorded.distributions))
-            series = _series(recorded, recording.state)
-            pruned, hits = False, list[bool]()
-            for step, value in recorded.values.items():
-                trial.report(value, step)
-                if step in series:
-                    trial.set_user_attr(_keys.READOUTS, series[step])
-                begin = time.perf_counter()
-                pruned = trial.should_prune()
-                seconds.append(time.perf_counter() - begin)
-                said = read_decisions(study._storage.get_trial(trial._trial_id))
-                if said and said[-1].step == step and said[-1].lower is not None:
-                    hits.append(_within(recorded.final, said[-1].lower, said[-1].upper))
-                if pruned:
-                    break
-            if hits:
-                inside.append(sum(hits) / len(hits))
-            if pruned:
-                study.tell(trial, state=TrialState.PRUNED)
-            elif math.isnan(recorded.final):
-                study.tell(trial, state=TrialState.FAIL)
-            else:
-                study.tell(trial, recorded.final)
+            _run_trial(study, recorded, recording.state, log)
     finally:
         optuna.logging.set_verbosity(verbosity)
-    return _judged(recording, trials, study, order, seconds, inside), study
+    return log.judged(order, sum(len(t.values) for t in trials)), study
+
+
+def _run_trial(study: Study, recorded: RecordedTrial, state: str | None, log: "_Log") -> None:
+    trial = study.ask(dict(recorded.distributions))
+    pruned, hits = False, list[bool]()
+    before = _baseline(recorded, state)
+    if before is not None:
+        trial.set_user_attr(_keys.READOUTS, {str(UNTRAINED_STEP): before})
+        pruned = log.asks(trial, None, recorded.final, hits)
+    series = _series(recorded, state)
+    for step, value in recorded.values.items():
+        if pruned:
+            break
+        trial.report(value, step)
+        log.spent += 1
+        if step in series:
+            trial.set_user_attr(_keys.READOUTS, series[step])
+        pruned = log.asks(trial, step, recorded.final, hits)
+    if hits:
+        log.inside.append(sum(hits) / len(hits))
+    if pruned:
+        log.prunes(trial, recorded.final)
+        study.tell(trial, state=TrialState.PRUNED)
+    elif math.isnan(recorded.final):
+        study.tell(trial, state=TrialState.FAIL)
+    else:
+        study.tell(trial, recorded.final)
+        log.complete.append((log.spent, log.truth.oriented(recorded.final)))
+
+
+def _baseline(trial: RecordedTrial, state: str | None) -> dict[str, Any] | None:
+    """Return the readout before training; None where none was recorded."""
+    measured = stored_readouts(trial, state)
+    step = max((s for s in measured if s < min(trial.values)), default=None)
+    return None if step is None else measured[step]
 
 
 def _series(trial: RecordedTrial, state: str | None) -> dict[int, dict[str, Any]]:
@@ -181,47 +201,72 @@ def _series(trial: RecordedTrial, state: str | None) -> dict[int, dict[str, Any]
     return known
 
 
-def _within(value: float, lower: float | None, upper: float | None) -> bool:
-    return lower is not None and upper is not None and lower <= value <= upper
+@dataclass
+class _Log:
+    """What is written down while a study is replayed.
+
+    Args:
+        truth: How every trial truly ended.
+        spent: Reports made so far.
+        seconds: What each ``should_prune`` took.
+        inside: For each trial with intervals, the share that held its final value.
+        complete: Reports made when each COMPLETE trial ended, and its oriented final value.
+        pruned: Oriented final values that pruned trials would have had.
+        calibration: Of the decisions that pruned.
+    """
+
+    truth: Truth
+    spent: int = 0
+    seconds: list[float] = field(default_factory=list)
+    inside: list[float] = field(default_factory=list)
+    complete: list[tuple[int, float]] = field(default_factory=list)
+    pruned: list[float] = field(default_factory=list)
+    calibration: Calibration = field(default_factory=Calibration)
+
+    def asks(self, trial: optuna.Trial, step: int | None, final: float, hits: list[bool]) -> bool:
+        """Ask ``should_prune``; add to ``hits`` whether the interval of the decision held."""
+        begin = time.perf_counter()
+        pruned = trial.should_prune()
+        self.seconds.append(time.perf_counter() - begin)
+        said = _decisions(trial)
+        if said and (step is None or said[-1].step == step):
+            judged = self.truth.judge(said[-1], final)
+            hits += [bool(judged.held)] * judged.n
+        return pruned
+
+    def prunes(self, trial: optuna.Trial, final: float) -> None:
+        """Write down a trial that is pruned now."""
+        self.pruned.append(self.truth.oriented(final))
+        said = _decisions(trial)
+        if said and said[-1].verdict == "pruned":
+            self.calibration += self.truth.judge(said[-1], final)
+
+    def judged(self, order: int, total: int) -> Replay:
+        """Return what became of the study, whose trials have ``total`` reports in all."""
+        best = min((value for _, value in self.complete), default=math.inf)
+        return Replay(
+            order=order,
+            epochs_spent=self.spent / total,
+            found_by=next(
+                (spent / total for spent, value in self.complete if self.truth.wins(value)),
+                math.inf,
+            ),
+            regret=self.truth.regret(best),
+            regret_at=tuple(self._regret_at(share, total) for share in REGRET_AT),
+            succeeded=self.truth.wins(best),
+            wrongly_pruned=sum(value <= self.truth.top for value in self.pruned),
+            n_pruned=len(self.pruned),
+            seconds=float(sum(self.seconds)),
+            slowest_decision=max(self.seconds, default=0.0),
+            covered=sum(self.inside),
+            predictions=len(self.inside),
+            calibration=self.calibration,
+        )
+
+    def _regret_at(self, share: float, total: int) -> float:
+        ended = [value for spent, value in self.complete if spent / total <= share]
+        return self.truth.regret(min(ended, default=math.inf))
 
 
-def oriented_finals(recording: Recording) -> FloatArray:
-    """Return the final values, smaller is better, what is not finite as infinity: (n_trials,)."""
-    sign = 1.0 if recording.direction == "minimize" else -1.0
-    return np.array([oriented(t.final, int(sign)) for t in recording.trials])
-
-
-def _judged(
-    recording: Recording,
-    trials: Sequence[RecordedTrial],
-    study: Study,
-    order: int,
-    seconds: Sequence[float],
-    inside: Sequence[float],
-) -> Replay:
-    finals = oriented_finals(recording)[order_of(recording, order)]
-    ranked = np.sort(finals)
-    best, median = float(ranked[0]), float(np.median(ranked))
-    top = float(ranked[max(round(TOP * len(ranked)), 1) - 1])
-    ended = study.get_trials(deepcopy=False)
-    complete = [finals[t.number] for t in ended if t.state == TrialState.COMPLETE]
-    found = min(complete, default=math.inf)
-    if found == best:
-        regret = 0.0
-    elif math.isfinite(median) and math.isfinite(found):
-        regret = float((found - best) / max(median - best, 1e-300))
-    else:  # more than half diverged: any finite end is far better than the median
-        regret = 0.0 if math.isfinite(found) else math.inf
-    pruned = [finals[t.number] for t in ended if t.state == TrialState.PRUNED]
-    return Replay(
-        order=order,
-        epochs_spent=len(seconds) / sum(len(t.values) for t in trials),
-        regret=regret,
-        succeeded=bool(math.isfinite(found) and found <= top and regret <= MAX_REGRET),
-        wrongly_pruned=int(sum(value <= top for value in pruned)),
-        n_pruned=len(pruned),
-        seconds=float(sum(seconds)),
-        slowest_decision=max(seconds, default=0.0),
-        covered=sum(inside),
-        predictions=len(inside),
-    )
+def _decisions(trial: optuna.Trial) -> list[Decision]:
+    return read_decisions(trial.study._storage.get_trial(trial._trial_id))

@@ -1,5 +1,6 @@
 """Which pruner would have served: epochs spent against share of orders that succeed."""
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -86,7 +87,9 @@ def plot_replay(summaries: "Sequence[PrunerSummary]") -> "go.Figure":
             legendgroup=summary.pruner,
             showlegend=summary == next(s for s in summaries if s.pruner == summary.pruner),
             hovertemplate=(
-                f"{summary.n_orders} orders<br>%{{x:.0%}} of epochs spent<br>%{{y:.0%}} succeed"
+                f"{summary.n_orders} orders<br>%{{x:.0%}} of epochs spent<br>%{{y:.0%}} succeed<br>"
+                f"first winner: {_share(summary.found_by.value)} of epochs; "
+                f"in 9 of 10 orders: {_share(summary.found_by_late.value)}"
             ),
         )
     figure.update_xaxes(range=[0, 1.05], tickformat=".0%", zeroline=False)
@@ -105,6 +108,10 @@ def plot_replay(summaries: "Sequence[PrunerSummary]") -> "go.Figure":
         margin={"b": 150},
     )
     return figure
+
+
+def _share(value: float) -> str:
+    return "never" if math.isinf(value) else f"{value:.0%}"
 
 
 def _bar(value: float, lower: float, upper: float, color: str) -> dict[str, object]:

@@ -20,16 +20,18 @@ from tqdm import tqdm
 
 import lyap_optuna as lyap
 from lyap_optuna.replay import (
+    REGRET_AT,
+    Calibration,
+    Interval,
     PrunerSummary,
     Recording,
     Replay,
     compare_pruners,
     default_pruners,
     summarize,
-    transfer_skill,
 )
 from lyap_optuna.visualization import plot_replay
-from studies.pruning.recorded import DATA, PRIOR_STATE, WithPrior, load
+from studies.pruning.recorded import DATA, load
 
 OURS = "LyapunovPruner"
 LEFT_OUT = ("lorenz96", "temporal_order")
@@ -44,6 +46,7 @@ ORDER = (
     "motion",
     *LEFT_OUT,
 )
+"""What is replayed unless something else is named: a kept-out recording is never by accident."""
 
 
 def replay_all(
@@ -90,8 +93,13 @@ def markdown(rows: Iterable[Sequence[object]], header: Sequence[str]) -> str:
 
 
 def percent(value: float) -> str:
-    """Return a share."""
-    return f"{value:.0%}"
+    """Return a share; never, where it is infinite."""
+    return "never" if np.isinf(value) else f"{value:.0%}"
+
+
+def with_interval(interval: Interval) -> str:
+    """Return a share and where it may lie."""
+    return f"{percent(interval.value)} ({percent(interval.lower)} to {percent(interval.upper)})"
 
 
 def main_table(summaries: Sequence[PrunerSummary]) -> str:
@@ -129,6 +137,55 @@ def main_table(summaries: Sequence[PrunerSummary]) -> str:
     return markdown(rows, header)
 
 
+def found_table(summaries: Sequence[PrunerSummary]) -> str:
+    """Return when each pruner had ended its first winner, and how good its best was by then."""
+    rows = [
+        (
+            s.recording,
+            s.n_winners,
+            s.pruner,
+            s.n_orders,
+            with_interval(s.found_by),
+            with_interval(s.found_by_late),
+            *(f"{regret.value:.2g}" for regret in s.regret_at),
+        )
+        for s in summaries
+    ]
+    header = (
+        "study",
+        "winners",
+        "pruner",
+        "orders",
+        "found by, in half of the orders",
+        "in nine of ten",
+        *(f"regret at {share:.0%}" for share in REGRET_AT),
+    )
+    return markdown(rows, header)
+
+
+def calibration_table(summaries: Sequence[PrunerSummary]) -> str:
+    """Return how often the interval at the decision that pruned held, by study and pooled."""
+    found = [(s.recording, s.pruner, s.calibration) for s in summaries if s.calibration.n]
+    pooled: dict[str, Calibration] = {}
+    for _, pruner, calibration in found:
+        pooled[pruner] = pooled.get(pruner, Calibration()) + calibration
+    found += [("all", pruner, calibration) for pruner, calibration in pooled.items()]
+    rows = [
+        (study, pruner, c.n, f"{c.held / c.n:.0%}", c.better, c.worse, f"{c.score / c.n:.2f}")
+        for study, pruner, c in found
+    ]
+    header = (
+        "study",
+        "pruner",
+        "pruned with an interval",
+        "held",
+        "ended better",
+        "ended worse",
+        "interval score",
+    )
+    return markdown(rows, header)
+
+
 def ablation_table(replays: dict[str, dict[str, list[Replay]]]) -> str:
     """Return what each kind of evidence adds: with all kinds, less without it."""
     rows = []
@@ -162,81 +219,6 @@ def ablation_table(replays: dict[str, dict[str, list[Replay]]]) -> str:
         "only without it",
     )
     return markdown(rows, header)
-
-
-def prior_table(names: Sequence[str], orders: int, jobs: int, output: Path) -> str:
-    """Return what each other study, as an earlier one, saves."""
-    rows = []
-    for name in names:
-        recording = load(name, PRIOR_STATE)
-        pruners: dict[str, Callable[[], BasePruner]] = {OURS: lyap.LyapunovPruner}
-        for other in names:
-            if other != name:
-                pruners[f"{OURS} after {other}"] = WithPrior((other,))
-        pruners[f"{OURS} after all others"] = WithPrior(tuple(n for n in names if n != name))
-        replays = replay_all(
-            recording, pruners, dict.fromkeys(pruners, orders), jobs, output, f"{name}, earlier"
-        )
-        alone = replays[OURS]
-        for pruner, after in replays.items():
-            if pruner == OURS:
-                continue
-            mean, low, high = paired(
-                [r.epochs_spent for r in after], [r.epochs_spent for r in alone]
-            )
-            spent = float(np.median([r.epochs_spent for r in after]))
-            base = float(np.median([r.epochs_spent for r in alone]))
-            rows.append(
-                (
-                    name,
-                    pruner.removeprefix(f"{OURS} after "),
-                    f"{base:.1%}",
-                    f"{spent:.1%}",
-                    f"{100 * mean:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})",
-                    percent(np.mean([r.succeeded for r in alone]).item()),
-                    percent(np.mean([r.succeeded for r in after]).item()),
-                )
-            )
-    header = (
-        "study",
-        "earlier study",
-        "epochs alone",
-        "epochs after it",
-        "difference, points",
-        "succeed alone",
-        "succeed after it",
-    )
-    return markdown(rows, header)
-
-
-def transfer_tables(names: Sequence[str]) -> str:
-    """Return the matrices of evidence fitted on one study and applied to another."""
-    text = ""
-    steps = (1, 2, 4)
-    for state in ("hidden", "full"):
-        skills = transfer_skill([load(name, state) for name in names], steps=steps)
-        found = {
-            (s.evidence, s.fitted_on, s.applied_to, s.step): s.rank_correlation for s in skills
-        }
-        for kind in dict.fromkeys(s.evidence for s in skills):
-            if state == "full" and kind in ("loss", "hyperparameters"):
-                continue
-            rows = [
-                (
-                    source,
-                    *(
-                        " ".join(
-                            "–" if (r := found[kind, source, target, step]) is None else f"{r:+.2f}"
-                            for step in steps
-                        )
-                        for target in names
-                    ),
-                )
-                for source in names
-            ]
-            of = f", {state} state" if kind not in ("loss", "hyperparameters") else ""
-            text += f"\n**{kind}{of}**\n\n" + markdown(rows, ("fitted on", *names))
-    return text
 
 
 def state_table(names: Sequence[str]) -> str:
@@ -298,7 +280,6 @@ def timing_table() -> str:
 @click.option("--orders", default=100, show_default=True, help="Orders for Optuna's pruners.")
 @click.option("--ours", default=100, show_default=True, help="Orders for ours.")
 @click.option("--ablations", default=30, show_default=True, help="Orders without each evidence.")
-@click.option("--priors", default=10, show_default=True, help="Orders after earlier studies.")
 @click.option("--jobs", default=2, show_default=True, help="Processes.")
 @click.option(
     "--output",
@@ -311,16 +292,16 @@ def main(
     orders: int,
     ours: int,
     ablations: int,
-    priors: int,
     jobs: int,
     output: Path,
 ) -> None:
-    """Replay the recordings NAMES (all by default) with every pruner, and write the tables."""
+    """Replay the recordings NAMES (the seen ones by default) with every pruner: the tables."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    available = [name for name in ORDER if (DATA / f"{name}.json.gz").exists()]
-    if unknown := sorted(set(names) - set(available)):
-        raise click.UsageError(f"No recording {unknown}; there are {', '.join(available)}.")
-    chosen = [name for name in available if not names or name in names]
+    recorded = sorted(path.name.removesuffix(".json.gz") for path in DATA.glob("*.json.gz"))
+    if unknown := sorted(set(names) - set(recorded)):
+        raise click.UsageError(f"No recording {unknown}; there are {', '.join(recorded)}.")
+    chosen = [name for name in ORDER if not names or name in names]
+    chosen += [name for name in names if name not in ORDER]
     output.mkdir(parents=True, exist_ok=True)
     pruners = default_pruners()
     counts = {
@@ -334,14 +315,12 @@ def main(
         replays[name] = replay_all(recording, pruners, counts, jobs, output, name)
         summaries += summarize(recording, replays[name])
     text = "## What each pruner spent and found\n\n" + main_table(summaries)
+    text += "\n## When a winner is found\n\n" + found_table(summaries)
+    text += "\n## The 80 % interval at the decision that pruned\n\n"
+    text += calibration_table(summaries)
     text += "\n## What each kind of evidence adds\n\n" + ablation_table(replays)
     text += "\n## Which state of an LSTM\n\n" + state_table(chosen)
     text += "\n## What a decision costs\n\n" + timing_table()
-    if len(chosen) > 1:
-        text += "\n## Evidence that travels\n" + transfer_tables(chosen)
-        if priors:
-            text += "\n## What an earlier study saves\n\n"
-            text += prior_table(chosen, priors, jobs, output)
     (output / "tables.md").write_text(text, encoding="utf-8")
     figure = plot_replay([s for s in summaries if "without" not in s.pruner])
     figure.write_html(output / "replay.html")
