@@ -1,16 +1,12 @@
 """Predict the final value of a trial from what is known early, and say from what."""
 
 from lyap_optuna.prediction._explanation import Explanation, explain
-from lyap_optuna.prediction._predictor import Prediction, Predictor, RankPredictor
 from lyap_optuna.prediction._ranking import TrialPrediction, rank_trials
 from lyap_optuna.prediction._skill import EvidenceSkill, prediction_skill
 
 __all__ = [
     "EvidenceSkill",
     "Explanation",
-    "Prediction",
-    "Predictor",
-    "RankPredictor",
     "TrialPrediction",
     "explain",
     "prediction_skill",

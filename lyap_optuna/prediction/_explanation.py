@@ -5,11 +5,10 @@ from dataclasses import dataclass
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
-from lyap_optuna.prediction._predictor import RankPredictor
-from lyap_optuna.prediction._ranking import NO_READOUTS, TrialPrediction, predict_trial
+from lyap_optuna.prediction._ranking import NO_READOUTS, TrialPrediction, predict_trials
 from lyap_optuna.prediction._study import StudyModels, describe, single_direction
 from lyap_optuna.prediction.evidence import EVIDENCE, TrialView
-from lyap_optuna.records import Decision, read_decisions
+from lyap_optuna.records import Decision, interval, read_decisions
 
 
 @dataclass(frozen=True)
@@ -79,9 +78,9 @@ def explain(study: Study, trial_number: int) -> Explanation:
             lines.append("The objective itself ended it: the pruner had kept it.")
     else:
         lines.append("No decision is recorded: no check was due, or another pruner judged it.")
-        models = StudyModels(sign, tuple(EVIDENCE), RankPredictor)
+        models = StudyModels(sign, tuple(EVIDENCE))
         models.update(trials)
-        prediction, sentence = _now(trial, view, models)
+        prediction, sentence = _now(trial, models)
         lines.append(sentence)
     if not any("lyapunov:readouts" in t.user_attrs for t in trials):
         lines.append(NO_READOUTS)
@@ -123,25 +122,21 @@ def _told(decision: Decision) -> str:
     return f"{verdict} at step {decision.step}. {decision.reason}"
 
 
-def _now(
-    trial: FrozenTrial, view: TrialView, models: StudyModels
-) -> tuple[TrialPrediction | None, str]:
+def _now(trial: FrozenTrial, models: StudyModels) -> tuple[TrialPrediction | None, str]:
     if trial.state in (TrialState.WAITING, TrialState.FAIL):
         return None, f"Nothing is predicted for a trial that is {trial.state.name}."
-    entry, predicted = predict_trial(models, trial, models.view(trial))
+    ((view, entry, predicted),) = predict_trials(models, [trial])
     where = "before its first report" if entry.step is None else f"at step {entry.step}"
+    on = _count(len(models.complete), "COMPLETE trial")
     if predicted is None:
-        return None, (
-            f"The default predictor predicts nothing {where}: no evidence has measurable skill "
-            f"on {_count(len(models.complete), 'COMPLETE trial')}."
-        )
-    predictor = models.at(predicted.step, refit=True).predictor
+        return None, f"The default predictor predicts nothing {where}, on {on}."
     unseen = ", by a model that has not seen its value" if view.value is not None else ""
+    skill = models.at(predicted.step, refit=True).skill
+    how = "" if skill is None else f"rank correlation {skill:.2f} on "
     return entry, (
         f"The default predictor, fitted now on all COMPLETE trials, expects {predicted.value:.4g} "
-        f"(80 % interval {predicted.lower:.4g} to {predicted.upper:.4g}) {where} from "
-        f"{describe(entry.evidence)}{unseen} (rank correlation {predictor.skill:.2f} on "
-        f"{_count(predictor.n_trials, 'COMPLETE trial')})."
+        f"({interval(predicted.lower, predicted.upper)}) {where} from "
+        f"{describe(entry.evidence) or 'no evidence that varies'}{unseen} ({how}{on})."
     )
 
 

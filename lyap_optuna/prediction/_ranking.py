@@ -1,6 +1,7 @@
 """Every trial of a study, best first, by its value or by its predicted value."""
 
-from collections.abc import Iterable
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -8,15 +9,14 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
 from lyap_optuna._logging import get_logger
-from lyap_optuna.prediction._predictor import RankPredictor
 from lyap_optuna.prediction._study import (
     StepPrediction,
     StudyModels,
-    earlier_studies,
     model_step,
     single_direction,
 )
 from lyap_optuna.prediction.evidence import TrialView, check_evidence
+from lyap_optuna.prediction.evidence.base import FloatArray
 
 _logger = get_logger(__name__)
 
@@ -36,12 +36,14 @@ class TrialPrediction:
         step: The reported step at which it is judged; None where it has reported nothing.
         value: The known value of a COMPLETE trial; None for every other.
         predicted_value: Predicted final value, for a COMPLETE trial by a model that has not seen
-            its value (out of fold); None where no evidence has skill.
-        lower: Lower end of the 80 % prediction interval.
-        upper: Upper end of it.
+            its value (out of fold); None while nothing can be predicted.
+        lower: Lower end of the 80 % prediction interval; None where no COMPLETE trial ended
+            beyond it.
+        upper: Upper end of it; None likewise.
         max: Maximum exponent of the latest readout up to ``step``, nats/step; None without one.
         mean: Mean exponent of it, nats/step; None without one.
         evidence: Kinds of evidence that the prediction used.
+        probability: Chance of ending among the best tenth of the feasible COMPLETE trials.
         feasible: Whether it meets its constraints, always true in a study without constraints;
             None where its own are not recorded yet.
     """
@@ -56,6 +58,7 @@ class TrialPrediction:
     max: float | None
     mean: float | None
     evidence: tuple[str, ...] = ()
+    probability: float | None = None
     feasible: bool | None = True
 
 
@@ -64,7 +67,6 @@ def rank_trials(
     step: int | None = None,
     *,
     evidence: Iterable[str] | None = None,
-    prior_studies: Iterable[Study] = (),
 ) -> list[TrialPrediction]:
     """Rank the trials of a study, best first.
 
@@ -82,8 +84,6 @@ def rank_trials(
             trials are judged at their last report, and COMPLETE ones at their last readout, or
             without readouts at their first report.
         evidence: Kinds of evidence to choose from (see :class:`~lyap_optuna.LyapunovPruner`).
-        prior_studies: Earlier studies (see :class:`~lyap_optuna.LyapunovPruner`). With them a
-            study without a single COMPLETE trial is ranked too, though no value is predicted.
 
     Returns:
         One :class:`TrialPrediction` for each trial, best first.
@@ -102,24 +102,20 @@ def rank_trials(
         [1, 2, 0]
     """
     sign = single_direction(study)
-    kinds = check_evidence(evidence)
     trials = study.get_trials(deepcopy=False)
-    models = StudyModels(sign, kinds, RankPredictor, earlier_studies(prior_studies, kinds))
+    models = StudyModels(sign, check_evidence(evidence))
     models.update(trials)
-    complete = {view.number: view for view in models.complete}
-    listed = [
-        (trial, complete.get(trial.number) or models.view(trial))
-        for trial in trials
-        if trial.state in (TrialState.COMPLETE, TrialState.RUNNING, TrialState.PRUNED)
-    ]
-    if listed and not any(view.readouts or view.baseline for _, view in listed):
+    ranked_states = (TrialState.COMPLETE, TrialState.RUNNING, TrialState.PRUNED)
+    listed = [trial for trial in trials if trial.state in ranked_states]
+    judged = predict_trials(models, listed, step)
+    if listed and not any(view.readouts or view.baseline for view, _, _ in judged):
         _logger.info(NO_READOUTS)
-    constrained = any(view.feasible is not None for _, view in listed)
-    known = np.unique([view.value for view in complete.values() if view.value is not None])
+    constrained = any(view.feasible is not None for view, _, _ in judged)
+    known = np.unique([view.value for view in models.complete if view.value is not None])
+    scores: dict[int | None, FloatArray] = {}
 
     ranked: list[tuple[tuple[float, ...], TrialPrediction]] = []
-    for trial, view in listed:
-        entry, predicted = predict_trial(models, trial, view, step)
+    for view, entry, predicted in judged:
         if view.feasible is None and (not constrained or view.value is not None):
             entry = replace(entry, feasible=True)
         place: tuple[float, ...]
@@ -127,11 +123,10 @@ def rank_trials(
             place = (0.0, float(np.searchsorted(known, view.value)), 0.0, 0.0)
         elif predicted is not None:
             # Its place among the known values, by rank: no scale enters.
-            among = 0.0
-            if known.size:
-                scores = models.at(predicted.step, refit=True).predictor.score_of(known)
-                among = float(np.interp(predicted.score, scores, np.arange(len(known))))
-            place = (0.0, among, 1.0, predicted.score)
+            if predicted.step not in scores:
+                scores[predicted.step] = models.at(predicted.step, refit=True).scale.score_of(known)
+            among = np.interp(predicted.score, scores[predicted.step], np.arange(len(known)))
+            place = (0.0, float(among), 1.0, predicted.score)
         else:
             place = (1.0,)
         infeasible = float(entry.feasible is False)
@@ -139,42 +134,56 @@ def rank_trials(
     return [prediction for _, prediction in sorted(ranked, key=lambda pair: pair[0])]
 
 
-def predict_trial(
-    models: StudyModels, trial: FrozenTrial, view: TrialView, step: int | None = None
-) -> tuple[TrialPrediction, StepPrediction | None]:
-    """Predict one trial with a model of every COMPLETE trial.
+def predict_trials(
+    models: StudyModels, trials: Sequence[FrozenTrial], step: int | None = None
+) -> list[tuple[TrialView, TrialPrediction, StepPrediction | None]]:
+    """Predict trials with models of every COMPLETE trial, those of one step together.
 
     Returns:
-        What is known of it, with ``feasible`` as recorded, and the prediction behind it.
+        For each trial its view, what is known of it, with ``feasible`` as recorded, and the
+        prediction behind it.
     """
-    at: int | None = None
-    if view.steps.size:
-        if step is not None:
-            before = view.reports(step)
-            at = int(view.steps[before - 1]) if before else None
-        elif view.value is None:
-            at = int(view.steps[-1])
-        else:
-            last = max(view.readouts, default=int(view.steps[0]))
-            at = int(view.steps[max(view.reports(last), 1) - 1])
-    model = models.at(model_step(view.steps, at), refit=True)
-    predicted = model.predict(view)
-    readout = view.readout(at)
-    # Where no value is known there are no units to predict in.
-    shown = predicted if np.isfinite(model.values).any() else None
-    return (
-        TrialPrediction(
+    complete = {view.number: view for view in models.complete}
+    views = [complete.get(trial.number) or models.view(trial) for trial in trials]
+    at = [_judged_at(view, step) for view in views]
+    together: dict[int | None, list[int]] = defaultdict(list)
+    for i, view in enumerate(views):
+        together[model_step(view.steps, at[i])].append(i)
+    predictions: dict[int, tuple[StepPrediction | None, tuple[str, ...]]] = {}
+    for shared, rows in together.items():
+        model = models.at(shared, refit=True)
+        for i, predicted in zip(rows, model.predict([views[i] for i in rows]), strict=True):
+            predictions[i] = predicted, model.kinds
+    found = []
+    for i, (trial, view) in enumerate(zip(trials, views, strict=True)):
+        predicted, kinds = predictions[i]
+        readout = view.readout(at[i]) or view.baseline
+        entry = TrialPrediction(
             number=view.number,
             state=view.state,
-            step=at,
+            step=at[i],
             value=None if view.value is None else trial.value,
-            predicted_value=None if shown is None else shown.value,
-            lower=None if shown is None else shown.lower,
-            upper=None if shown is None else shown.upper,
+            predicted_value=None if predicted is None else predicted.value,
+            lower=None if predicted is None else predicted.lower,
+            upper=None if predicted is None else predicted.upper,
             max=None if readout is None else readout.max,
             mean=None if readout is None else readout.mean,
-            evidence=model.chosen,
+            evidence=kinds,
+            probability=None if predicted is None else predicted.probability,
             feasible=view.feasible,
-        ),
-        predicted,
-    )
+        )
+        found.append((view, entry, predicted))
+    return found
+
+
+def _judged_at(view: TrialView, step: int | None) -> int | None:
+    """Return the reported step at which a trial is judged; None before its first report."""
+    if not view.steps.size:
+        return None
+    if step is not None:
+        before = view.reports(step)
+        return int(view.steps[before - 1]) if before else None
+    if view.value is None:
+        return int(view.steps[-1])
+    last = max(view.readouts, default=int(view.steps[0]))
+    return int(view.steps[max(view.reports(last), 1) - 1])

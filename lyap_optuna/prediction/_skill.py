@@ -5,7 +5,6 @@ from dataclasses import dataclass
 
 from optuna.study import Study
 
-from lyap_optuna.prediction._predictor import RankPredictor
 from lyap_optuna.prediction._study import StudyModels, describe, single_direction
 from lyap_optuna.prediction.evidence import TrialView, check_evidence
 
@@ -16,19 +15,25 @@ class EvidenceSkill:
 
     Args:
         step: The step.
-        evidence: Name of the kind, or names of the chosen combination joined by ``" + "``.
-        rank_correlation: Spearman correlation of leave-one-out predictions with the final
-            values, over the trials counted in ``n_trials``; None where the kind has no
-            feature that varies, or trials are too few.
-        n_trials: COMPLETE trials behind the correlation: those that have this evidence at the
-            step, 200 at most (a fit uses no more, evenly spaced in the order of their values).
-        chosen: Whether the predictor uses it at this step.
+        evidence: Name of the kind, or the names of all that vary joined by ``" + "``.
+        rank_correlation: Spearman correlation of leave-one-out predictions from it alone with
+            the final values, over the trials counted in ``n_trials``; None where the kind does not
+            vary, or trials are too few.
+        n_trials: Fitted COMPLETE trials that have this evidence at the step, 256 at most.
+        share: The share of the variance of final values that the kind explains, beside the others:
+            the posterior's mean; None where it does not vary, and for all together.
+        share_lower: Lower end of the share's 80 % interval.
+        share_upper: Upper end of it.
+        chosen: Whether the predictor uses exactly this: all kinds that vary.
     """
 
     step: int
     evidence: str
     rank_correlation: float | None
     n_trials: int
+    share: float | None = None
+    share_lower: float | None = None
+    share_upper: float | None = None
     chosen: bool = False
 
 
@@ -41,7 +46,8 @@ def prediction_skill(
     """Measure, out of sample, how well each kind of evidence foretells the final value.
 
     Skill of a worthless kind is around zero or below it: with n trials, a correlation below
-    about 2 / sqrt(n - 1) is no sign of skill, and then no row is marked as chosen.
+    about 2 / sqrt(n - 1) is no sign of skill. Beside it stands the share that the predictor gives
+    the kind when it weighs all of them together.
 
     Args:
         study: A study with one objective.
@@ -50,8 +56,8 @@ def prediction_skill(
         evidence: Kinds of evidence to look at; all by default.
 
     Returns:
-        By step, one :class:`EvidenceSkill` for each kind and, where a combination of several
-        was chosen, one for that. Empty where no COMPLETE trial reported a value.
+        By step, one :class:`EvidenceSkill` for each kind and, where several vary, one for all of
+        them together. Empty where no COMPLETE trial reported a value.
 
     Raises:
         ValueError: The study has several objectives, or a kind of evidence is unknown.
@@ -70,24 +76,26 @@ def prediction_skill(
     """
     sign = single_direction(study)
     kinds = check_evidence(evidence)
-    models = StudyModels(sign, kinds, RankPredictor)
-    models.update(study.get_trials(deepcopy=False))
+    trials = study.get_trials(deepcopy=False)
+    together = StudyModels(sign, kinds)
+    together.update(trials)
+    alone = {kind: StudyModels(sign, (kind,)) for kind in kinds} if len(kinds) > 1 else {}
+    for models in alone.values():
+        models.update(trials)
     skills: list[EvidenceSkill] = []
-    for step in _early_steps(models.complete) if steps is None else steps:
-        model = models.at(step, refit=True)
-        predictor = model.predictor
-        for combination in [(kind,) for kind in kinds] + (
-            [model.chosen] if len(model.chosen) > 1 else []
-        ):
+    for step in _early_steps(together.complete) if steps is None else steps:
+        model = together.at(step, refit=True)
+        for kind in kinds:
+            single = alone[kind].at(step, refit=True) if alone else model
+            share = model.shares.get(kind, (None, None, None))
             skills.append(
                 EvidenceSkill(
-                    step=step,
-                    evidence=describe(combination),
-                    rank_correlation=predictor.skills.get(combination),
-                    n_trials=predictor.counts.get(combination, 0),
-                    chosen=combination == model.chosen,
+                    step, kind, single.skill, single.n_trials, *share, chosen=model.kinds == (kind,)
                 )
             )
+        if len(model.kinds) > 1:
+            name = describe(model.kinds)
+            skills.append(EvidenceSkill(step, name, model.skill, model.n_trials, chosen=True))
     return skills
 
 

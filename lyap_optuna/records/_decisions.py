@@ -67,7 +67,7 @@ class Decision:
             return "It has come as far as every COMPLETE trial: nothing is left to save."
         if self.probability is None and self.because != "infeasible":
             return f"Nothing can be predicted yet, on {on}."
-        story = f"Predicted to end at {_number(self.predicted_value)} ({self._interval()})"
+        story = f"Predicted to end at {_number(self.predicted_value)} ({interval(self.lower, self.upper)})"
         weighed = sorted(self.shares.items(), key=lambda item: -item[1])
         if weighed:
             told = ", ".join(f"{kind} {share:.0%}" for kind, share in weighed)
@@ -85,15 +85,6 @@ class Decision:
             "audit": ", and it runs on all the same, so that prunings can be judged",
         }
         return f"{story}{ends.get(self.because, '')}."
-
-    def _interval(self) -> str:
-        if self.lower is None and self.upper is None:
-            return "anywhere, as far as can be told"
-        if self.lower is None:
-            return f"80 %: {_number(self.upper)} or less"
-        if self.upper is None:
-            return f"80 %: {_number(self.lower)} or more"
-        return f"80 % interval {_number(self.lower)} to {_number(self.upper)}"
 
     def to_json(self) -> dict[str, Any]:
         """Return the object that is stored."""
@@ -157,6 +148,17 @@ def apart(a: float, b: float) -> tuple[str, str]:
         if texts[0] != texts[1]:
             break
     return texts
+
+
+def interval(lower: float | None, upper: float | None) -> str:
+    """Write an 80 % interval, which may be open at an end."""
+    if lower is None and upper is None:
+        return "anywhere, as far as can be told"
+    if lower is None:
+        return f"80 %: {_number(upper)} or less"
+    if upper is None:
+        return f"80 %: {_number(lower)} or more"
+    return f"80 % interval {_number(lower)} to {_number(upper)}"
 
 
 def _number(value: float | None) -> str:
