@@ -1,7 +1,7 @@
 """What is stored with a trial, and the only code that touches storage."""
 
 from lyap_optuna.records._artifacts import upload_spectrum, write_study_spectra
-from lyap_optuna.records._decisions import Decision, read_decisions, write_decision
+from lyap_optuna.records._decisions import Decision, interval, read_decisions, write_decision
 from lyap_optuna.records._json import FLOOR
 from lyap_optuna.records._readouts import (
     ReadoutRecord,
@@ -41,6 +41,7 @@ __all__ = [
     "is_untouched",
     "prevailing_state",
     "load_spectra",
+    "interval",
     "read_decisions",
     "read_readouts",
     "stored_trial",
