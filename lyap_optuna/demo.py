@@ -144,7 +144,7 @@ def create_study(
         storage=storage,
         direction="minimize",
         # Line 3 of 3: the pruner.
-        pruner=lyap.LyapunovPruner(seed=seed),
+        pruner=lyap.LyapunovPruner(),
         load_if_exists=True,
     )
     # A study that is continued must not draw its first trials a second time.

@@ -30,7 +30,6 @@ STEPS = 5  # readouts per trial, as many as a probe takes by default
 DECISION = Decision(
     step=1,
     verdict="kept",
-    reason="0.42 of its predictions beat the threshold",
     predicted_value=0.512345,
     lower=0.312345,
     upper=0.712345,
@@ -38,6 +37,7 @@ DECISION = Decision(
     probability=0.42,
     min_probability=0.1,
     evidence=("loss", "displacement"),
+    shares={"loss": 0.3, "displacement": 0.2},
     skill=0.71,
     n_trials=24,
 )

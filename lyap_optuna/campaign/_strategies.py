@@ -193,7 +193,9 @@ class ScreenPruner(BasePruner):
             "ranked by its predicted value, and continued as a new trial if it is among the best."
         )
         write_decision(
-            study, trial, Decision(step=trial.last_step, verdict="pruned", reason=reason)
+            study,
+            trial,
+            Decision(step=trial.last_step, verdict="pruned", because="screen", told=reason),
         )
         return True
 

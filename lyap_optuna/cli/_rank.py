@@ -37,7 +37,6 @@ OTHER_EVIDENCE = (
 @click.command()
 @_storage.study_options
 @click.option("--step", type=int, help="Predict from what was known at this step.")
-@_storage.prior_option
 @click.option("--top", type=click.IntRange(min=1), help="Only the best so many trials.")
 @click.option(
     "-f", "--format", "output_format", type=click.Choice(_format.FORMATS), default="table"
@@ -47,8 +46,6 @@ def rank(
     storage_class: str | None,
     study_name: str | None,
     step: int | None,
-    priors: tuple[str, ...],
-    prior_state: str | None,
     top: int | None,
     output_format: str,
 ) -> None:
@@ -61,9 +58,8 @@ def rank(
     import lyap_optuna
 
     study = _storage.load_study(storage, storage_class, study_name)
-    earlier = _storage.load_priors(priors, prior_state, storage, storage_class)
     try:
-        ranking = lyap_optuna.rank_trials(study, step=step, prior_studies=earlier)
+        ranking = lyap_optuna.rank_trials(study, step=step)
     except ValueError as error:
         raise click.ClickException(_storage.scrub(str(error))) from None
     rows = ranking_rows(ranking)[:top]
@@ -92,13 +88,20 @@ def ranking_table(rows: Sequence[_format.Row]) -> "Table":
     shown = [
         {
             **{key: _short(value) for key, value in row.items()},
-            "interval": ""
-            if row["lower"] is None
-            else f"{_short(row['lower'])} to {_short(row['upper'])}",
+            "interval": _interval(row["lower"], row["upper"]),
         }
         for row in rows
     ]
     return _format.table(shown, _COLUMNS)
+
+
+def _interval(lower: float | None, upper: float | None) -> str:
+    """Write an interval that may be open at an end."""
+    if lower is None or upper is None:
+        if lower is None and upper is None:
+            return ""
+        return f"to {_short(upper)}" if lower is None else f"from {_short(lower)}"
+    return f"{_short(lower)} to {_short(upper)}"
 
 
 def _short(value: Any) -> Any:

@@ -7,7 +7,7 @@ import difflib
 import os
 import re
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote, quote_plus, unquote, unquote_plus
 
@@ -158,56 +158,6 @@ def load_study(url: str | None, storage_class: str | None, study_name: str | Non
             f"There is no study {quoted(study_name)} in {shown}. It holds {_listed(names)}."
         )
     return optuna.load_study(study_name=study_name, storage=storage)
-
-
-def prior_option(command: _F) -> _F:
-    """Add ``--prior``, which may be given several times, and ``--prior-state``."""
-    command = click.option(
-        "--prior-state",
-        help="Which exponents of an earlier study's file, hidden or full, where it has both.",
-    )(command)
-    return click.option(
-        "--prior",
-        "priors",
-        multiple=True,
-        metavar="STUDY",
-        help="An earlier study whose evidence serves until this one has its own: its name in the "
-        "same storage, or a file that `replay --record` wrote. May be given several times.",
-    )(command)
-
-
-def load_priors(
-    priors: Sequence[str], state: str | None, url: str | None, storage_class: str | None
-) -> "list[Study]":
-    """Load earlier studies, from files or by their names in the storage.
-
-    Raises:
-        click.ClickException: There is neither a file nor a study of that name.
-    """
-    studies = []
-    for prior in priors:
-        if os.path.isfile(prior):
-            from lyap_optuna.replay import Recording, RecordingError
-
-            try:
-                recording = Recording.load(prior)
-                if state is not None and len(recording.states) > 1:
-                    recording = recording.with_state(state)
-                studies.append(recording.to_study())
-            except (RecordingError, ValueError) as error:
-                raise click.ClickException(printable(error)) from None
-        elif url or os.environ.get("OPTUNA_STORAGE"):
-            studies.append(load_study(url, storage_class, prior))
-        else:
-            raise click.ClickException(f"There is no recording {quoted(prior)}.")
-    names = [study.study_name for study in studies]
-    for study in studies:
-        name = quoted(study.study_name)
-        if len(study.directions) > 1:
-            raise click.UsageError(f"The earlier study {name} has several objectives.")
-        if names.count(study.study_name) > 1:
-            raise click.UsageError(f"Two earlier studies are called {name}.")
-    return studies
 
 
 def _listed(names: list[str], most: int = 10) -> str:

@@ -12,7 +12,6 @@ Rasmussen and Williams, *Gaussian Processes for Machine Learning*: equations 2.2
 (leave-one-out).
 """
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -231,7 +230,8 @@ class Posterior:
         for k, kind in enumerate(self.kinds):
             order = np.argsort(self._shares[:, k])
             upto = np.cumsum(self._weights[order, 0])
-            ends = self._shares[order, k][np.minimum(np.searchsorted(upto, (0.1, 0.9)), len(upto) - 1)]
+            at = np.minimum(np.searchsorted(upto, (0.1, 0.9)), len(upto) - 1)
+            ends = self._shares[order, k][at]
             mean = float(self._shares[:, k] @ self._weights[:, 0])
             found[kind] = (mean, float(ends[0]), float(ends[1]))
         return found
@@ -242,7 +242,8 @@ class Posterior:
         diagonal = np.diagonal(self._precisions, axis1=1, axis2=2)
         means, variances = self._y - self._alphas / diagonal, 1 / diagonal
         # A draw's weight less what the trial's own value contributed to it.
-        logs = np.log(self._weights) + 0.5 * ((self._y - means) ** 2 / variances + np.log(variances))
+        own = -0.5 * ((self._y - means) ** 2 / variances + np.log(variances))
+        logs = np.log(self._weights) - own
         weights = np.exp(logs - logs.max(axis=0))
         shift = self._given - self._y
         return Prediction(weights / weights.sum(axis=0), means + shift, np.sqrt(variances))
@@ -262,10 +263,9 @@ class Posterior:
         means, variances = (np.concatenate(p, axis=1) for p in zip(*parts, strict=True))
         return Prediction(self._weights, means, np.sqrt(np.maximum(variances, _JITTER)))
 
-    def _part(
-        self, rows: Mapping[str, FloatArray], m: FloatArray
-    ) -> tuple[FloatArray, FloatArray]:
-        cross = np.broadcast_to(PRIOR_WEIGHT**2 * np.outer(m, self._m), (len(self._shares), len(m), len(self._m)))
+    def _part(self, rows: Mapping[str, FloatArray], m: FloatArray) -> tuple[FloatArray, FloatArray]:
+        shape = (len(self._shares), len(m), len(self._m))
+        cross = np.broadcast_to(PRIOR_WEIGHT**2 * np.outer(m, self._m), shape)
         own = self._shares[:, -1:] + PRIOR_WEIGHT**2 * m**2
         if rows:
             kernels = [kernel(x, self._columns[kind].fitted) for kind, x in rows.items()]

@@ -87,10 +87,11 @@ def prediction_skill(
         model = together.at(step, refit=True)
         for kind in kinds:
             single = alone[kind].at(step, refit=True) if alone else model
-            share = model.shares.get(kind, (None, None, None))
+            share, lower, upper = model.shares.get(kind, (None, None, None))
+            used = model.kinds == (kind,)
             skills.append(
                 EvidenceSkill(
-                    step, kind, single.skill, single.n_trials, *share, chosen=model.kinds == (kind,)
+                    step, kind, single.skill, single.n_trials, share, lower, upper, chosen=used
                 )
             )
         if len(model.kinds) > 1:

@@ -281,9 +281,7 @@ class StudyModels:
         top_fraction: The fraction of feasible COMPLETE trials that are the best.
     """
 
-    def __init__(
-        self, sign: int, kinds: Sequence[str], top_fraction: float = TOP_FRACTION
-    ) -> None:
+    def __init__(self, sign: int, kinds: Sequence[str], top_fraction: float = TOP_FRACTION) -> None:
         self.sign = sign
         self._kinds = tuple(kinds)
         self._top_fraction = top_fraction

@@ -67,7 +67,8 @@ class Decision:
             return "It has come as far as every COMPLETE trial: nothing is left to save."
         if self.probability is None and self.because != "infeasible":
             return f"Nothing can be predicted yet, on {on}."
-        story = f"Predicted to end at {_number(self.predicted_value)} ({interval(self.lower, self.upper)})"
+        within = interval(self.lower, self.upper)
+        story = f"Predicted to end at {_number(self.predicted_value)} ({within})"
         weighed = sorted(self.shares.items(), key=lambda item: -item[1])
         if weighed:
             told = ", ".join(f"{kind} {share:.0%}" for kind, share in weighed)

@@ -20,8 +20,8 @@ class _Judgement(NamedTuple):
     step: int
     pruned: bool
     value: float
-    lower: float
-    upper: float
+    lower: float | None
+    upper: float | None
     threshold: float | None
     told: str
 
@@ -83,16 +83,10 @@ def _get_info(study: "Study", trial_number: int) -> _Info:
             told=_told(d.evidence, d.skill, d.probability),
         )
         for d in explanation.decisions
-        if d.predicted_value is not None and d.lower is not None and d.upper is not None
+        if d.predicted_value is not None
     ]
     now = explanation.prediction
-    if (
-        now is not None
-        and now.step is not None
-        and now.predicted_value is not None
-        and now.lower is not None
-        and now.upper is not None
-    ):
+    if now is not None and now.step is not None and now.predicted_value is not None:
         judgements.append(
             _Judgement(
                 step=now.step,
@@ -110,6 +104,11 @@ def _get_info(study: "Study", trial_number: int) -> _Info:
     return _Info(trial.number, trial.state, list(finite), list(finite.values()), final, judgements)
 
 
+def _reach(end: float | None, start: float | None) -> float:
+    """Return how long a bar is; none is drawn at an open end."""
+    return max(end - start, 0.0) if end is not None and start is not None else 0.0
+
+
 def _told(evidence: tuple[str, ...], skill: float | None, probability: float | None) -> str:
     told = f"from {' + '.join(evidence)}"
     if skill is not None:
@@ -122,7 +121,10 @@ def _told(evidence: tuple[str, ...], skill: float | None, probability: float | N
 def _draw(info: _Info, better: str) -> "go.Figure":
     import plotly.graph_objects as go
 
-    values = [*info.reported, *(v for j in info.judgements for v in (j.lower, j.upper))]
+    values = [
+        *info.reported,
+        *(v for j in info.judgements for v in (j.lower, j.value, j.upper) if v is not None),
+    ]
     last = info.judgements[-1] if info.judgements else None
     figure = go.Figure(
         layout={
@@ -160,8 +162,8 @@ def _draw(info: _Info, better: str) -> "go.Figure":
             error_y={
                 "type": "data",
                 "symmetric": False,
-                "array": [j.upper - j.value for j in found],
-                "arrayminus": [j.value - j.lower for j in found],
+                "array": [_reach(j.upper, j.value) for j in found],
+                "arrayminus": [_reach(j.value, j.lower) for j in found],
                 "color": color,
             },
             mode="markers",

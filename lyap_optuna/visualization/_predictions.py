@@ -50,7 +50,7 @@ def plot_predictions(study: "Study", step: int | None = None) -> "go.Figure":
     _style.single_objective(study)
     infos = _get_info(study, step)
     if not infos:
-        _logger.warning("Nothing is predicted yet: too few COMPLETE trials, or no skill in them.")
+        _logger.warning("Nothing is predicted yet: too few COMPLETE trials.")
     return _draw(infos, study)
 
 

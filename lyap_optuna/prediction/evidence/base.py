@@ -40,6 +40,7 @@ from lyap_optuna.records import ReadoutRecord, baseline_step, read_readouts
 FloatArray = npt.NDArray[np.float64]
 Feature = float | str
 
+
 def oriented(value: float, sign: int) -> float:
     """Return ``value`` so that smaller is better; NaN and infinities are worst."""
     return sign * value if math.isfinite(value) else math.inf
@@ -109,7 +110,7 @@ class TrialView:
     @property
     def in_order(self) -> bool:
         """Whether it reported at ascending steps."""
-        return list(self.reported) == self.steps.tolist()
+        return self.reported == tuple(self.steps.tolist())
 
     def counted(self) -> "TrialView":
         """Return the view with reports counted, 0, 1, 2, ..., in place of their steps."""
