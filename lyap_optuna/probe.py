@@ -90,7 +90,8 @@ class LyapunovProbe:
         trial: The running trial. The baseline is stored with it at once, at step -1, and moved to
             the step before the first reported one when that is known. (Its whole spectrum is
             stored then; so is the baseline of a trial that is retried, which may go on from a
-            checkpoint.) Without it the first report stores the baseline.
+            checkpoint.) Without it the first report stores the baseline. Where steps do not
+            ascend, it goes down with the lowest step that was reported.
         last_step: Readouts are taken by :meth:`report` up to this step.
         full_spectrum: Measure the whole spectrum of each layer and store 32 of its quantiles too,
             and all of it in the study's relational database (:func:`~lyap_optuna.load_spectra`
@@ -168,11 +169,11 @@ class LyapunovProbe:
         self._strict = strict
         self._warned: set[str] = set()
         self._trial: int | None = None  # number of the trial that this probe belongs to
-        self._settled = False  # whether it is known where the baseline belongs
+        self._settled = False  # whether the first report was seen
         self._baseline: LyapunovReadout | None = None
-        self._pending: tuple[int, LyapunovReadout] | None = None  # a baseline not stored yet
-        self._moved: tuple[int, int] | None = None  # whence and where a stored one is to be moved
-        self._spectra: tuple[int, LyapunovReadout] | None = None  # whole ones of it, not stored yet
+        self._place: int | None = None  # the step at which the baseline belongs
+        self._stored_at: int | None = None  # where it is stored
+        self._spectra_at: int | None = None  # where its whole spectra are
         self._failure: str | None = None  # why this model is not measured
         self._failure_stored = False
         self._inputs: Any = None
@@ -247,17 +248,20 @@ class LyapunovProbe:
         Raises:
             NotImplementedError: By Optuna, in a multi-objective study; use :meth:`record`.
         """
+        first = not self._settled
+        begins = first and self._begins(trial, step)
         trial.report(value, step)
         step = int(step)  # as Optuna does
         try:
             if not self._is_of(trial):
                 return
-            first = not self._settled
             if first:
-                self._settle(trial, step)
+                self._settle(trial, step, begins)
+            elif self._place is not None and trial.number == self._trial:
+                self._place = min(self._place, step - 1)
             if self._failure is None and step <= self._last_step:
                 self._measure_and_store(trial, step)
-            elif first or self._pending is not None or self._moved is not None:
+            elif first or self._is_misplaced(trial):
                 self._store(trial, step, None)
         except Exception as error:  # whatever it is, it is not worth the trial
             self._warn_storage(step, error)
@@ -276,7 +280,7 @@ class LyapunovProbe:
         try:
             if not self._is_of(trial):
                 return
-            if self._spectra is not None and not self._settled and self._pending is None:
+            if self._stored_at is not None:
                 self._settled = True  # a baseline stored at once stays where it is
             if self._failure is None:
                 self._measure_and_store(trial, step)
@@ -314,11 +318,24 @@ class LyapunovProbe:
                 self._failure_stored = True
             elif self._is_of(trial) and self._baseline is not None and is_untouched(trial):
                 write_readouts(trial, {UNTRAINED_STEP: _record(self._baseline)})
-                self._spectra = (UNTRAINED_STEP, self._baseline)
+                self._place = self._stored_at = UNTRAINED_STEP
         except Exception as error:
             self._warn_storage(UNTRAINED_STEP, error)
 
-    def _settle(self, trial: BaseTrial, step: int) -> None:
+    def _begins(self, trial: BaseTrial, step: Any) -> bool:
+        """Whether a first report at ``step`` begins the training, as far as can be told."""
+        try:
+            return begins_training(trial, int(step))
+        except (TypeError, ValueError):  # no step: Optuna says so
+            return False
+        except Exception as error:
+            self._warn_storage(step, error)
+            return True
+
+    def _is_misplaced(self, trial: BaseTrial) -> bool:
+        return trial.number == self._trial and self._stored_at != self._place
+
+    def _settle(self, trial: BaseTrial, step: int, begins: bool) -> None:
         """See, at the first report, where the baseline belongs."""
         self._settled = True
         if self._trial is None:
@@ -331,20 +348,10 @@ class LyapunovProbe:
                 f"last_step={self._last_step} lies before the first reported step, {step}: no "
                 "readout is taken while training. Raise last_step.",
             )
-        try:
-            begins = begins_training(trial, step)
-            if self._failure is not None and not self._failure_stored:
-                write_failure(trial, step - 1 if begins else step, self._failure)
-        except Exception as error:
-            begins = True
-            self._warn_storage(step, error)
-        if self._spectra is not None:  # it is stored
-            if step - 1 > UNTRAINED_STEP:
-                self._moved = (UNTRAINED_STEP, step - 1)
-                self._spectra = (step - 1, self._spectra[1])
-        elif begins and self._baseline is not None:
-            self._pending = (step - 1, self._baseline)
-            self._spectra = (step - 1, self._baseline)
+        if begins and self._baseline is not None:
+            self._place = step - 1
+        if self._failure is not None and not self._failure_stored:
+            write_failure(trial, step - 1 if begins else step, self._failure)
 
     # Measuring and storing ----------------------------------------------------------------------
 
@@ -354,8 +361,9 @@ class LyapunovProbe:
         return readout
 
     def _measure_and_store(self, trial: BaseTrial, step: int) -> None:
-        if has_readout(trial, step):
-            if self._moved is not None:
+        misplaced = self._is_misplaced(trial)
+        if not (misplaced and step == self._stored_at) and has_readout(trial, step):
+            if misplaced:
                 self._store(trial, step, None)
             return
         try:
@@ -370,24 +378,26 @@ class LyapunovProbe:
         self._store(trial, step, readout)
 
     def _store(self, trial: BaseTrial, step: int, readout: LyapunovReadout | None) -> None:
-        own = trial.number == self._trial
-        pending = self._pending if own else None
+        baseline = None
+        if trial.number == self._trial and self._baseline is not None and self._place is not None:
+            baseline = self._place, self._baseline
+        misplaced = baseline is not None and baseline[0] != self._stored_at
         try:
             write_readouts(
                 trial,
                 {} if readout is None else {step: _record(readout)},
-                baseline=None if pending is None else (pending[0], _record(pending[1])),
+                baseline=(baseline[0], _record(baseline[1])) if baseline and misplaced else None,
                 step=step,
-                moved=self._moved if own else None,
+                moved_from=self._stored_at,
             )
         except Exception as error:
             self._warn_storage(step, error)
             return
-        if own:
-            self._pending = self._moved = None
-            if self._spectra is not None:
-                self._store_spectra(trial, *self._spectra)
-                self._spectra = None
+        if baseline is not None:
+            self._stored_at = baseline[0]
+            if self._spectra_at != self._stored_at:
+                self._store_spectra(trial, *baseline, instead_of=self._spectra_at)
+                self._spectra_at = self._stored_at
         if readout is not None:
             self._store_spectra(trial, step, readout)
 
@@ -398,7 +408,14 @@ class LyapunovProbe:
             "on.",
         )
 
-    def _store_spectra(self, trial: BaseTrial, step: int, readout: LyapunovReadout) -> None:
+    def _store_spectra(
+        self,
+        trial: BaseTrial,
+        step: int,
+        readout: LyapunovReadout,
+        *,
+        instead_of: int | None = None,
+    ) -> None:
         """Store the whole spectra of a readout: rows in a database, and a file."""
         parts = readout.layers.items()
         spectra = {name: part.spectrum for name, part in parts if part.spectrum is not None}
@@ -416,6 +433,7 @@ class LyapunovProbe:
                     state_size=spectrum.state_size,
                     sequences=len(spectrum.per_input),
                     spectra_url=self._spectra_url,
+                    instead_of=instead_of,
                 )
         except NoDatabaseError as error:
             # Not a warning: 32 quantiles of the spectrum are stored, and nobody asked for more.

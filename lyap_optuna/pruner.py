@@ -218,16 +218,16 @@ class LyapunovPruner(BasePruner):
     def _judge(self, models: StudyModels, trial: FrozenTrial) -> Decision:
         view = models.view(trial)
         done, total = len(view.steps), models.length
-        step = trial.last_step
+        reported = list(trial.intermediate_values)  # in the order in which they came
         known: dict[str, Any] = {
-            "step": baseline_step(trial, read_readouts(trial)) or 0 if step is None else step,
+            "step": reported[-1] if reported else baseline_step(trial, read_readouts(trial)) or 0,
             "n_trials": models.n_complete,
         }
         if done and all(map(math.isnan, trial.intermediate_values.values())):
             return Decision(verdict="pruned", because="nan", **known)
         if done >= total:
             return Decision(verdict="kept", because="end", **known)
-        model = models.at(model_step(view.steps, None if step is None else int(view.steps[-1])))
+        model = models.at(model_step(view.steps, int(view.steps[-1]) if done else None))
         (predicted,) = model.predict([view])
         if predicted is None or not model.kinds:
             return Decision(verdict="kept", because="unknown", **known)

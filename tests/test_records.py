@@ -5,6 +5,7 @@ import math
 
 import optuna
 import pytest
+from optuna.trial import TrialState
 
 from lyap_optuna import LyapunovWarning, records
 from lyap_optuna.records import Decision, ReadoutRecord
@@ -240,11 +241,12 @@ def test_before_any_report_a_readout_at_a_negative_step_is_the_baseline():
 def test_a_readout_is_moved_once_and_never_onto_another():
     trial = optuna.create_study().ask()
     records.write_readouts(trial, {-1: record(-0.1)})
-    records.write_readouts(trial, {1: record(-0.2)}, moved=(-1, 0))
-    records.write_readouts(trial, {}, moved=(-1, 0))
+    baseline = record(-0.1)
+    records.write_readouts(trial, {1: record(-0.2)}, baseline=(0, baseline), moved_from=-1)
+    records.write_readouts(trial, {}, baseline=(0, baseline), moved_from=-1)
     series = records.read_readouts(trial.study.trials[0])
     assert series == {0: record(-0.1), 1: record(-0.2)}
-    records.write_readouts(trial, {}, moved=(0, 1))
+    records.write_readouts(trial, {}, baseline=(1, baseline), moved_from=0)
     assert records.read_readouts(trial.study.trials[0]) == series
 
 
@@ -252,7 +254,7 @@ def decision(step, verdict="kept", evidence=("loss",)):
     return Decision(
         step=step,
         verdict=verdict,
-        reason="because",
+        told="because",
         predicted_value=1 / 3,
         evidence=evidence,
         skill=0.5,
@@ -293,7 +295,10 @@ def test_decisions_of_a_dead_attempt_are_not_the_retrys():
     study.ask()
     records.write_decision(study, study.trials[0], decision(1))
     retried = study.trials[0]
-    retried.number = 5
+    retried.number = 5  # and it runs
+    assert records.read_decisions(retried) == []
+    retried.state = TrialState.COMPLETE
+    retried.system_attrs = {"failed_trial": 0, "retry_history": [0]}
     assert records.read_decisions(retried) == []
 
 

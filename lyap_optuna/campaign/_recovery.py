@@ -12,12 +12,7 @@ from optuna.trial import BaseTrial, FrozenTrial, TrialState
 
 from lyap_optuna.campaign._retry import INTERRUPTED, WORKER, retry_once
 from lyap_optuna.records import _keys, stored_trial
-
-REPEATS = "lyapunov:repeats"
-"""The number of the interrupted trial whose parameters this one has."""
-
-CONTINUES = "lyapunov:continues"
-"""The number of the screened trial whose parameters this one has."""
+from lyap_optuna.records._keys import CONTINUES, REPEATS
 
 
 def number_in(trial: FrozenTrial, key: str) -> int | None:
@@ -122,18 +117,16 @@ def fail(study: Study, trial: FrozenTrial) -> bool:
 def repeat(study: Study, trial: FrozenTrial, mark: str = REPEATS) -> None:
     """Queue a new trial with the parameters of ``trial``.
 
-    As in Optuna's retries, it inherits the readouts with the number of the trial that measured
-    them: they count for its baseline, and at steps that it reports itself.
+    As in Optuna's retries, it inherits the readouts, with the number of ``trial``: they count for
+    its baseline, and at steps that it reports itself.
     """
     fixed = trial.system_attrs.get("fixed_params")
     params = {**(fixed if isinstance(fixed, Mapping) else {}), **trial.params}
     attrs = {
-        key: trial.user_attrs[key]
-        for key in (_keys.READOUTS, _keys.TRIAL, CONTINUES)
-        if key in trial.user_attrs
+        key: trial.user_attrs[key] for key in (_keys.READOUTS, CONTINUES) if key in trial.user_attrs
     }
     if _keys.READOUTS in attrs:
-        attrs.setdefault(_keys.TRIAL, trial.number)
+        attrs[_keys.TRIAL] = trial.number
     study.enqueue_trial(params, user_attrs={**attrs, mark: trial.number})
 
 

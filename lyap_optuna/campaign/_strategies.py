@@ -1,7 +1,6 @@
 """What is left to run, and when a trial stops: the strategies ``prune`` and ``screen``."""
 
 import abc
-import copy
 import math
 
 import optuna
@@ -11,9 +10,10 @@ from optuna.trial import FrozenTrial, TrialState
 
 from lyap_optuna._logging import get_logger
 from lyap_optuna.campaign._config import CampaignConfig, Screen, make_pruner
-from lyap_optuna.campaign._recovery import CONTINUES, number_in, repeat
+from lyap_optuna.campaign._recovery import number_in, repeat
 from lyap_optuna.prediction import rank_trials
-from lyap_optuna.records import Decision, _keys, write_decision
+from lyap_optuna.records import Decision, write_decision
+from lyap_optuna.records._keys import CONTINUES
 
 _logger = get_logger(__name__)
 
@@ -127,8 +127,8 @@ class ScreenStrategy(Strategy):
             together = optuna.create_study(direction=self._config.direction)
         finally:
             optuna.logging.set_verbosity(optuna_verbosity)
-        for number, trial in enumerate(basis + screened):
-            together.add_trial(_renumbered(trial, number))
+        for trial in basis + screened:
+            together.add_trial(trial)
         place = {}
         for position, entry in enumerate(rank_trials(together)):
             if entry.number >= len(basis) and entry.predicted_value is not None:
@@ -205,10 +205,3 @@ def strategy_of(config: CampaignConfig) -> Strategy:
     if isinstance(config.strategy, Screen):
         return ScreenStrategy(config, config.strategy)
     return PruneStrategy(config)
-
-
-def _renumbered(trial: FrozenTrial, number: int) -> FrozenTrial:
-    renumbered = copy.copy(trial)
-    if trial.user_attrs.get(_keys.TRIAL) == trial.number:
-        renumbered.user_attrs = {**trial.user_attrs, _keys.TRIAL: number}
-    return renumbered

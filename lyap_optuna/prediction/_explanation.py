@@ -119,7 +119,8 @@ def _measured(view: TrialView) -> str:
 
 def _told(decision: Decision) -> str:
     verdict = "Pruned" if decision.verdict == "pruned" else "Kept"
-    return f"{verdict} at step {decision.step}. {decision.reason}"
+    where = "" if (n := decision.copied_from) is None else f", as trial {n} of another study"
+    return f"{verdict} at step {decision.step}{where}. {decision.reason}"
 
 
 def _now(trial: FrozenTrial, models: StudyModels) -> tuple[TrialPrediction | None, str]:

@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from optuna.study import Study
@@ -10,6 +10,7 @@ from optuna.trial import FrozenTrial
 
 from lyap_optuna._warnings import LyapunovWarning
 from lyap_optuna.records import _json, _keys
+from lyap_optuna.records._readouts import is_own
 
 MAX_DECISIONS = 32
 
@@ -38,6 +39,7 @@ class Decision:
         skill: Out-of-sample rank correlation of prediction and final value.
         n_trials: COMPLETE trials behind it.
         told: The sentence, where an earlier version recorded one.
+        copied_from: The trial's number in another study, where it was made there.
     """
 
     step: int
@@ -54,6 +56,7 @@ class Decision:
     skill: float | None = None
     n_trials: int = 0
     told: str = ""
+    copied_from: int | None = None
 
     @property
     def reason(self) -> str:
@@ -99,7 +102,7 @@ class Decision:
                 value = {k: round(v, 3) for k, v in value.items()}
             stored[name] = value
         stored["reason"] = self.reason
-        del stored["told"]
+        del stored["told"], stored["copied_from"]
         return stored
 
     @classmethod
@@ -207,16 +210,18 @@ def read_decisions(trial: FrozenTrial) -> list[Decision]:
     """Return the recorded decisions of ``trial``, oldest first, the latest last.
 
     Decisions that a retried trial inherited from the dead attempt, and what does not validate,
-    are left out.
+    are left out. Those of a trial that was copied from another study say which number it had.
     """
     stored = trial.user_attrs.get(_keys.DECISION)
-    if not isinstance(stored, Mapping) or stored.get("trial") not in (None, trial.number):
+    if not isinstance(stored, Mapping) or not is_own(trial, stored.get("trial")):
         return []
+    number = stored.get("trial")
+    copied_from = number if isinstance(number, int) and number != trial.number else None
     earlier = stored.get("earlier")
     decisions: list[Decision] = []
     for item in [*(earlier if isinstance(earlier, list) else []), stored]:
         try:
-            decisions.append(Decision.from_json(item))
+            decisions.append(replace(Decision.from_json(item), copied_from=copied_from))
         except ValueError as error:
             warnings.warn(
                 f"Ignored an invalid decision in {_keys.DECISION!r} of trial {trial.number}: "

@@ -18,5 +18,14 @@ DECISION = "lyapunov:decision"
 TRIAL = "lyapunov:trial"
 """The number of the trial that measured the readouts."""
 
+REPEATS = "lyapunov:repeats"
+"""The number of the interrupted trial whose parameters this one has."""
+
+CONTINUES = "lyapunov:continues"
+"""The number of the screened trial whose parameters this one has."""
+
+ATTEMPTS = (REPEATS, CONTINUES)
+"""Attributes with the number of the trial whose readouts a campaign's trial inherits."""
+
 FAILURES = "lyapunov:failures"
 """A JSON object from step (as a string) to why no readout was taken there."""

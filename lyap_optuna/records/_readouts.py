@@ -183,7 +183,8 @@ def read_readouts(trial: FrozenTrial) -> dict[int, ReadoutRecord]:
     out with a :class:`~lyap_optuna.LyapunovWarning`. In a retried trial
     (:class:`optuna.storages.RetryHeartbeatStaleTrialCallback` copies every attribute), readouts
     of the dead attempt count only as the baseline and at steps at which this trial has a
-    reported value.
+    reported value. A trial that was copied from another study, where it had another number, keeps
+    them all.
 
     Args:
         trial: Any trial of any storage.
@@ -200,12 +201,26 @@ def read_readouts(trial: FrozenTrial) -> dict[int, ReadoutRecord]:
         >>> read_readouts(trial)[0].mean
         -0.5
     """
-    owner = trial.user_attrs.get(_keys.TRIAL)
     return _counting(
         _parse(trial.user_attrs.get(_keys.READOUTS), trial.number),
-        own=owner is None or owner == trial.number,
+        own=is_own(trial, trial.user_attrs.get(_keys.TRIAL)),
         reported=trial.intermediate_values.keys(),
     )
+
+
+def is_own(trial: BaseTrial | FrozenTrial, number: object) -> bool:
+    """Whether what is marked with a trial's ``number`` is of ``trial``, not of a dead attempt.
+
+    A finished trial that carries another number than its own was copied from another study,
+    unless it is a retry of just that one.
+    """
+    if number is None or number == trial.number:
+        return True
+    if not isinstance(trial, FrozenTrial) or not trial.state.is_finished():
+        return False
+    history = trial.system_attrs.get("retry_history")
+    attempts = [trial.system_attrs.get("failed_trial"), *(history or [])]
+    return number not in attempts + [trial.user_attrs.get(k) for k in _keys.ATTEMPTS]
 
 
 def baseline_step(trial: FrozenTrial, readouts: Mapping[int, ReadoutRecord]) -> int | None:
@@ -230,7 +245,7 @@ def write_readouts(
     *,
     baseline: tuple[int, ReadoutRecord] | None = None,
     step: int | None = None,
-    moved: tuple[int, int] | None = None,
+    moved_from: int | None = None,
 ) -> bool:
     """Add readouts to the series of ``trial``, with at most four attribute writes.
 
@@ -246,14 +261,14 @@ def write_readouts(
             earlier readout: its own, an imported one, or, when training resumed from a
             checkpoint, that of the attempt that began it.
         step: The step at which training stands; by default that of the first new readout.
-        moved: A step of this trial whose readout is moved to another step, unless that has one.
+        moved_from: The step at which this trial's baseline was stored before, if it was.
 
     Returns:
         Whether anything was written.
     """
     stored = stored_trial(trial)
     owner = stored.user_attrs.get(_keys.TRIAL)
-    own = owner is None or owner == trial.number
+    own = is_own(stored, owner)
     reported = getattr(stored, "intermediate_values", {}).keys()
     found = _parse(stored.user_attrs.get(_keys.READOUTS), trial.number)
     series = _counting(found, own=own, reported=reported)
@@ -266,8 +281,8 @@ def write_readouts(
                 begun = set(series)  # it died before its first report: nothing can be resumed
             series = {s: r for s, r in series.items() if s not in begun}
     before = dict(series)
-    if own and moved is not None and moved[0] in series and moved[1] not in series:
-        series[moved[1]] = series.pop(moved[0])
+    if own and baseline is not None and moved_from in series and baseline[0] not in series:
+        series[baseline[0]] = series.pop(moved_from)
     if baseline is not None and not any(s <= baseline[0] for s in series):
         series[baseline[0]] = baseline[1]
     for s, record in new.items():
@@ -291,7 +306,7 @@ def has_readout(trial: BaseTrial, step: int) -> bool:
     """Whether ``trial`` has a readout at ``step`` that it measured itself or that was imported."""
     attrs = stored_trial(trial).user_attrs
     series = attrs.get(_keys.READOUTS)
-    own = attrs.get(_keys.TRIAL) in (None, trial.number)
+    own = is_own(trial, attrs.get(_keys.TRIAL))
     return own and isinstance(series, Mapping) and str(step) in series
 
 
@@ -304,9 +319,12 @@ def is_untouched(trial: BaseTrial) -> bool:
 
 
 def begins_training(trial: BaseTrial, step: int) -> bool:
-    """Whether no value was reported before ``step``: else training resumed from a checkpoint."""
+    """Whether a report at ``step``, still to come, is a training's first, or the first again.
+
+    Else training resumed from a checkpoint.
+    """
     reported = getattr(stored_trial(trial), "intermediate_values", {})
-    return all(earlier >= step for earlier in reported)
+    return not reported or step == min(reported)
 
 
 def write_failure(trial: BaseTrial, step: int, reason: str) -> None:

@@ -172,6 +172,7 @@ def write_spectrum(
     state_size: int,
     sequences: int,
     spectra_url: str | None = None,
+    instead_of: int | None = None,
 ) -> None:
     """Store a spectrum in one transaction; the first one of a layer, step and state stays.
 
@@ -188,6 +189,7 @@ def write_spectrum(
         state_size: Dimension of the state.
         sequences: Number of input sequences.
         spectra_url: A database to use in place of the study's own.
+        instead_of: A step from which it is moved here.
 
     Raises:
         NoDatabaseError: The study's storage is no relational database and ``spectra_url`` is None.
@@ -215,7 +217,7 @@ def write_spectrum(
 
     def write() -> None:
         _table.create(engine)
-        _insert(engine, measured, trial_id, elsewhere)
+        _insert(engine, measured, trial_id, elsewhere, instead_of)
 
     # A storage that waits for its database (the campaigns') waits here too: a spectrum that is
     # written twice is there once.
@@ -231,6 +233,7 @@ def _insert(
     measured: Mapping[str, Any],
     trial_id: int,
     elsewhere: Mapping[str, Any] | None,
+    instead_of: int | None,
 ) -> None:
     """Add a row: of the trial ``trial_id``, or of a trial that may be kept elsewhere."""
     import sqlalchemy as sa
@@ -264,6 +267,11 @@ def _insert(
                 # would lock gaps of the index, which makes neighbours deadlock in InnoDB.
                 mine = table.c.trial_id == identity["trial_id"]
                 connection.execute(sa.delete(table).where(mine, _table.stale()))
+            if instead_of is not None:
+                names = ("study_name", "trial_number")
+                old = {name: identity[name] for name in names} | {"step": instead_of}
+                old |= {name: measured[name] for name in ("module", "state")}
+                connection.execute(sa.delete(table).filter_by(**old))
             connection.execute(sa.insert(table).values(**identity, **measured))
     except sa.exc.IntegrityError:
         key = {name: measured[name] for name in ("module", "step", "state")}

@@ -29,7 +29,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from lyap_optuna.dynamics import STATES
 from lyap_optuna.prediction._study import single_direction
-from lyap_optuna.records import ReadoutRecord, _keys, read_readouts
+from lyap_optuna.records import ReadoutRecord, _keys, is_own, read_readouts
 
 FORMAT = "lyap-optuna recording"
 VERSION = 1
@@ -357,7 +357,7 @@ def _of_document(document: dict[str, Any]) -> Recording:
 def _of_trial(trial: FrozenTrial, first: str) -> RecordedTrial:
     counting = {step: _entry(record, first) for step, record in read_readouts(trial).items()}
     readouts: dict[str, dict[int, dict[str, Any]]] = {first: counting} if counting else {}
-    own = trial.user_attrs.get(_keys.TRIAL) in (None, trial.number)
+    own = is_own(trial, trial.user_attrs.get(_keys.TRIAL))
     for key, series in trial.user_attrs.items():
         state = key.removeprefix(f"{_keys.READOUTS}:")
         if state == key or not isinstance(series, Mapping):
