@@ -97,13 +97,14 @@ class Scale:
         return float(values[np.argmin(np.abs(scores - score))])
 
     def lower_of(self, score: float) -> float | None:
-        """Return what an end is not below: the last value there, less the margin; None: open."""
-        values, scores = self._finite
-        at = int(np.searchsorted(scores, score, side="right"))
-        return float(values[at - 1]) - self.margin if at else None
+        """Return the value that stands nearest to the lower end of an interval, less the margin.
+
+        None, an open end, where no value is as good.
+        """
+        _, scores = self._finite
+        return None if score < scores[0] else self.value_of(score)
 
     def upper_of(self, score: float) -> float | None:
-        """Return what an end is not above; None where no finite value is as bad."""
-        values, scores = self._finite
-        at = int(np.searchsorted(scores, score, side="left"))
-        return float(values[at]) + self.margin if at < len(values) else None
+        """Return the value nearest to the upper end, and the margin; None: no value is as bad."""
+        _, scores = self._finite
+        return None if score > scores[-1] else self.value_of(score)
