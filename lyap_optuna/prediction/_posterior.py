@@ -53,7 +53,7 @@ class Columns:
 
     def __init__(self, features: FloatArray) -> None:
         self._columns: list[tuple[int, FloatArray | None, float, float]] = []
-        fitted: list[FloatArray] = []
+        fitted: dict[bytes, FloatArray] = {}  # equal columns have equal numbers, but for rounding
         for j, column in enumerate(features.T):
             known = np.sort(column[~np.isnan(column)])
             for reference in (known, None) if known.size else (None,):
@@ -63,11 +63,12 @@ class Columns:
                     continue
                 mean, std = float(present.mean()), float(present.std())
                 scaled = np.nan_to_num((raw - mean) / std)
-                if any(np.allclose(scaled, other) for other in fitted):
+                if (key := (scaled.round(9) + 0.0).tobytes()) in fitted:
                     continue
-                fitted.append(scaled)
+                fitted[key] = scaled
                 self._columns.append((j, reference, mean, std))
-        self.fitted = np.stack(fitted, axis=1) if fitted else np.zeros((len(features), 0))
+        parts = list(fitted.values())
+        self.fitted = np.stack(parts, axis=1) if parts else np.zeros((len(features), 0))
 
     def __call__(self, features: FloatArray) -> FloatArray:
         """Return the columns of further rows, shape (n, n_cleaned)."""
