@@ -5,7 +5,7 @@ much of its variance each of them explains, the *shares*, is drawn from a sparse
 draws are averaged over by how likely they make the COMPLETE trials. In formulas, for shares w on
 the simplex, kernels K_k of unit mean diagonal and the prior mean b m:
 
-    y | w ~ N(b m, C(w)),   C(w) = sum_k w_k K_k + w_0 I + b^2 m m^T,   w ~ Dirichlet(1/K, ..., 1/K, 1)
+    y | w ~ N(b m, C(w)),  C(w) = sum_k w_k K_k + w_0 I + b^2 m m^T,  w ~ Dirichlet(1/K, ..., 1)
 
 Rasmussen and Williams, *Gaussian Processes for Machine Learning*: equations 2.25 and 2.26
 (prediction), 2.30 (marginal likelihood), 2.42 (a mean with a Gaussian weight) and 5.10 to 5.12
