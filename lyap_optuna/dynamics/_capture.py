@@ -90,6 +90,9 @@ class Observer:
         """Whether the states of a layer are followed."""
         return False
 
+    def used(self, arguments: Any) -> None:
+        """See what is given to an operation outside the layers' calls."""
+
     def made(self, place: tuple[int, int], tensor: Tensor) -> Tensor:
         """See a tensor that the forward made, and return what it goes on with.
 
@@ -360,11 +363,13 @@ class _Recorder(TorchFunctionMode):
             if name in _CASTS and args[0].dtype == self._dtype:
                 cast = func(*args, **kwargs)
                 return args[0] if self._is_shorter(cast) else cast
+        within = self._open[-1] if self._open else None
+        if within is None:
+            self._observer.used((args, kwargs))
         if self._observer.dual and not kwargs:
             dual = dual_arithmetic(func, name, args)
             if dual is not None:
                 return dual
-        within = self._open[-1] if self._open else None
         if within is None and name in NAMES and not kwargs:
             within = self._called_directly(name, args)
         if within is None:
@@ -382,11 +387,13 @@ class _Recorder(TorchFunctionMode):
     def _called_directly(self, name: str, args: tuple[Any, ...]) -> ModuleCall | None:
         """Return a call of a layer whose kernel runs without its hooks, by ``forward`` say."""
         weights = {t.data_ptr() for t in leaves(weights_of_kernel(name, args))}
-        for layer, own in self._own_weights.items():
-            if weights & own:
-                self.calls.append(ModuleCall(layer, args, {}, complete=True))
-                return self.calls[-1]
-        return None
+        # layers may share some of their weights
+        found = {layer: len(weights & own) for layer, own in self._own_weights.items()}
+        layer = max(found, key=lambda layer: found[layer], default=None)
+        if layer is None or not found[layer]:
+            return None
+        self.calls.append(ModuleCall(layer, args, {}, complete=True))
+        return self.calls[-1]
 
     def _followed(self, func: Any, name: str, args: tuple[Any, ...], call: ModuleCall) -> Any:
         """Run a kernel whose state is followed, one time step after the other."""
