@@ -421,6 +421,18 @@ def test_cells_that_share_some_of_their_weights(tied):
     agree(spectrum(model, x), true_exponents(step, torch.zeros(3, 2 * FEATURES), x))
 
 
+@pytest.mark.parametrize("layer", ["low", "high"])
+def test_layers_that_share_some_of_their_weights(layer):
+    torch.manual_seed(0)
+    low, high = (nn.GRU(FEATURES, FEATURES, batch_first=True).double() for _ in range(2))
+    high.weight_ih_l0, high.weight_hh_l0 = low.weight_ih_l0, low.weight_hh_l0
+    model, x = Written(lambda self, x: self.high(self.low(x)[0]), low=low, high=high), inputs()
+    driven = {"low": x, "high": low(x)[0].detach()}[layer]
+    step = gru_step(layer_weights(getattr(model, layer)))
+    truth = true_exponents(step, torch.zeros(3, FEATURES), driven)
+    agree(spectrum(model, x, layer=layer), truth)
+
+
 def twice_on_one_state(self, x):
     h = x.new_zeros(len(x), UNITS)
     for step in x.unbind(1):
