@@ -20,7 +20,8 @@ class DualKernels:
     """Runs single steps of one layer with tangents; cells are built once for their weights."""
 
     def __init__(self) -> None:
-        self._cells: dict[int, tuple[Tensor, GatedCell]] = {}
+        # by where all of their weights lie, which are kept: cells may share some of them
+        self._cells: dict[tuple[int, ...], tuple[list[Tensor], GatedCell]] = {}
 
     def run(self, function: Any, name: str, args: tuple[Any, ...]) -> Any:
         """Run a kernel on tensors with tangents.
@@ -61,9 +62,9 @@ class DualKernels:
         self, call: KernelCall, inputs: Tensor | None, state: list[Tensor | None], batch: int
     ) -> Tensor:
         weights = call.weights[0]
-        key = weights[1].data_ptr()
+        key = tuple(weight.data_ptr() for weight in weights)
         if key not in self._cells:
-            self._cells[key] = (weights[1], cell_of(call.kernel, weights, "full"))
+            self._cells[key] = (weights, cell_of(call.kernel, weights, "full"))
         cell = self._cells[key][1]
         initial = tuple(part[0] for part in call.initial)
         linearised = cell.linearise(call.inputs, initial, call.outputs)
