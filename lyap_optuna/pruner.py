@@ -229,7 +229,7 @@ class LyapunovPruner(BasePruner):
             return Decision(verdict="kept", because="end", **known)
         model = models.at(model_step(view.steps, None if step is None else int(view.steps[-1])))
         (predicted,) = model.predict([view])
-        if predicted is None:
+        if predicted is None or not model.kinds:
             return Decision(verdict="kept", because="unknown", **known)
         known |= {
             "predicted_value": predicted.value,

@@ -17,7 +17,7 @@ import lyap_optuna as lyap
 from lyap_optuna import visualization
 from lyap_optuna.cli import main
 from lyap_optuna.dashboard import note_text
-from lyap_optuna.prediction._study import StudyModels, earlier_studies
+from lyap_optuna.prediction._study import StudyModels
 from lyap_optuna.prediction._table import FeatureTable
 from lyap_optuna.prediction.evidence import EVIDENCE, TrialView
 from lyap_optuna.records import write_study_spectra
@@ -84,37 +84,33 @@ def columns(study, kind, step=1):
 
 def test_each_layer_has_columns_of_its_own():
     study = study_of([series(quality(i), layers=("enc", "dec")) for i in range(8)])
-    assert columns(study, "exponents") == [
-        *("dec:max", "dec:mean", "enc:max", "enc:mean", "max", "mean")
-    ]
-    assert columns(study, "displacement") == columns(study, "exponents")
+    moved = ["dec:max", "dec:mean", "enc:max", "enc:mean", "max", "mean"]
+    assert columns(study, "displacement") == moved
+    distances = ["dec:distance", "distance", "enc:distance"]
+    assert columns(study, "exponents") == sorted(moved + distances)
     features = EVIDENCE["displacement"].features(view(study.trials[3]), 1)
     assert features["max"] == pytest.approx(0.2 * quality(3))
     assert features["dec:max"] == pytest.approx(0.1 * quality(3))
 
 
-def test_only_layers_that_all_complete_trials_have_count():
+def test_a_layer_that_some_trials_lack_counts_for_those_that_have_it():
     trials = [series(quality(i), layers=("enc", "dec")) for i in range(4)]
     trials += [series(quality(i), layers=("enc",)) for i in range(4)]
     study = study_of([*trials, None])
-    assert columns(study, "exponents") == ["enc:max", "enc:mean", "max", "mean"]
-    assert columns(study_of([*trials, series(0.1)]), "exponents") == ["max", "mean"]
-    study.add_trial(  # what runs does not count
-        optuna.create_trial(
-            state=TrialState.RUNNING,
-            intermediate_values={0: 1.0, 1: 1.0},
-            user_attrs={"lyapunov:readouts": series(0.5)},
-        )
-    )
-    assert columns(study, "exponents") == ["enc:max", "enc:mean", "max", "mean"]
+    names = columns(study, "exponents")
+    assert {"enc:max", "dec:max"} <= set(names)
+    table = FeatureTable(["exponents"], [view(trial) for trial in study.trials], 1)
+    missing = np.isnan(table.fitted["exponents"])
+    np.testing.assert_array_equal(missing[:, names.index("dec:max")], [False] * 4 + [True] * 5)
+    np.testing.assert_array_equal(missing[:, names.index("enc:max")], [False] * 8 + [True])
 
 
-def test_a_mean_that_some_lack_is_left_out_for_all():
+def test_a_mean_that_some_lack_is_missing_for_those():
     trials = [series(quality(i), mean=None if i == 3 else -2.0) for i in range(8)]
     study = study_of(trials)
-    assert columns(study, "exponents") == ["max"]
-    assert columns(study, "displacement") == ["max"]
-    assert EVIDENCE["exponents"].features(view(study.trials[3]), 1).keys() == {"max"}
+    assert columns(study, "displacement") == ["max", "mean"]
+    assert EVIDENCE["exponents"].features(view(study.trials[3]), 1).keys() == {"max", "distance"}
+    assert all(entry.predicted_value is not None for entry in lyap.rank_trials(study))
 
 
 def test_whole_spectra_give_each_layer_an_rms():
@@ -194,13 +190,6 @@ def test_the_state_follows_the_trials_that_come_to_an_end():
         fresh = StudyModels(1, ["displacement"])
         fresh.update(study.trials)
     assert fresh.at(1, refit=True).skill == models.at(1, refit=True).skill
-
-
-def test_earlier_studies_use_one_state_too():
-    trials = [series(quality(i), state="hidden" if i % 3 else "full") for i in range(21)]
-    with pytest.warns(lyap.LyapunovWarning, match="'hidden' are used"):
-        (earlier,) = earlier_studies([study_of(trials)], tuple(EVIDENCE))
-    assert {r.state for v in earlier._finished for r in v.readouts.values()} == {"hidden"}
 
 
 def test_states_that_do_not_mix_say_nothing():

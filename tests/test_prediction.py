@@ -1,26 +1,25 @@
-"""Evidence, the predictor on arrays, and the models of a study."""
+"""Evidence, the models of a study, and what its kinds of evidence are worth."""
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
 import optuna
 import pytest
 from _studies import DISTRIBUTIONS, specs, study_of
-from hypothesis import given
-from hypothesis import strategies as st
-from optuna.distributions import FloatDistribution
 from optuna.trial import TrialState
-from scipy.stats import rankdata, tiecorrect
 
-from lyap_optuna.prediction import RankPredictor, prediction_skill
-from lyap_optuna.prediction._scores import (
-    pairwise_order,
-    rank_correlation,
-    scores_within,
-    untied_share,
+from lyap_optuna.prediction import EvidenceSkill, prediction_skill
+from lyap_optuna.prediction._scores import rank_correlation
+from lyap_optuna.prediction._study import (
+    EVERY_STEP,
+    MAX_FIT_TRIALS,
+    StepModel,
+    StudyModels,
+    model_step,
+    refit_size,
 )
-from lyap_optuna.prediction._study import StepModel, StudyModels, model_step, refit_size
 from lyap_optuna.prediction._table import FeatureTable
 from lyap_optuna.prediction.evidence import EVIDENCE, TrialView, check_evidence
 
@@ -28,17 +27,6 @@ from lyap_optuna.prediction.evidence import EVIDENCE, TrialView, check_evidence
 def view(sign: int = 1, **trial: object) -> TrialView:
     trial.setdefault("state", TrialState.RUNNING)
     return TrialView.of(optuna.create_trial(**trial), sign)
-
-
-def arrays(n: int, seed: int = 0) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    rng = np.random.default_rng(seed)
-    quality = rng.normal(size=n)
-    features = {
-        "loss": rng.normal(size=(n, 2)),
-        "exponents": rng.normal(size=(n, 2)),
-        "displacement": quality[:, None] + 0.3 * rng.normal(size=(n, 2)),
-    }
-    return features, np.exp(quality)
 
 
 # Evidence
@@ -80,8 +68,14 @@ def test_displacement_wherever_the_loop_begins(first: int) -> None:
         assert EVIDENCE["displacement"].features(trial, step) == pytest.approx(
             {"max": 0.25, "mean": 0.5, "rms": math.sqrt(0.5)}
         )
-        assert EVIDENCE["exponents"].features(trial, step) == {"max": 0.25, "mean": -0.5}
-    assert EVIDENCE["exponents"].features(trial, first - 1) == {}
+        assert EVIDENCE["exponents"].features(trial, step) == {
+            **{"max": 0.25, "distance": 0.25, "mean": -0.5}
+        }
+    for before in (first - 1, None):  # until then the baseline is what is known
+        assert EVIDENCE["exponents"].features(trial, before) == {
+            **{"max": 0.0, "distance": 0.0, "mean": -1.0}
+        }
+        assert EVIDENCE["displacement"].features(trial, before) == {}
 
 
 def test_no_displacement_without_a_baseline() -> None:
@@ -90,7 +84,16 @@ def test_no_displacement_without_a_baseline() -> None:
         user_attrs={"lyapunov:readouts": {"0": {"max": 0.25, "mean": -0.5}}},
     )
     assert EVIDENCE["displacement"].features(trial, 0) == {}
-    assert EVIDENCE["exponents"].features(trial, 0) == {"max": 0.25, "mean": -0.5}
+    assert EVIDENCE["exponents"].features(trial, 0)["max"] == 0.25
+    assert EVIDENCE["exponents"].features(trial, None) == {}
+
+
+@pytest.mark.parametrize("largest", [-0.3, 0.3])
+def test_the_distance_of_the_maximum_from_the_edge_is_a_feature(largest: float) -> None:
+    series = {"0": {"max": largest, "mean": -0.5, "layers": {"a": {"max": -0.7, "mean": -1.0}}}}
+    trial = view(intermediate_values={0: 1.0}, user_attrs={"lyapunov:readouts": series})
+    features = EVIDENCE["exponents"].features(trial, 0)
+    assert (features["distance"], features["a:distance"]) == (0.3, 0.7)
 
 
 def test_later_readouts_do_not_exist_yet() -> None:
@@ -129,88 +132,16 @@ def test_evidence_names_are_checked() -> None:
         check_evidence([])
 
 
-# The predictor
+# The model of a step
 
 
-def test_scores_depend_on_order_alone() -> None:
-    reference = np.array([1.0, 2.0, 3.0, np.inf])
-    values = np.array([-1e30, 2.0, 2.5, np.inf])
-    expected = scores_within(values**3, reference**3)
-    np.testing.assert_array_equal(scores_within(values, reference), expected)
+def complete(number: int, value: float, reports: dict[int, float], **trial: object) -> TrialView:
+    made = view(state=TrialState.COMPLETE, value=value, intermediate_values=reports, **trial)
+    return replace(made, number=number)
 
 
-def test_scores_within_the_noise_are_shared() -> None:
-    reference = np.array([0.5, 2.3, 2.301, 2.302, np.inf])
-    exact = scores_within(reference, reference)
-    np.testing.assert_array_equal(scores_within(reference, reference, np.zeros(5)), exact)
-    tiny = scores_within(reference, reference, np.full(5, 1e-9))
-    np.testing.assert_allclose(tiny, exact)
-    noisy = scores_within(reference, reference, np.full(5, 0.1))
-    assert np.ptp(noisy[1:4]) < 0.02 < np.ptp(exact[1:4])
-    np.testing.assert_allclose(noisy[[0, 4]], exact[[0, 4]], atol=1e-3)
-    assert (np.diff(noisy) > 0).all()
-
-
-def test_scores_within_the_margin_are_shared() -> None:
-    reference = np.array([0.5, 2.3, 2.301, 2.302, 3.0, np.inf])
-    exact = scores_within(reference, reference)
-    tied = scores_within(reference, reference, margin=0.1)
-    np.testing.assert_allclose(tied[1:4], exact[2])
-    np.testing.assert_allclose(tied[[0, 4, 5]], exact[[0, 4, 5]])
-    noisy = scores_within(reference, reference, np.full(6, 1e-3), margin=0.1)
-    np.testing.assert_allclose(noisy, tied)
-
-
-def test_rank_correlation_ties_what_is_within_the_margin() -> None:
-    from scipy.stats import spearmanr
-
-    rng = np.random.default_rng(0)
-    a, groups = rng.normal(size=20), rng.integers(0, 4, size=20).astype(float)
-    b = groups + rng.uniform(0.0, 0.4, size=20)
-    found = rank_correlation(a, b, pairwise_order(b, margin=0.5))
-    assert found == pytest.approx(spearmanr(a, groups).statistic)
-    assert rank_correlation(a, b, pairwise_order(b, margin=5.0)) == 0.0
-
-
-def test_rank_correlation_is_a_mean_over_orders_within_the_noise() -> None:
-    rng = np.random.default_rng(0)
-    a, b, noise = rng.normal(size=12), rng.normal(size=12), rng.uniform(0.0, 1.0, size=12)
-    sampled = [rank_correlation(a, b + noise * rng.normal(size=12)) for _ in range(20_000)]
-    found = rank_correlation(a, b, pairwise_order(b, noise))
-    assert found == pytest.approx(np.mean(sampled), abs=0.01)
-    assert rank_correlation(a, b, pairwise_order(b, np.zeros(12))) == rank_correlation(a, b)
-
-
-def test_noise_of_a_curve() -> None:
-    rng = np.random.default_rng(0)
-    slope = np.linspace(3.0, 1.0, 200)
-    line = view(intermediate_values=dict(enumerate(slope)))
-    assert line.noise == pytest.approx(0.0, abs=1e-12)
-    noisy = slope + 0.05 * rng.normal(size=200)
-    noisy[100:] -= 40.0  # one fall
-    noisy[150] = math.nan
-    assert view(intermediate_values=dict(enumerate(noisy))).noise == pytest.approx(0.05, rel=0.2)
-    mirrored = view(-1, intermediate_values=dict(enumerate(-1e3 * noisy)))
-    assert mirrored.noise == pytest.approx(50.0, rel=0.2)
-    assert view(intermediate_values={0: 1.0, 1: 0.2}).noise == 0.0
-    assert view(intermediate_values={0: 1e308, 1: -1e308, 2: 1e308}).noise == 0.0
-
-
-def test_order_on_a_plateau_is_no_skill() -> None:
-    rng = np.random.default_rng(0)
-    noise = np.full(24, 0.01)
-    values = 2.3 + 0.01 * rng.normal(size=24)
-    loss = values[:, None] + 0.003 * rng.normal(size=(24, 1))  # a plateau's order, kept
-    assert RankPredictor().fit({"loss": loss}, values).skill > 0.8
-    blind = RankPredictor().fit({"loss": loss}, values, noise=noise)
-    assert blind.skills["loss",] < 0.75
-    values[:8] -= np.linspace(0.2, 1.0, 8)  # who leaves it later, in no order of the loss
-    assert RankPredictor().fit({"loss": loss}, values, noise=noise).chosen == ()
-
-
-def complete(number: int, value: float, reports: dict[int, float]) -> TrialView:
-    trial = view(state=TrialState.COMPLETE, value=value, intermediate_values=reports)
-    return replace(trial, number=number)
+def running(**trial: object) -> TrialView:
+    return replace(view(**trial), number=10_000)
 
 
 def plateau_that_three_leave(offset: float = 0.0, unit: float = 1.0) -> list[TrialView]:
@@ -227,39 +158,13 @@ def plateau_that_three_leave(offset: float = 0.0, unit: float = 1.0) -> list[Tri
 
 
 def test_the_order_of_a_plateau_is_no_skill_once_one_trial_has_left_it() -> None:
-    model = StepModel(plateau_that_three_leave(), 0, ["loss"], 1, RankPredictor())
-    assert model.chosen == ()
-    assert abs(model.predictor.skills["loss",]) < 0.3
-    moved = StepModel(plateau_that_three_leave(40.0, 1e-3), 0, ["loss"], 1, RankPredictor())
-    assert moved.predictor.skills == pytest.approx(model.predictor.skills, abs=1e-6)
+    model = StepModel(plateau_that_three_leave(), 0, ["loss"], 1)
+    assert model.skill < 0.3
+    assert model.shares["loss"][0] < 0.3
+    moved = StepModel(plateau_that_three_leave(40.0, 1e-3), 0, ["loss"], 1)
+    assert moved.skill == pytest.approx(model.skill, abs=1e-6)
     left = [v for v in plateau_that_three_leave() if v.value > 2.0]  # nobody has
-    assert StepModel(left, 0, ["loss"], 1, RankPredictor()).skill > 0.9
-
-
-def test_noise_as_wide_as_the_margin_makes_no_correlation_above_one() -> None:
-    for seed in range(100):
-        rng = np.random.default_rng(seed)
-        values = 2.3 + 0.03 * rng.normal(size=40)
-        values[0] = 1.3
-        noise = rng.uniform(0.0, 0.06, size=40)
-        order = pairwise_order(values, noise, margin=0.05)
-        assert rank_correlation(values, values, order) <= 1.0
-
-
-def test_what_can_never_be_best_and_what_diverged_move_no_margin() -> None:
-    base = [complete(i, float(i), {0: float(i)}) for i in range(40)]
-
-    def tied(rows: list[TrialView]) -> float:
-        model = StepModel(rows, 0, ["loss"], 1, RankPredictor())
-        scores = model.predictor.score_of(np.arange(40.0))
-        return float((np.diff(scores) == 0.0).mean())
-
-    assert tied(base) == 0.0
-    infeasible = replace(complete(40, -1e3, {0: 0.0}), feasible=False)
-    assert tied([*base, infeasible]) == 0.0
-    assert tied([*base, replace(infeasible, feasible=True)]) > 0.9
-    diverged = [complete(40 + i, math.inf, {0: 1.0}) for i in range(60)]
-    assert tied([*base, *diverged]) == 0.0
+    assert StepModel(left, 0, ["loss"], 1).skill > 0.9
 
 
 def test_a_trial_leads_where_hardly_a_feasible_one_was_as_good() -> None:
@@ -267,8 +172,8 @@ def test_a_trial_leads_where_hardly_a_feasible_one_was_as_good() -> None:
     rows += [replace(complete(20 + i, -1.0, {0: -1.0, 2: -1.0}), feasible=False) for i in range(9)]
 
     def leads(loss: float, step: int = 0, feasible: bool = True) -> bool:
-        trial = replace(view(intermediate_values={step: loss}), feasible=feasible)
-        return StepModel(rows, step, ["loss"], 1, RankPredictor()).leads(trial, 0.1)
+        trial = replace(running(intermediate_values={step: loss}), feasible=feasible)
+        return StepModel(rows, step, ["loss"], 1, top_fraction=0.1).leads(trial)
 
     assert all(map(leads, [-0.5, 0.5, 1.0]))  # behind none, one, and one and a half
     assert not any(map(leads, [1.5, math.nan, math.inf]))
@@ -280,74 +185,7 @@ def test_a_trial_leads_where_hardly_a_feasible_one_was_as_good() -> None:
 
 def test_nobody_leads_where_reports_say_the_opposite_of_values() -> None:
     rows = [complete(i, float(i), {0: 1.0, 1: -float(i)}) for i in range(20)]
-    assert not StepModel(rows, 0, ["loss"], 1, RankPredictor()).leads(
-        view(intermediate_values={0: 0.5}), 0.1
-    )
-
-
-def test_ties_lower_the_weight_and_raise_the_least_chance() -> None:
-    values = [0.5, 0.8, 1.1, 1.4, *np.linspace(2.30, 2.31, 6)]
-    rows = [complete(i, v, {0: v + 0.001 * i, 1: v}) for i, v in enumerate(values)]
-    failed = TrialView.of(
-        optuna.create_trial(state=TrialState.FAIL, intermediate_values={0: 9.0, 1: math.inf}), 1
-    )
-    rows.append(replace(failed, number=10))
-    model = StepModel(rows, 0, ["loss"], 1, RankPredictor())
-    untied = 1 - (6**3 - 6) / (10**3 - 10)
-    assert model.chosen == ("loss",)
-    assert model.weight == pytest.approx(model.skill**2 * untied, rel=1e-9)
-    assert model.least_chance == pytest.approx(1 / (2 * 10 * untied + 2), rel=1e-9)
-
-
-def test_the_least_chance_counts_trials_that_have_the_evidence() -> None:
-    many = [complete(i, float(i), {0: float(i), 1: float(i)}) for i in range(400)]
-    model = StepModel(many, 0, ["loss"], 1, RankPredictor())
-    assert model.n_trials == 200  # a fit takes no more
-    untied = untied_share(np.arange(400.0), 0.05 * 199 * (1 + 1e-6))
-    assert 0.98 < untied < 1.0
-    assert model.least_chance == pytest.approx(1 / (2 * 400 * untied + 2), rel=1e-6)
-
-    trials = specs("plateau", 30)
-    for trial in trials[::3]:
-        trial["user_attrs"] = {}
-    models = StudyModels(1, ["displacement"])
-    models.update(study_of(trials).trials)
-    least = models.at(2).least_chance
-    models = StudyModels(1, ["displacement"])
-    models.update(study_of([t for t in trials if t["user_attrs"]]).trials)
-    assert models.at(2).n_complete == 20
-    assert least == pytest.approx(models.at(2).least_chance, rel=0.02)
-
-
-def test_scores_on_a_grid_depend_on_no_unit() -> None:
-    # The median is 20 above the best: the margin is one step of the grid.
-    rng = np.random.default_rng(0)
-    below, above = rng.integers(10, 30, size=14), rng.integers(31, 60, size=15)
-    counts = np.concatenate([[10.0, 30.0], below, above])
-
-    def scores(values: np.ndarray) -> np.ndarray:
-        rows = [complete(i, float(v), {0: float(v)}) for i, v in enumerate(values)]
-        return StepModel(rows, 0, ["loss"], 1, RankPredictor()).predictor.score_of(values)
-
-    np.testing.assert_allclose(scores(counts / 100), scores(counts))
-    np.testing.assert_allclose(scores(-(1 - counts / 100)), scores(counts))
-
-
-@given(st.lists(st.sampled_from([0.0, 1.0, 2.5, 7.0, math.inf]), min_size=2, max_size=30))
-def test_untied_share_is_the_correction_for_ties(values: list[float]) -> None:
-    expected = tiecorrect(rankdata(values))
-    assert untied_share(np.array(values)) == pytest.approx(expected, abs=1e-12)
-
-
-def test_untied_share_ties_what_is_within_the_margin() -> None:
-    values = np.array([0.0, 0.4, 0.8, 3.0, math.inf, math.inf])
-    order = pairwise_order(values, margin=0.5)
-    assert order is not None
-    ranks = order.exact.sum(axis=1)
-    assert untied_share(values, 0.5) == pytest.approx(np.var(ranks) / np.var(np.arange(6)))
-    assert untied_share(values[:3], 1.0) == 0.0
-    assert untied_share(values[:4]) == 1.0
-    assert untied_share(values[:1]) == untied_share(values[:0]) == 0.0
+    assert not StepModel(rows, 0, ["loss"], 1).leads(running(intermediate_values={0: 0.5}))
 
 
 def test_rank_correlation_agrees_with_scipy() -> None:
@@ -359,192 +197,154 @@ def test_rank_correlation_agrees_with_scipy() -> None:
     assert rank_correlation(np.ones(5), np.arange(5.0)) == 0.0
 
 
-def test_leave_one_out_is_what_refitting_without_the_trial_gives() -> None:
-    from lyap_optuna.prediction._gaussian_process import GaussianProcess
-
-    rng = np.random.default_rng(1)
-    x, weights = rng.normal(size=(30, 2)), np.full(2, 0.5)
-    y = x[:, 0] + 0.5 * rng.normal(size=30)
-    y = y - y.mean()
-    model = GaussianProcess.fit(x, weights, y)
-    kernel = np.linalg.inv(model.precision)
-    for i in (0, 13, 29):
-        rest = np.delete(np.arange(30), i)
-        expected = kernel[i, rest] @ np.linalg.solve(kernel[np.ix_(rest, rest)], y[rest])
-        assert model.out_of_fold[i] == pytest.approx(expected, abs=1e-8)
-    # A fitted row predicts as the kernel says, so further rows are centred consistently.
-    mean, _ = model.predict(x)
-    np.testing.assert_allclose(mean, y - model.noise * model.alpha, atol=1e-8)
-
-
-@pytest.mark.parametrize("odd", [1e30, math.inf])
-def test_one_diverged_trial_moves_no_other(odd: float) -> None:
-    features, values = arrays(40)
-    worst = int(np.argmax(values))
-    diverged = values.copy()
-    diverged[worst] = odd
-    calm, wild = RankPredictor().fit(features, values), RankPredictor().fit(features, diverged)
-    np.testing.assert_array_equal(calm.out_of_fold.score, wild.out_of_fold.score)
-    below = calm.out_of_fold.score < calm.score_of(np.sort(values)[[-2]])
-    assert below.sum() > 30
-    np.testing.assert_array_equal(
-        calm.value_of(calm.out_of_fold.score)[below], wild.value_of(wild.out_of_fold.score)[below]
-    )
-    assert np.isfinite(wild.value_of(np.array([-9.0, 0.0, 9.0]))).all()
-
-
-def test_diverged_features_are_ranked_too() -> None:
-    features, values = arrays(40)
-    worst = int(np.argmax(values))
-    features["displacement"][worst] = 50.0
-    calm = RankPredictor().fit(features, values).out_of_fold.score
-    features["displacement"][worst] = math.inf
-    np.testing.assert_array_equal(calm, RankPredictor().fit(features, values).out_of_fold.score)
-
-
-def test_noise_is_seldom_chosen_and_prunes_little() -> None:
-    chosen = 0
-    pruned = {1: 0.0, 20: 0.0}  # by checks of a trial whose evidence does not change
-    for seed in range(60):
-        rng = np.random.default_rng(seed)
-
-        def trial(number: int, rng: np.random.Generator = rng, **options: object) -> TrialView:
-            noise = view(
-                intermediate_values={0: rng.normal(), 1: 0.0},
-                params={"x": rng.normal()},
-                distributions={"x": FloatDistribution(-9.0, 9.0)},
-                **options,
-            )
-            return replace(noise, number=number)
-
-        rows = [trial(i, state=TrialState.COMPLETE, value=rng.normal()) for i in range(12)]
-        model = StepModel(rows, 0, ["loss", "hyperparameters"], 1, RankPredictor())
-        if not model.chosen:
-            continue
-        chosen += 1
-        threshold = model.threshold_score(0.1)
-        assert threshold is not None
-        for _ in range(50):
-            prediction = model.predict(trial(99))
-            assert prediction is not None
-            now = max(model.probability_below(prediction, threshold), model.least_chance)
-            chance = 0.1
-            for check in range(1, 21):
-                chance = model.weight * now + (1 - model.weight) * chance
-                if check in pruned:
-                    pruned[check] += (chance < 0.06) / (60 * 50)
-    assert 0 < chosen <= 15
-    assert pruned[1] < 0.03
-    assert 0 < pruned[20] < 0.12
-
-
-def test_the_skill_of_noise_is_around_zero() -> None:
-    skills = []
-    for seed in range(60):
-        rng = np.random.default_rng(seed)
-        predictor = RankPredictor().fit({"loss": rng.normal(size=(40, 2))}, rng.normal(size=40))
-        skills.append(predictor.skills["loss",])
-    assert abs(np.mean(skills)) < 0.1
-
-
-def test_informative_evidence_alone_is_chosen() -> None:
-    features, values = arrays(40)
-    predictor = RankPredictor().fit(features, values)
-    assert predictor.chosen == ("displacement",)
-    assert predictor.skill > 0.8
-
-
-def test_two_complementary_kinds_are_chosen_together() -> None:
+def easy(n: int, transform: Callable[[float], float] = float) -> list[TrialView]:
+    """COMPLETE trials whose first report tells the value."""
     rng = np.random.default_rng(0)
-    a, b = rng.normal(size=(2, 60))
-    features = {
-        "loss": a[:, None],
-        "exponents": rng.normal(size=(60, 2)),
-        "displacement": b[:, None],
-    }
-    predictor = RankPredictor().fit(features, a + b + 0.2 * rng.normal(size=60))
-    assert predictor.chosen == ("loss", "displacement")
+    values = np.exp(rng.normal(size=n))
+    first = values * np.exp(0.3 * rng.normal(size=n))
+    return [
+        complete(i, transform(v), {0: transform(f), 1: transform(v)})
+        for i, (v, f) in enumerate(zip(values, first, strict=True))
+    ]
 
 
-def test_equal_evidence_leaves_loss_alone() -> None:
-    features, values = arrays(40)
-    features["loss"] = features["displacement"]
-    assert RankPredictor().fit(features, values).chosen == ("loss",)
+def diverged(rows: list[TrialView]) -> list[TrialView]:
+    worst = max(rows, key=lambda v: v.value)
+    return [replace(v, value=math.inf) if v is worst else v for v in rows]
 
 
-def test_intervals_cover_what_they_say() -> None:
-    covered = []
-    for seed in range(20):
-        features, values = arrays(240, seed)
-        predictor = RankPredictor().fit({k: f[:40] for k, f in features.items()}, values[:40])
-        prediction = predictor.predict({k: f[40:] for k, f in features.items()})
-        away = np.abs(predictor.score_of(values[40:]) - prediction.score)
-        covered.append(np.mean(away < 1.2816 * prediction.spread))
-    assert 0.7 < np.mean(covered) < 0.9
+def test_one_diverged_trial_moves_no_other() -> None:
+    calm, wild = easy(40), diverged(easy(40))
+    worst = wild[int(np.argmax([v.value for v in wild]))].number
+    pairs = [StepModel(rows, 0, ["loss"], 1).predict(rows) for rows in (calm, wild)]
+    for i, (a, b) in enumerate(zip(*pairs, strict=True)):
+        assert math.isfinite(b.value)
+        assert a.score == pytest.approx(b.score, abs=1e-12)
+        if i != worst:
+            assert a.probability == pytest.approx(b.probability, abs=1e-12)
 
 
-def test_missing_constant_and_repeated_columns() -> None:
-    features, values = arrays(40)
-    d = features["displacement"]
-    padded = np.column_stack([d, d, np.ones(40), np.full(40, math.nan)])
-    np.testing.assert_allclose(
-        RankPredictor().fit({"displacement": padded}, values).out_of_fold.score,
-        RankPredictor().fit({"displacement": d}, values).out_of_fold.score,
+@pytest.mark.parametrize("move", [lambda v: 5 * v - 2, lambda v: 1e-6 * v, lambda v: v + 8])
+def test_predictions_move_with_unit_and_offset(move: Callable[[float], float]) -> None:
+    plain, moved = easy(40), easy(40, move)
+    here, there = (StepModel(rows, 0, ["loss"], 1) for rows in (plain, moved))
+    assert there.threshold == pytest.approx(move(here.threshold))
+    for a, b in zip(here.predict(plain), there.predict(moved), strict=True):
+        assert (b.score, b.probability) == pytest.approx((a.score, a.probability), abs=1e-9)
+        assert b.value == pytest.approx(move(a.value))
+        for mine, other in ((a.lower, b.lower), (a.upper, b.upper)):
+            assert (mine is None) == (other is None)
+            assert mine is None or other == pytest.approx(move(mine))
+
+
+def test_trials_predicted_together_are_predicted_as_alone() -> None:
+    rows = easy(30)
+    model = StepModel(rows, 0, ["loss"], 1)
+    asked = [*rows[:5], *(running(intermediate_values={0: v}) for v in (0.1, 1.0, 9.0))]
+    for one, alone in zip(
+        model.predict(asked), [model.predict([v])[0] for v in asked], strict=True
+    ):
+        assert one.score == pytest.approx(alone.score, abs=1e-12)
+        assert one.probability == pytest.approx(alone.probability, abs=1e-12)
+
+
+def test_a_fitted_trial_is_predicted_by_a_posterior_that_has_not_seen_it() -> None:
+    rows = easy(30)
+    odd = replace(rows[0], value=-5.0)  # its report says nothing of the kind
+    (before,), (after,) = (
+        StepModel([first, *rows[1:]], 0, ["loss"], 1).predict([first]) for first in (rows[0], odd)
     )
-    gaps = d.copy()
-    gaps[::5] = math.nan
-    predictor = RankPredictor().fit({"displacement": gaps}, values)
-    assert predictor.chosen == ("displacement",)
-    prediction = predictor.predict({"displacement": np.full((1, 2), math.nan)})
-    assert np.isfinite(prediction.score).all()
-    assert np.isfinite(prediction.spread).all()
+    assert after.probability <= before.probability + 0.05
 
 
-def test_whether_a_readout_is_missing_is_no_skill_of_exponents() -> None:
+def test_equal_or_too_few_values_predict_nothing() -> None:
+    equal = [complete(i, 1.0, {0: float(i)}) for i in range(30)]
+    for rows in ([], equal[:1], equal, diverged(equal[:1])):
+        model = StepModel(rows, 0, ["loss"], 1)
+        assert model.predict([running(intermediate_values={0: 1.0})]) == [None]
+        assert model.kinds == ()
+        assert model.skill is None
+
+
+def test_whether_a_readout_is_missing_is_not_counted_as_skill() -> None:
     # Half the trials have readouts, of noise, and are better: say, an import of older trials.
     rng = np.random.default_rng(0)
-    values = np.arange(40.0)
-    exponents = np.where(values < 20, rng.normal(size=40), math.nan)[:, None]
-    predictor = RankPredictor().fit({"exponents": exponents}, values)
-    assert predictor.chosen == ()
-    assert predictor.counts["exponents",] == 20
-    assert abs(predictor.skills["exponents",]) < 0.5
+    rows = []
+    for i in range(40):
+        series = {"0": {"max": rng.normal(), "mean": -1.0}}
+        attrs = {"lyapunov:readouts": series} if i < 20 else {}
+        rows.append(complete(i, float(i), {0: 1.0}, user_attrs=attrs))
+    model = StepModel(rows, 0, ["exponents"], 1)
+    assert model.n_trials == 20
+    assert abs(model.skill) < 0.5
 
 
-def test_too_few_or_equal_values_predict_nothing() -> None:
-    features, values = arrays(5)
-    assert RankPredictor().fit(features, values).chosen == ()
-    features, values = arrays(30)
-    predictor = RankPredictor().fit(features, np.ones(30))
-    assert predictor.chosen == ()
-    with pytest.raises(RuntimeError, match="No evidence"):
-        predictor.predict(features)
+def test_layers_that_some_trials_lack_count_for_those_that_have_them() -> None:
+    rows = []
+    for i in range(40):
+        told = {"max": 0.0, "mean": -1.0, "layers": {"gate": {"max": i / 40, "mean": -1.0}}}
+        if i % 4 == 0:
+            del told["layers"]
+        rows.append(complete(i, float(i), {0: 1.0}, user_attrs={"lyapunov:readouts": {"0": told}}))
+    model = StepModel(rows, 0, ["exponents"], 1)
+    found = model.predict(rows)
+    has = [i for i in range(40) if i % 4]
+    assert rank_correlation(np.array([found[i].score for i in has]), np.array(has)) > 0.8
+    assert all(0.1 < found[i].probability + 0.1 < 0.6 for i in range(0, 40, 4))
 
 
-def test_bad_arrays_are_named() -> None:
-    with pytest.raises(ValueError, match="'loss' must have shape \\(3, n_columns\\)"):
-        RankPredictor().fit({"loss": np.zeros((2, 1))}, np.zeros(3))
-    with pytest.raises(ValueError, match="NaN"):
-        RankPredictor().fit({"loss": np.zeros((2, 1))}, np.array([0.0, math.nan]))
+def with_baseline(i: int, largest: float, state: str) -> TrialView:
+    series = {"-1": {"max": largest, "mean": -1.0, "state": state}}
+    return complete(i, float(i), {0: 1.0}, user_attrs={"lyapunov:readouts": series})
 
 
-def test_a_capped_fit_predicts_every_row() -> None:
-    features, values = arrays(500)
-    predictor = RankPredictor().fit(features, values)
-    assert predictor.n_trials == 200
-    assert predictor.out_of_fold.score.shape == (500,)
-    assert rank_correlation(predictor.out_of_fold.score, values) > 0.8
+def test_exponents_count_before_the_first_report() -> None:
+    rows = [with_baseline(i, -i / 40, "full") for i in range(40)]
+    model = StepModel(rows, None, ["loss", "exponents"], 1)
+    assert model.kinds == ("exponents",)
+    assert model.skill > 0.9
+    near, far = model.predict(
+        [replace(with_baseline(i, largest, "full"), number=100 + i, value=None)
+         for i, largest in ((0, -0.01), (1, -0.99))]
+    )  # fmt: skip
+    assert near.step is far.step is None
+    assert near.probability > 0.5 > 0.05 > far.probability
+
+
+def test_the_edge_is_expected_to_be_good_in_the_full_state_alone() -> None:
+    # Values that have nothing to do with the exponents, and too few of them to see it.
+    def asked(state: str) -> float:
+        rows = [
+            with_baseline(i, largest, state) for i, largest in enumerate([-0.4, 0.6, -0.5, 0.3])
+        ]
+        model = StepModel(rows, None, ["exponents"], 1)
+        views = [replace(with_baseline(9, largest, state), value=None) for largest in (0.01, 3.0)]
+        near, far = model.predict(views)
+        return far.score - near.score
+
+    assert asked("full") > asked("hidden")
+
+
+def test_a_large_study_is_fitted_on_some_of_it_and_predicted_whole() -> None:
+    rows = easy(600)
+    model = StepModel(rows, 0, ["loss"], 1)
+    assert model.n_complete == 600
+    assert model.n_trials <= MAX_FIT_TRIALS
+    scores = np.array([p.score for p in model.predict(rows)])
+    assert rank_correlation(scores, np.array([v.value for v in rows])) > 0.8
+    again = StepModel(rows[::-1], 0, ["loss"], 1)
+    np.testing.assert_allclose([p.score for p in again.predict(rows)], scores, atol=1e-9)
 
 
 # Steps and refits
 
 
-def test_steps_are_thinned_after_sixteen_reports() -> None:
+def test_steps_are_thinned_as_reports_grow_many() -> None:
     steps = np.arange(100, 100 + 10_000)
     looked_at = {model_step(steps, int(s)) for s in steps}
-    assert [model_step(steps, s) for s in range(100, 116)] == list(range(100, 116))
-    assert model_step(steps, 133) == 132
-    assert len(looked_at) < 16 * 11
+    first = range(100, 100 + EVERY_STEP)
+    assert [model_step(steps, s) for s in first] == list(first)
+    assert len(looked_at) < EVERY_STEP * 9
     assert all(model_step(steps, int(s)) <= s for s in steps)
     assert model_step(steps, 99) is None
     assert model_step(steps, None) is None
@@ -587,7 +387,7 @@ def test_failed_trials_count_only_where_they_diverged() -> None:
         trials[k]["intermediate_values"] = {0: 1.0, 1: loss}
     models = StudyModels(1, ("loss",))
     models.update(study_of(trials).get_trials(deepcopy=False))
-    assert [v.number for v in models.finished if v.value is None] == [3]
+    assert [v.number for v in models._finished if v.value is None] == [3]
     assert models.at(1).n_complete == 8
     assert math.isinf(models.at(1).values.max())
 
@@ -595,38 +395,57 @@ def test_failed_trials_count_only_where_they_diverged() -> None:
 # Skill
 
 
-def chosen(study: optuna.study.Study, step: int) -> list[str]:
-    return [s.evidence for s in prediction_skill(study) if s.chosen and s.step == step]
+def skills_at(study: optuna.study.Study, step: int) -> dict[str, EvidenceSkill]:
+    return {s.evidence: s for s in prediction_skill(study, steps=[step])}
 
 
-def test_displacement_is_chosen_on_a_plateau() -> None:
-    study = study_of(specs("plateau", 40))
-    assert chosen(study, 1) == ["displacement"]
-    skills = {s.evidence: s for s in prediction_skill(study) if s.step == 1}
+def test_displacement_is_what_counts_on_a_plateau() -> None:
+    skills = skills_at(study_of(specs("plateau", 40)), 1)
     assert skills["displacement"].rank_correlation > 0.8
     assert skills["displacement"].n_trials == 40
     assert abs(skills["loss"].rank_correlation) < 0.4
+    shares = {kind: skill.share for kind, skill in skills.items() if skill.share is not None}
+    assert max(shares, key=shares.__getitem__) == "displacement"
+    assert shares["displacement"] > 0.3
+    assert sum(shares.values()) <= 1.0
+    for skill in skills.values():
+        if skill.share is not None:
+            assert 0 <= skill.share_lower <= skill.share <= skill.share_upper <= 1
 
 
-def test_loss_is_chosen_on_an_easy_task() -> None:
-    assert chosen(study_of(specs("easy", 40)), 3) == ["loss"]
+def test_the_loss_is_what_counts_on_an_easy_task() -> None:
+    skills = skills_at(study_of(specs("easy", 40)), 3)
+    assert skills["loss"].rank_correlation > 0.9
+    assert skills["loss"].share > 0.5
 
 
-def test_nothing_is_chosen_from_noise() -> None:
-    assert not any(
-        s.chosen for s in prediction_skill(study_of(specs("noise", 40)), steps=[0, 1, 2])
-    )
+def test_nothing_counts_in_noise() -> None:
+    for step in (0, 1, 2):
+        *each, together = prediction_skill(study_of(specs("noise", 40)), steps=[step])
+        assert together.chosen
+        assert abs(together.rank_correlation) < 0.4
+        assert sum(skill.share for skill in each) < 0.5
+
+
+def test_all_kinds_that_vary_are_used() -> None:
+    *each, together = prediction_skill(study_of(specs("plateau", 30)), steps=[1])
+    assert [s.evidence for s in each] == list(EVIDENCE)
+    assert together.evidence == " + ".join(EVIDENCE)
+    assert together.share is None
+    assert [s.chosen for s in (*each, together)] == [False] * 4 + [True]
 
 
 def test_skill_without_readouts_says_so() -> None:
-    skills = prediction_skill(study_of(specs("easy", 20, readouts=False)), steps=[2])
-    by_kind = {s.evidence: (s.rank_correlation, s.n_trials) for s in skills}
-    assert by_kind["exponents"] == by_kind["displacement"] == (None, 0)
+    skills = skills_at(study_of(specs("easy", 20, readouts=False)), 2)
+    for kind in ("exponents", "displacement"):
+        skill = skills[kind]
+        assert (skill.rank_correlation, skill.n_trials, skill.share) == (None, 0, None)
+    assert skills["loss + hyperparameters"].chosen
 
 
 def test_skill_of_the_kinds_asked_for() -> None:
     skills = prediction_skill(study_of(specs("plateau", 40)), evidence=["loss", "exponents"])
-    assert {s.evidence for s in skills} == {"loss", "exponents"}
+    assert {s.evidence for s in skills} == {"loss", "exponents", "loss + exponents"}
 
 
 def test_skill_of_an_empty_study_is_empty() -> None:
@@ -639,22 +458,3 @@ def test_loops_from_zero_and_one_have_the_same_skill() -> None:
     assert [(s.step + 1, s.evidence, s.rank_correlation) for s in zero] == [
         (s.step, s.evidence, s.rank_correlation) for s in one
     ]
-
-
-def test_a_value_does_not_depend_on_the_scores_asked_beside_it() -> None:
-    rng = np.random.default_rng(0)
-    values = np.append(rng.uniform(1.0, 2.0, 30), 1e6)
-    predictor = RankPredictor().fit({"loss": rng.normal(size=(31, 1))}, values)
-    scores = np.array([-5.0, -0.3, 0.0, 2.0, 2.1, 5.0])
-    alone = [float(predictor.value_of(np.array([score]))[0]) for score in scores]
-    assert predictor.value_of(scores).tolist() == alone
-    assert np.diff(alone).min() >= 0.0
-
-
-def test_values_go_beyond_the_ends_and_stay_finite() -> None:
-    rng = np.random.default_rng(0)
-    values = np.geomspace(1e-30, 1e300, 12)
-    predictor = RankPredictor().fit({"loss": rng.normal(size=(12, 1))}, values)
-    beyond = predictor.value_of(np.array([-9.0, 9.0]))
-    assert np.isfinite(beyond).all()
-    assert 0.0 <= beyond[0] < values[0]

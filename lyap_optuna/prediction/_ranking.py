@@ -16,7 +16,6 @@ from lyap_optuna.prediction._study import (
     single_direction,
 )
 from lyap_optuna.prediction.evidence import TrialView, check_evidence
-from lyap_optuna.prediction.evidence.base import FloatArray
 
 _logger = get_logger(__name__)
 
@@ -112,7 +111,6 @@ def rank_trials(
         _logger.info(NO_READOUTS)
     constrained = any(view.feasible is not None for view, _, _ in judged)
     known = np.unique([view.value for view in models.complete if view.value is not None])
-    scores: dict[int | None, FloatArray] = {}
 
     ranked: list[tuple[tuple[float, ...], TrialPrediction]] = []
     for view, entry, predicted in judged:
@@ -122,11 +120,9 @@ def rank_trials(
         if view.value is not None:
             place = (0.0, float(np.searchsorted(known, view.value)), 0.0, 0.0)
         elif predicted is not None:
-            # Its place among the known values, by rank: no scale enters.
-            if predicted.step not in scores:
-                scores[predicted.step] = models.at(predicted.step, refit=True).scale.score_of(known)
-            among = np.interp(predicted.score, scores[predicted.step], np.arange(len(known)))
-            place = (0.0, float(among), 1.0, predicted.score)
+            # A predicted value is that of a COMPLETE trial: behind it, by the expected score.
+            among = float(np.searchsorted(known, sign * predicted.value))
+            place = (0.0, among, 1.0, predicted.score)
         else:
             place = (1.0,)
         infeasible = float(entry.feasible is False)
