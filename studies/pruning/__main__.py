@@ -2,6 +2,7 @@
 
     python -m studies.pruning                 # everything, two processes, under 60 minutes
     python -m studies.pruning --orders 3 --ours 3 --ablations 3 adding language
+    python -m studies.pruning --constants adding motion --ours 3
 
 Replays are added to ``OUTPUT/replays.jsonl`` as they end; the same command goes on with what is
 missing. ``OUTPUT/tables.md`` holds the tables and ``OUTPUT/replay.html`` the figure.
@@ -31,6 +32,7 @@ from lyap_optuna.replay import (
     summarize,
 )
 from lyap_optuna.visualization import plot_replay
+from studies.pruning import constants
 from studies.pruning.recorded import DATA, load
 
 OURS = "LyapunovPruner"
@@ -283,6 +285,12 @@ def timing_table() -> str:
 @click.option("--orders", default=100, show_default=True, help="Orders for Optuna's pruners.")
 @click.option("--ours", default=100, show_default=True, help="Orders for ours.")
 @click.option("--ablations", default=30, show_default=True, help="Orders without each evidence.")
+@click.option(
+    "--constants",
+    "only_constants",
+    is_flag=True,
+    help="Only print what halving and doubling each constant of the rule changes.",
+)
 @click.option("--jobs", default=2, show_default=True, help="Processes.")
 @click.option(
     "--output",
@@ -295,6 +303,7 @@ def main(
     orders: int,
     ours: int,
     ablations: int,
+    only_constants: bool,
     jobs: int,
     output: Path,
 ) -> None:
@@ -304,6 +313,10 @@ def main(
     if unknown := sorted(set(names) - set(recorded)):
         raise click.UsageError(f"No recording {unknown}; there are {', '.join(recorded)}.")
     chosen = [n for n in ORDER if n in recorded and (not names or n in names)]
+    if only_constants:
+        rows = constants.table([load(name) for name in chosen], ours)
+        click.echo(markdown(rows, ("constant", "value", "halved", "doubled")))
+        return
     output.mkdir(parents=True, exist_ok=True)
     pruners = default_pruners()
     counts = {
