@@ -107,6 +107,26 @@ def with_interval(interval: Interval) -> str:
     return f"{percent(interval.value)} ({percent(interval.lower)} to {percent(interval.upper)})"
 
 
+def overview(summaries: Sequence[PrunerSummary], cell: Callable[[PrunerSummary], str]) -> str:
+    """Return a table with a row for each pruner and a column for each study."""
+    studies = list(dict.fromkeys(s.recording for s in summaries))
+    cells = {(s.pruner, s.recording): cell(s) for s in summaries}
+    pruners = dict.fromkeys(s.pruner for s in summaries if "without" not in s.pruner)
+    rows = [(name, *(cells[name, study] for study in studies)) for name in pruners]
+    return markdown(rows, ("", *studies))
+
+
+def spent_and_success(summary: PrunerSummary) -> str:
+    """Return median epochs spent and success, both in percent."""
+    return f"{100 * summary.epochs_spent.value:.0f} / {100 * summary.success.value:.0f}"
+
+
+def found_when(summary: PrunerSummary) -> str:
+    """Return the share of epochs at which a winner is found: median and ninth decile."""
+    ends = (summary.found_by.value, summary.found_by_late.value)
+    return " / ".join("never" if np.isinf(end) else f"{end:.2f}" for end in ends)
+
+
 def main_table(summaries: Sequence[PrunerSummary]) -> str:
     """Return what each pruner spent and found."""
     rows = []
@@ -329,7 +349,10 @@ def main(
         recording = load(name)
         replays[name] = replay_all(recording, pruners, counts, jobs, output, name)
         summaries += summarize(recording, replays[name])
-    text = "## What each pruner spent and found\n\n" + main_table(summaries)
+    text = "## Epochs spent, % / orders that succeed, %\n\n"
+    text += overview(summaries, spent_and_success)
+    text += "\n## Found by: median / ninth decile\n\n" + overview(summaries, found_when)
+    text += "\n## What each pruner spent and found\n\n" + main_table(summaries)
     text += "\n## When a winner is found\n\n" + found_table(summaries)
     text += "\n## The 80 % interval at the decision that pruned\n\n"
     text += calibration_table(summaries)

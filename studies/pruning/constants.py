@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from inspect import signature
 from types import ModuleType
 
 import lyap_optuna as lyap
@@ -60,19 +61,19 @@ def table(recordings: Sequence[Recording], orders: int) -> list[tuple[str, str, 
         moved = sum(a != b for a, b in zip(base, other, strict=True))
         return f"{moved} of {len(base)} trials, {100 * (sum(other) / sum(base) - 1):+.0f} % epochs"
 
-    rows = []
+    rows: list[tuple[str, str, str, str]] = []
     for module, name in constants():
         cells = []
         for factor in (0.5, 2.0):
             with changed(module, name, factor):
                 cells.append(told(lengths(recordings, orders)))
-        rows.append((name, f"{getattr(module, name):g}", *cells))
-    defaults = lyap.LyapunovPruner.__init__.__kwdefaults__
+        rows.append((name, f"{getattr(module, name):g}", cells[0], cells[1]))
+    parameters = signature(lyap.LyapunovPruner).parameters
     for name in USERS:
-        value = defaults[name]
+        value = parameters[name].default
         cells = [
             told(lengths(recordings, orders, {name: type(value)(value * factor)}))
             for factor in (0.5, 2.0)
         ]
-        rows.append((f"{name} (the user's)", f"{value:g}", *cells))
-    return [(a, b, c, d) for a, b, c, d in rows]
+        rows.append((f"{name} (the user's)", f"{value:g}", cells[0], cells[1]))
+    return rows
