@@ -433,6 +433,34 @@ def test_layers_that_share_some_of_their_weights(layer):
     agree(spectrum(model, x, layer=layer), truth)
 
 
+def under_vmap(self, x):
+    h = x.new_zeros(len(x), UNITS)
+    for step in x.unbind(1):
+        h = torch.vmap(lambda x, h: self.cell(x[None], h[None])[0])(step, h)
+    return h
+
+
+def vmap_between(self, x):
+    h = x.new_zeros(len(x), UNITS)
+    for step in x.unbind(1):
+        h = torch.vmap(lambda h: 0.5 * h)(self.cell(step, h))
+    return h
+
+
+def test_vmap_around_a_cell_is_refused_and_between_calls_followed():
+    cell = gru_cell().double()
+    refused(Written(under_vmap, cell=cell), inputs(), "vmap")
+    truth = spectrum(Written(halves, cell=cell), inputs())
+    agree(spectrum(Written(vmap_between, cell=cell), inputs()), truth)
+
+
+def halves(self, x):
+    h = x.new_zeros(len(x), UNITS)
+    for step in x.unbind(1):
+        h = 0.5 * self.cell(step, h)
+    return h
+
+
 def twice_on_one_state(self, x):
     h = x.new_zeros(len(x), UNITS)
     for step in x.unbind(1):

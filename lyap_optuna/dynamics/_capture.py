@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._C._functorch import is_functorch_wrapped_tensor
 from torch.autograd import forward_ad
 from torch.overrides import TorchFunctionMode
 
@@ -378,6 +379,12 @@ class _Recorder(TorchFunctionMode):
                 cast = func(*args, **kwargs)
                 return args[0] if self._is_shorter(cast) else cast
         within = self._open[-1] if self._open else None
+        if name in NAMES and any(is_functorch_wrapped_tensor(t) for t in leaves(args)):
+            raise NotMeasurableError(
+                f"The recurrent layers {sorted(self._layers)} are called under torch.vmap or "
+                "another transform of torch.func, where nothing can be seen: call them on the "
+                "batch itself, or pass a lyap_optuna.RecurrentDynamics."
+            )
         if within is None:
             self._observer.used((args, kwargs))
         if self._observer.dual and not kwargs:

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C._functorch import is_functorch_wrapped_tensor
 from torch.autograd import forward_ad
 
 from lyap_optuna.dynamics.gated import GatedCell, LayerTrajectory
@@ -89,6 +90,8 @@ def dual_arithmetic(function: Any, name: str, args: tuple[Any, ...]) -> Tensor |
     """
     if name not in _ARITHMETIC or len(args) != 2:
         return None
+    if any(isinstance(a, Tensor) and is_functorch_wrapped_tensor(a) for a in args):
+        return None  # within torch.vmap, say
     unpacked = [forward_ad.unpack_dual(a) if isinstance(a, Tensor) else None for a in args]
     tangents = [None if u is None else u.tangent for u in unpacked]
     if (tangents[0] is None) == (tangents[1] is None):

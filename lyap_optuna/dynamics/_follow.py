@@ -399,7 +399,10 @@ def like_part(rows: Tensor, part: Tensor, batch: int | None) -> Tensor:
 
 def _place(tensor: Tensor) -> Any:
     """Return where in memory a tensor lies."""
-    return tensor.data_ptr(), tensor.shape, tensor.stride()
+    try:
+        return tensor.data_ptr(), tensor.shape, tensor.stride()
+    except RuntimeError:  # it has no memory of its own (sparse, or within torch.vmap)
+        return id(tensor)
 
 
 def _equal(a: Tensor, b: Tensor) -> bool:
