@@ -281,7 +281,7 @@ def _skill_words(info: StudyInfo) -> list[str]:
         f"**What predicts the final value** at step {first}: {ranked} (rank correlation of "
         f"predicted and actual value, out of sample, on {n_trials} COMPLETE trials; chance reaches "
         f"{2 / math.sqrt(max(n_trials - 1, 1)):.2f}). "
-        + (f"The predictor uses {used[0]}." if used else "Nothing is predicted there.")
+        + (f"The predictor weighs {used[0]}." if used else "Nothing is predicted there.")
     ]
 
 

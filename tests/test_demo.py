@@ -240,10 +240,17 @@ def test_the_verdict_claims_nothing_without_numbers() -> None:
     assert "Too few trials" in skill_verdict(_skills(loss=(None, None), exponents=(0.9, None)))
 
 
-def test_skill_rows_give_each_number_with_its_trials() -> None:
-    rows, columns = skill_rows(_skills(loss=(0.1, None), exponents=(0.25, 0.3)))
-    assert rows[0] == {"evidence": "loss", "step1": "0.10 ", "n1": 26, "step2": None, "n2": 26}
-    assert list(columns) == ["evidence", "step1", "n1", "step2", "n2"]
+def test_skill_rows_give_each_correlation_with_its_share() -> None:
+    rows, columns = skill_rows(
+        [
+            EvidenceSkill(1, "loss", 0.1, 26, share=0.25),
+            EvidenceSkill(1, "loss + exponents", 0.3, 26),
+            EvidenceSkill(2, "loss", None, 26),
+        ]
+    )
+    first = {"evidence": "loss", "step1": "0.10", "share1": "25%", "step2": None, "share2": None}
+    assert rows == [first, {"evidence": "all together", "step1": "0.30", "share1": None}]
+    assert list(columns) == ["evidence", "step1", "share1", "step2", "share2"]
 
 
 def test_the_page_takes_every_text_literally() -> None:

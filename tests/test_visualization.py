@@ -307,9 +307,9 @@ def test_combinations_of_evidence_share_one_entry_of_the_legend() -> None:
         ]
     )
     traces = {trace.name: trace for trace in figure.data}
-    assert list(traces) == ["chance alone", "loss", "several together", "used", None]
-    assert list(traces["several together"].y) == list(traces["used"].y) == [0.7, 0.8]
-    assert traces["several together"].text[1].startswith("exponents + hyperparameters<br>20 trials")
+    assert list(traces) == ["chance alone", "loss", "all together", "used", None]
+    assert list(traces["all together"].y) == list(traces["used"].y) == [0.7, 0.8]
+    assert traces["all together"].text[1].startswith("exponents + hyperparameters<br>20 trials")
 
 
 def test_predictions_are_correlated_with_the_complete_trials() -> None:

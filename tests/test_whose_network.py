@@ -354,6 +354,113 @@ def test_a_leaky_loop_from_a_state_that_is_no_zero(function):
     agree(spectrum(model, x), truth)
 
 
+def from_one_tensor(self, x):
+    h = c = x.new_zeros(len(x), UNITS)
+    for step in x.unbind(1):
+        h, new = self.cell(step, (h, c))
+        c = 0.9 * c + 0.1 * new
+    return h
+
+
+def from_the_halves_of_a_tensor(self, x):
+    h, c = x.new_zeros(2, len(x), UNITS)
+    for step in x.unbind(1):
+        h, new = self.cell(step, (h, c))
+        c = 0.9 * c + 0.1 * new
+    return h
+
+
+@pytest.mark.parametrize("function", [from_one_tensor, from_the_halves_of_a_tensor])
+def test_two_states_that_begin_as_one_tensor(function):
+    torch.manual_seed(0)
+    model, x = Written(function, cell=nn.LSTMCell(FEATURES, UNITS)).double(), inputs()
+    cell = lstm_step(cell_weights(model.cell))
+
+    def step(s, x):
+        new = cell(s, x)
+        return torch.cat([new[:UNITS], 0.9 * s[UNITS:] + 0.1 * new[UNITS:]])
+
+    truth = true_exponents(step, torch.zeros(3, 2 * UNITS), x[:, :-1], total=STEPS)
+    assert path(model, x) == {"cell": "general"}
+    agree(spectrum(model, x), truth)
+
+
+def leaky_stack(self, x):
+    states = [x.new_zeros(len(x), UNITS)] * 2
+    for step in x.unbind(1):
+        low = 0.5 * states[0] + 0.5 * self.low(step, states[0])
+        states = [low, 0.5 * states[1] + 0.5 * self.high(low, states[1])]
+    return states
+
+
+def test_one_tensor_that_is_used_as_two_states_is_refused():
+    low, high = gru_cell(), nn.GRUCell(UNITS, UNITS)
+    refused(Written(leaky_stack, low=low, high=high).double(), inputs(), "zeros.clone()")
+
+
+@pytest.mark.parametrize("tied", ["weight_ih", "weight_hh", "bias_hh"])
+def test_cells_that_share_some_of_their_weights(tied):
+    torch.manual_seed(0)
+    low, high = (nn.GRUCell(FEATURES, FEATURES).double() for _ in range(2))
+    setattr(high, tied, getattr(low, tied))
+
+    def forward(self, x):
+        a, b = torch.zeros(2, len(x), FEATURES)
+        for step in x.unbind(1):
+            a = self.low(step + b, a)
+            b = self.high(a, b)
+        return b
+
+    first, second = (gru_step(cell_weights(cell)) for cell in (low, high))
+
+    def step(s, x):
+        a = first(s[:FEATURES], x + s[FEATURES:])
+        return torch.cat([a, second(s[FEATURES:], a)])
+
+    model, x = Written(forward, low=low, high=high), inputs()
+    agree(spectrum(model, x), true_exponents(step, torch.zeros(3, 2 * FEATURES), x))
+
+
+@pytest.mark.parametrize("layer", ["low", "high"])
+def test_layers_that_share_some_of_their_weights(layer):
+    torch.manual_seed(0)
+    low, high = (nn.GRU(FEATURES, FEATURES, batch_first=True).double() for _ in range(2))
+    high.weight_ih_l0, high.weight_hh_l0 = low.weight_ih_l0, low.weight_hh_l0
+    model, x = Written(lambda self, x: self.high(self.low(x)[0]), low=low, high=high), inputs()
+    driven = {"low": x, "high": low(x)[0].detach()}[layer]
+    step = gru_step(layer_weights(getattr(model, layer)))
+    truth = true_exponents(step, torch.zeros(3, FEATURES), driven)
+    agree(spectrum(model, x, layer=layer), truth)
+
+
+def under_vmap(self, x):
+    h = x.new_zeros(len(x), UNITS)
+    for step in x.unbind(1):
+        h = torch.vmap(lambda x, h: self.cell(x[None], h[None])[0])(step, h)
+    return h
+
+
+def vmap_between(self, x):
+    h = x.new_zeros(len(x), UNITS)
+    for step in x.unbind(1):
+        h = torch.vmap(lambda h: 0.5 * h)(self.cell(step, h))
+    return h
+
+
+def test_vmap_around_a_cell_is_refused_and_between_calls_followed():
+    cell = gru_cell().double()
+    refused(Written(under_vmap, cell=cell), inputs(), "vmap")
+    truth = spectrum(Written(halves, cell=cell), inputs())
+    agree(spectrum(Written(vmap_between, cell=cell), inputs()), truth)
+
+
+def halves(self, x):
+    h = x.new_zeros(len(x), UNITS)
+    for step in x.unbind(1):
+        h = 0.5 * self.cell(step, h)
+    return h
+
+
 def twice_on_one_state(self, x):
     h = x.new_zeros(len(x), UNITS)
     for step in x.unbind(1):

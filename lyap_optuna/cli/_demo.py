@@ -215,11 +215,13 @@ def _report(console: "Console", study: "optuna.Study", epochs: int, url: str, ou
     if rows:
         print_line(
             console,
-            "Rank correlation of predicted and actual final loss, out of sample:",
+            "Rank correlation of predicted and actual final loss, out of sample, on "
+            f"{max(skill.n_trials for skill in skills)} COMPLETE trials:",
         )
         console.print(_format.table(rows, columns))
-        if any(skill.chosen for skill in skills):
-            print_line(console, "* used for the prediction at that step\n")
+        print_line(
+            console, "share: of the differences between final losses, in the prediction from all\n"
+        )
     verdict = skill_verdict(skills)
     print_line(console, verdict)
 
@@ -267,13 +269,15 @@ def skill_rows(
     columns = {"evidence": "evidence"}
     for step in steps:
         columns[f"step{step}"] = f"step {step}"
-        columns[f"n{step}"] = "trials"
+        columns[f"share{step}"] = "share"
     rows: dict[str, dict[str, Any]] = {}
     for skill in skills:
         if skill.step in steps:
-            row = rows.setdefault(skill.evidence, {"evidence": skill.evidence})
-            row[f"step{skill.step}"] = _correlation(skill)
-            row[f"n{skill.step}"] = skill.n_trials
+            name = "all together" if " + " in skill.evidence else skill.evidence
+            row = rows.setdefault(name, {"evidence": name})
+            correlation, share = skill.rank_correlation, skill.share
+            row[f"step{skill.step}"] = None if correlation is None else f"{correlation:.2f}"
+            row[f"share{skill.step}"] = None if share is None else f"{share:.0%}"
     return list(rows.values()), columns
 
 
@@ -323,12 +327,6 @@ def skill_verdict(skills: Sequence["EvidenceSkill"]) -> str:
         )
         + "".join(f" The {o.evidence} predicted better still: {_skill_of(o):.2f}." for o in others)
     )
-
-
-def _correlation(skill: "EvidenceSkill") -> str | None:
-    if skill.rank_correlation is None:
-        return None
-    return f"{skill.rank_correlation:.2f}{'*' if skill.chosen else ' '}"
 
 
 def _skill_of(skill: "EvidenceSkill") -> float:

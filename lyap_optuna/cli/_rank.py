@@ -117,10 +117,6 @@ def has_readouts(study: "Study") -> bool:
 
 def _predicted_by(ranking: Sequence["TrialPrediction"]) -> str:
     complete = sum(p.state.name == "COMPLETE" for p in ranking)
-    if not complete and any(p.evidence for p in ranking):
-        return (
-            "Ranked by what earlier studies foretold: no trial is COMPLETE, so no value is known."
-        )
     if not any(p.predicted_value is not None for p in ranking):
         return f"Nothing is predicted yet: too few COMPLETE trials ({complete})."
     return f"Predicted with the default predictor, fitted on {complete} COMPLETE trials."

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._C._functorch import is_functorch_wrapped_tensor
 from torch.autograd import forward_ad
 from torch.overrides import TorchFunctionMode
 
@@ -89,6 +90,9 @@ class Observer:
     def follows(self, layer: str) -> bool:
         """Whether the states of a layer are followed."""
         return False
+
+    def used(self, arguments: Any) -> None:
+        """See what is given to an operation outside the layers' calls."""
 
     def made(self, place: tuple[int, int], tensor: Tensor) -> Tensor:
         """See a tensor that the forward made, and return what it goes on with.
@@ -183,6 +187,7 @@ class Forward:
         for i, given in enumerate(leaves((args, kwargs)) if observer.level else ()):
             observer.made((-1 - i, 0), given)
         recorder = _Recorder(layers, observer, self.initial_state, dtype, grad)
+        recorder.know_others(clone)
         try:
             with (
                 undisturbed_generators(self.seed, check=not observer.level),
@@ -221,6 +226,13 @@ class Forward:
 _ATTEMPTS = 4
 
 
+_TORCH = (nn.RNNBase, nn.RNNCellBase)
+
+
+def _places(layer: nn.Module) -> set[int]:
+    return {p.data_ptr() for p in layer.parameters()}
+
+
 class _Recorder(TorchFunctionMode):
     """Records calls while it is entered."""
 
@@ -251,14 +263,20 @@ class _Recorder(TorchFunctionMode):
         self._sees_operations = bool(observer.level) or dtype is not None or not alone
         self._unchecked = {n for n in self._snapshots if (a := known[n]) and a.outputs is None}
         self._own_weights = {
-            name: {p.data_ptr() for p in layer.parameters()}
-            for name, layer in layers.items()
-            if isinstance(layer, (nn.RNNBase, nn.RNNCellBase))
+            name: _places(layer) for name, layer in layers.items() if isinstance(layer, _TORCH)
         }
+        self._other_weights: list[set[int]] = []
         self._recurrent_weights = {
             name: [p for n, p in layer.named_parameters(recurse=False) if "weight_hh" in n]
             for name, layer in layers.items()
         }
+
+    def know_others(self, model: nn.Module) -> None:
+        """Know the weights of a model's other recurrent layers."""
+        mine = list(self._layers.values())
+        for module in model.modules():
+            if isinstance(module, _TORCH) and not any(module is layer for layer in mine):
+                self._other_weights.append(_places(module))
 
     @property
     def seen(self) -> list[ModuleCall]:
@@ -360,11 +378,19 @@ class _Recorder(TorchFunctionMode):
             if name in _CASTS and args[0].dtype == self._dtype:
                 cast = func(*args, **kwargs)
                 return args[0] if self._is_shorter(cast) else cast
+        within = self._open[-1] if self._open else None
+        if name in NAMES and any(is_functorch_wrapped_tensor(t) for t in leaves(args)):
+            raise NotMeasurableError(
+                f"The recurrent layers {sorted(self._layers)} are called under torch.vmap or "
+                "another transform of torch.func, where nothing can be seen: call them on the "
+                "batch itself, or pass a lyap_optuna.RecurrentDynamics."
+            )
+        if within is None:
+            self._observer.used((args, kwargs))
         if self._observer.dual and not kwargs:
             dual = dual_arithmetic(func, name, args)
             if dual is not None:
                 return dual
-        within = self._open[-1] if self._open else None
         if within is None and name in NAMES and not kwargs:
             within = self._called_directly(name, args)
         if within is None:
@@ -382,11 +408,15 @@ class _Recorder(TorchFunctionMode):
     def _called_directly(self, name: str, args: tuple[Any, ...]) -> ModuleCall | None:
         """Return a call of a layer whose kernel runs without its hooks, by ``forward`` say."""
         weights = {t.data_ptr() for t in leaves(weights_of_kernel(name, args))}
-        for layer, own in self._own_weights.items():
-            if weights & own:
-                self.calls.append(ModuleCall(layer, args, {}, complete=True))
-                return self.calls[-1]
-        return None
+        # layers may share some of their weights, also with one that nobody asked for
+        found = {layer: len(weights & own) for layer, own in self._own_weights.items()}
+        layer = max(found, key=lambda layer: found[layer], default=None)
+        if layer is None or not found[layer]:
+            return None
+        if any(len(weights & other) > found[layer] for other in self._other_weights):
+            return None
+        self.calls.append(ModuleCall(layer, args, {}, complete=True))
+        return self.calls[-1]
 
     def _followed(self, func: Any, name: str, args: tuple[Any, ...], call: ModuleCall) -> Any:
         """Run a kernel whose state is followed, one time step after the other."""

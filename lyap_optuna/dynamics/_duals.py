@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C._functorch import is_functorch_wrapped_tensor
 from torch.autograd import forward_ad
 
 from lyap_optuna.dynamics.gated import GatedCell, LayerTrajectory
@@ -20,7 +21,8 @@ class DualKernels:
     """Runs single steps of one layer with tangents; cells are built once for their weights."""
 
     def __init__(self) -> None:
-        self._cells: dict[int, tuple[Tensor, GatedCell]] = {}
+        # by where all of their weights lie, which are kept: cells may share some of them
+        self._cells: dict[tuple[int, ...], tuple[list[Tensor], GatedCell]] = {}
 
     def run(self, function: Any, name: str, args: tuple[Any, ...]) -> Any:
         """Run a kernel on tensors with tangents.
@@ -61,9 +63,9 @@ class DualKernels:
         self, call: KernelCall, inputs: Tensor | None, state: list[Tensor | None], batch: int
     ) -> Tensor:
         weights = call.weights[0]
-        key = weights[1].data_ptr()
+        key = tuple(weight.data_ptr() for weight in weights)
         if key not in self._cells:
-            self._cells[key] = (weights[1], cell_of(call.kernel, weights, "full"))
+            self._cells[key] = (weights, cell_of(call.kernel, weights, "full"))
         cell = self._cells[key][1]
         initial = tuple(part[0] for part in call.initial)
         linearised = cell.linearise(call.inputs, initial, call.outputs)
@@ -88,6 +90,8 @@ def dual_arithmetic(function: Any, name: str, args: tuple[Any, ...]) -> Tensor |
     """
     if name not in _ARITHMETIC or len(args) != 2:
         return None
+    if any(isinstance(a, Tensor) and is_functorch_wrapped_tensor(a) for a in args):
+        return None  # within torch.vmap, say
     unpacked = [forward_ad.unpack_dual(a) if isinstance(a, Tensor) else None for a in args]
     tangents = [None if u is None else u.tangent for u in unpacked]
     if (tangents[0] is None) == (tangents[1] is None):

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lyap_optuna.dynamics._arguments import leaves
 from lyap_optuna.dynamics._capture import Observer
 from lyap_optuna.dynamics._errors import NotMeasurableError
 
@@ -26,6 +27,7 @@ class Chain:
         states: ``(batch, size)`` at each call, and after the last where that is known.
         carried: What is carried at each call, in the follower's form.
         first: The state that it began with, part by part.
+        seen: The tensors that arrived at its first two calls, and the numbers of these arrivals.
         resets: Rows whose state was reset before a call, by call.
         ends_known: Whether the state after the last call is among ``states``.
         results: What the last call returned.
@@ -37,6 +39,7 @@ class Chain:
     states: list[Tensor] = field(default_factory=list)
     carried: list[Any] = field(default_factory=list)
     first: list[Tensor] = field(default_factory=list)
+    seen: list[tuple[int, list[Tensor]]] = field(default_factory=list)
     resets: dict[int, Tensor] = field(default_factory=dict)
     results: list[Tensor] = field(default_factory=list)
     unmodified: list[int] | None = field(default_factory=list)
@@ -45,6 +48,10 @@ class Chain:
 
 Sequence = list[Chain]
 """Chains that are called in turns: one joint state."""
+
+
+Role = tuple[int, int, int]
+"""Sequence, chain and part of a state."""
 
 
 @dataclass(frozen=True)
@@ -60,11 +67,16 @@ class Beginnings:
             twice on one state).
         made: Layer, number of the chain and offset in its state of the tensors that are made, by
             the number and result of the operation that makes them.
+        copied: Sequence, chain and part of states that begin as a tensor which is another state
+            too, and which the model uses as that other one.
+        ambiguous: The layer whose states begin as one tensor that the model uses as each of them.
     """
 
     arrivals: frozenset[int]
     again: frozenset[int]
     made: dict[tuple[int, int], tuple[str, int, int]]
+    copied: frozenset[Role]
+    ambiguous: str | None
 
 
 class Follower(Observer):
@@ -82,16 +94,19 @@ class Follower(Observer):
         self.level = level
         self._known = beginnings
         self._arrivals = 0
+        self._begun = 0  # arrivals before the last sequence
         self._first_arrivals: set[int] = set()
         self._again: list[int] = []
         # where tensors were made, by their ids as long as they live
         self._made: dict[int, tuple[tuple[int, int], weakref.ref[Tensor]]] = {}
-        self._origins: dict[tuple[int, int], tuple[str, int, int]] = {}
+        self._origins: dict[Role, tuple[tuple[int, int], tuple[str, int, int]]] = {}
+        self._uses: dict[Any, set[int]] = {}  # arrivals before uses, by place in memory
         self._layers = layers
         self.sequences: list[Sequence] = []
         self._turn = 0
         self._last: dict[str, Chain] = {}
         self._memory: set[int] = set()  # of first states that are followed already
+        self._taken: set[Any] = set()  # where in memory
         self._keep: list[Any] = []
         self._current: list[tuple[Tensor, int]] = []  # with the number of times it was written to
 
@@ -100,7 +115,8 @@ class Follower(Observer):
         if not state:
             raise NotMeasurableError(
                 f"{layer!r} is called without a state, so that it cannot be followed from one call "
-                "to the next. Pass the layer itself, or a lyap_optuna.RecurrentDynamics."
+                "to the next. Give it one at its first call too (zeros, say), or pass the layer "
+                "itself, or a lyap_optuna.RecurrentDynamics."
             )
         if any(part.is_inference() for part in state):
             raise NotMeasurableError(
@@ -141,6 +157,8 @@ class Follower(Observer):
         else:
             self._compare(chain, state)
         self.note(chain, state)
+        if len(chain.seen) < 2:
+            chain.seen.append((number, arrived))
         self._last[layer] = chain
         self._current = [(part, part._version) for part in arrived]
         return state
@@ -157,17 +175,56 @@ class Follower(Observer):
             return self.begin(*self._known.made[place], tensor)
         return tensor
 
+    def used(self, arguments: Any) -> None:
+        """Keep what the model itself does with the states of the first rounds."""
+        rounds = len(self.sequences[-1]) if self.sequences else 1
+        if self._known is None and (self._arrivals - self._begun) <= 2 * rounds:
+            for tensor in leaves(arguments):
+                self._keep.append(tensor)
+                self._uses.setdefault(_place(tensor), set()).add(self._arrivals)
+
     @property
     def beginnings(self) -> Beginnings:
         """Where states begin."""
         n = len(self.sequences[-1]) if self.sequences else 0
         # In the first round two states may begin as one tensor; later they are two.
         again = self._again if any(number >= n for number in self._again) else []
+        copied, ambiguous = self._copied()
         return Beginnings(
             frozenset(self._first_arrivals - set(again)),
             frozenset(again),
-            self._origins,
+            {place: role for key, (place, role) in self._origins.items() if key not in copied},
+            copied,
+            ambiguous,
         )
+
+    def _copied(self) -> tuple[frozenset[Role], str | None]:
+        """Return the states that begin as a tensor which is used as another state.
+
+        At the second call the two are two tensors: which of them is used when tells which one
+        the common tensor stands for.
+        """
+        copied: set[Role] = set()
+        ambiguous = None
+        for number, sequence in enumerate(self.sequences):
+            common: dict[Any, list[Role]] = {}
+            for turn, chain in enumerate(sequence):
+                for index, part in enumerate(chain.seen[0][1]):
+                    common.setdefault(_place(part), []).append((number, turn, index))
+            for place, roles in common.items():
+                owners = [r for r in roles if self._uses_as(sequence[r[1]], r[2], place)]
+                copied.update(role for role in roles if role != (owners or roles)[0])
+                if len(owners) > 1:
+                    ambiguous = sequence[0].layer
+        return frozenset(copied), ambiguous
+
+    def _uses_as(self, chain: Chain, index: int, place: Any) -> bool:
+        """Whether what lies at ``place`` is used as the second state's part is, a round later."""
+        if len(chain.seen) < 2:
+            return False
+        (first, _), (second, state) = chain.seen
+        later = self._uses.get(_place(state[index]), set())
+        return bool(self._uses.get(place, set()) & {n - (second - first) for n in later})
 
     def leaving(self, layer: str, results: list[Tensor]) -> None:
         """Keep what a call returned."""
@@ -223,6 +280,8 @@ class Follower(Observer):
             self.sequences.append([chain])
             self._turn = 0
             self._memory.clear()
+            self._taken.clear()
+            self._begun = self._arrivals
         self._turn += 1
         return chain
 
@@ -276,14 +335,18 @@ class Follower(Observer):
     def _followed(self, chain: Chain, index: int, part: Tensor) -> Tensor:
         # The caller's own tensor is followed, for what it does with it besides; but a tensor that
         # is two states at once becomes two.
-        address = part.untyped_storage().data_ptr()
-        alone = address not in self._memory
-        self._memory.add(address)
+        turn = next(i for i, c in enumerate(self.sequences[-1]) if c is chain)
+        role = (len(self.sequences) - 1, turn, index)
+        if self._known is None:
+            alone = _place(part) not in self._taken
+        else:
+            alone = role not in self._known.copied
+        self._taken.add(_place(part))
+        self._memory.add(part.untyped_storage().data_ptr())
         self._keep.append(part)
         place, made = self._made.get(id(part), (None, None))
-        if alone and place is not None and made is not None and made() is part:
-            turn = next(i for i, c in enumerate(self.sequences[-1]) if c is chain)
-            self._origins[place] = (chain.layer, turn, self.offset(chain, index))
+        if place is not None and made is not None and made() is part:
+            self._origins[role] = place, (chain.layer, turn, self.offset(chain, index))
         return self.follow(chain, index, part, in_place=alone)
 
     def _compare(self, chain: Chain, state: list[Tensor]) -> None:
@@ -332,6 +395,14 @@ def like_part(rows: Tensor, part: Tensor, batch: int | None) -> Tensor:
         return rows.reshape(part.shape)
     shape = part.movedim(batch, 0).shape
     return rows.reshape(shape).movedim(0, batch)
+
+
+def _place(tensor: Tensor) -> Any:
+    """Return where in memory a tensor lies."""
+    try:
+        return tensor.data_ptr(), tensor.shape, tensor.stride()
+    except RuntimeError:  # it has no memory of its own (sparse, or within torch.vmap)
+        return id(tensor)
 
 
 def _equal(a: Tensor, b: Tensor) -> bool:

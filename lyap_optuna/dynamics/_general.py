@@ -74,6 +74,12 @@ class GeneralPath:
         Raises:
             NotMeasurableError: The forward cannot be differentiated.
         """
+        if self._beginnings and self._beginnings.ambiguous:
+            raise NotMeasurableError(
+                f"Two states of {self._beginnings.ambiguous!r} begin as one tensor "
+                "(h = c = zeros), and the model uses it as each of them between the calls, so "
+                "that they cannot be told apart. Make two: h, c = zeros, zeros.clone()."
+            )
         observer = Tangents(self._level, self._layers, seed, self._beginnings)
         with forward_mode(), forward_ad.dual_level():
             try:

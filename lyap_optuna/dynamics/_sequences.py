@@ -63,10 +63,11 @@ def sublayers(calls: list[ModuleCall]) -> list[list[KernelCall]]:
 
     A layer that runs its layers one by one, to do something between them, does so.
     """
-    by_weights: dict[int, list[KernelCall]] = {}
+    by_weights: dict[tuple[int, ...], list[KernelCall]] = {}
     for call in calls:
         for kernel in call.kernels:
-            by_weights.setdefault(kernel.weights[0][0].data_ptr(), []).append(kernel)
+            places = tuple(weight.data_ptr() for weight in kernel.weights[0])
+            by_weights.setdefault(places, []).append(kernel)
     groups = list(by_weights.values())
     whole = all(len(g) == len(calls) and g[0].inputs.shape[1] > 1 for g in groups)
     return (

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.func import jacfwd, jvp, vmap
 
-from lyap_optuna.dynamics.base import Dynamics, Trajectory
+from lyap_optuna.dynamics.base import Dynamics, Trajectory, initial_of
 from lyap_optuna.dynamics.forward_mode import forward_mode
 
 
@@ -71,17 +71,7 @@ class RecurrentDynamics(Dynamics):
             initial_state: ``(S,)`` for all inputs or ``(batch, S)``; zeros where it is None.
         """
         shape = (inputs.shape[0], self.state_size)
-        if initial_state is None:
-            state = inputs.new_zeros(shape)
-        else:
-            state = torch.as_tensor(initial_state).detach().to(inputs)
-            try:
-                state = state.expand(shape).clone()
-            except RuntimeError:
-                raise ValueError(
-                    f"initial_state has shape {tuple(state.shape)}, but (batch, state) = {shape} "
-                    "is needed."
-                ) from None
+        state = initial_of(initial_state, *shape, inputs).clone()
         step = vmap(self.step)
         states = [state]
         for t in range(inputs.shape[1]):

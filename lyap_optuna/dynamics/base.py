@@ -270,3 +270,29 @@ class Dynamics(ABC):
 def computing_dtype(dtype: torch.dtype) -> torch.dtype:
     """Return the dtype that exponents of a network of ``dtype`` are computed in."""
     return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def initial_of(given: Any, batch: int, size: int, like: Tensor) -> Tensor:
+    """Return an ``initial_state`` as ``(batch, size)``; zeros where None is given.
+
+    Args:
+        given: ``(size,)`` or ``(batch, size)``, or a tuple of parts, which are put in a row.
+        batch: Number of sequences.
+        size: Dimension of the state.
+        like: What tells dtype and device.
+
+    Raises:
+        ValueError: It has another shape.
+    """
+    if given is None:
+        return like.new_zeros(batch, size)
+    if isinstance(given, (tuple, list)):
+        given = torch.cat(list(given), dim=-1)
+    state = torch.as_tensor(given).detach().to(like)
+    try:
+        return state.expand(batch, size)
+    except RuntimeError:
+        raise ValueError(
+            f"initial_state has shape {tuple(state.shape)}, but (batch, state) = {(batch, size)} "
+            "is needed."
+        ) from None

@@ -19,7 +19,7 @@ from torch.nn.functional import linear
 
 from lyap_optuna.dynamics._errors import NotMeasurableError
 from lyap_optuna.dynamics._libraries import computing, device_of, parameter_dtype
-from lyap_optuna.dynamics.base import Dynamics, Trajectory
+from lyap_optuna.dynamics.base import Dynamics, Trajectory, initial_of
 from lyap_optuna.dynamics.gated import (
     LayerTrajectory,
     LayerWeights,
@@ -31,7 +31,6 @@ from lyap_optuna.dynamics.gated import (
 from lyap_optuna.dynamics.ncps_layers import (
     MemoryCell,
     MixedMemoryTrajectory,
-    initial_of,
     laid_out,
     stacked,
 )

@@ -17,11 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from lyap_optuna.dynamics._libraries import computing, device_of, parameter_dtype
-from lyap_optuna.dynamics.base import Dynamics, Trajectory
+from lyap_optuna.dynamics.base import Dynamics, Trajectory, initial_of
 from lyap_optuna.dynamics.ncps_layers import (
     MemoryCell,
     MixedMemoryTrajectory,
-    initial_of,
     laid_out,
     stacked,
 )

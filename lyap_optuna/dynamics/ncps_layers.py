@@ -61,22 +61,6 @@ def laid_out(module: Any, readout: Tensor) -> Tensor:
     return readout if module.batch_first else readout.transpose(0, 1)
 
 
-def initial_of(given: Any, batch: int, size: int, like: Tensor) -> Tensor:
-    """Return the state before the first step, ``(batch, size)``; parts are put in a row."""
-    if given is None:
-        return like.new_zeros(batch, size)
-    if isinstance(given, (tuple, list)):
-        given = torch.cat(list(given), dim=-1)
-    state = torch.as_tensor(given).detach().to(like)
-    try:
-        return state.expand(batch, size)
-    except RuntimeError:
-        raise ValueError(
-            f"initial_state has shape {tuple(state.shape)}, but (batch, state) = {(batch, size)} "
-            "is needed."
-        ) from None
-
-
 class MemoryCell:
     """The LSTM cell in front; its gates are in the order (g, i, f, o), its forget bias 1 more.
 

@@ -26,7 +26,7 @@ from lyap_optuna.dynamics._libraries import (
     parameter_dtype,
     sequences,
 )
-from lyap_optuna.dynamics.base import Dynamics, Trajectory
+from lyap_optuna.dynamics.base import Dynamics, Trajectory, initial_of
 from lyap_optuna.dynamics.gated import previous_states
 from lyap_optuna.dynamics.linalg import wide
 
@@ -69,11 +69,7 @@ class RwkvDynamics(Dynamics):
         if initial_state is None:
             r, log_den = key.new_zeros(batch, n), key.new_full((batch, n), -torch.inf)
         else:
-            try:
-                state = torch.as_tensor(initial_state).to(key).expand(batch, 2 * n)
-            except RuntimeError as error:
-                raise ValueError(f"initial_state must be (batch, {2 * n}): {error}.") from None
-            r, log_den = state.chunk(2, dim=1)
+            r, log_den = initial_of(initial_state, batch, 2 * n, key).chunk(2, dim=1)
         initial = torch.cat([r, log_den], dim=1)
         averages, logs = torch.empty_like(key), torch.empty_like(key)
         for t in range(time):

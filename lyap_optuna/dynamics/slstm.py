@@ -26,7 +26,7 @@ from lyap_optuna.dynamics._libraries import (
     parameter_dtype,
     sequences,
 )
-from lyap_optuna.dynamics.base import Dynamics, Trajectory
+from lyap_optuna.dynamics.base import Dynamics, Trajectory, initial_of
 from lyap_optuna.dynamics.gated import (
     LayerTrajectory,
     LayerWeights,
@@ -94,10 +94,7 @@ class SLSTMDynamics(Dynamics):
             initial = inputs.new_zeros(batch, 3 * n)
             initial[:, 2 * n :] = -torch.inf
         else:
-            try:
-                initial = torch.as_tensor(initial_state).to(inputs).expand(batch, 3 * n)
-            except RuntimeError as error:
-                raise ValueError(f"initial_state must be (batch, {3 * n}): {error}.") from None
+            initial = initial_of(initial_state, batch, 3 * n, inputs)
         drive = inputs + self._bias
         y, u, log_n = initial.chunk(3, dim=1)
         states = inputs.new_empty(*inputs.shape[:2], 3 * n)

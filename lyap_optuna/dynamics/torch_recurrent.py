@@ -24,11 +24,10 @@ from lyap_optuna.dynamics._libraries import (
     parameter_dtype,
     sequences,
 )
-from lyap_optuna.dynamics.base import Dynamics, Trajectory
+from lyap_optuna.dynamics.base import Dynamics, Trajectory, initial_of
 from lyap_optuna.dynamics.gated import previous_states
 from lyap_optuna.dynamics.linalg import wide_dtype
 from lyap_optuna.dynamics.linear_tape import Tape, record
-from lyap_optuna.dynamics.ncps_layers import initial_of
 
 _ROWS = 2**24  # entries of the states that are differentiated at once
 

@@ -5,7 +5,7 @@ much of its variance each of them explains, the *shares*, is drawn from a sparse
 draws are averaged over by how likely they make the COMPLETE trials. In formulas, for shares w on
 the simplex, kernels K_k of unit mean diagonal and the prior mean b m:
 
-    y | w ~ N(b m, C(w)),   C(w) = sum_k w_k K_k + w_0 I + b^2 m m^T,   w ~ Dirichlet(1/2, ...)
+    y | w ~ N(b m, C(w)),  C(w) = sum_k w_k K_k + w_0 I + b^2 m m^T,  w ~ Dirichlet(1/K, ..., 1)
 
 Rasmussen and Williams, *Gaussian Processes for Machine Learning*: equations 2.25 and 2.26
 (prediction), 2.30 (marginal likelihood), 2.42 (a mean with a Gaussian weight) and 5.10 to 5.12
@@ -21,8 +21,10 @@ import numpy as np
 from lyap_optuna.prediction._scores import normal_scores
 from lyap_optuna.prediction.evidence.base import FloatArray
 
-CONCENTRATION = 0.5
-"""Of the Dirichlet prior on the shares: Jeffreys' prior. Below 1 it is sparse: few kinds count."""
+CONCENTRATION = 1.0
+"""Of the Dirichlet prior on the shares: as much for the noise as for all kinds together, which part
+it evenly. So half of the variance is expected to be noise, however many kinds there are, and of
+several kinds few count."""
 
 DRAWS = 64
 """Draws of the shares."""
@@ -51,7 +53,7 @@ class Columns:
 
     def __init__(self, features: FloatArray) -> None:
         self._columns: list[tuple[int, FloatArray | None, float, float]] = []
-        fitted: list[FloatArray] = []
+        fitted: dict[bytes, FloatArray] = {}  # equal columns have equal numbers, but for rounding
         for j, column in enumerate(features.T):
             known = np.sort(column[~np.isnan(column)])
             for reference in (known, None) if known.size else (None,):
@@ -61,11 +63,12 @@ class Columns:
                     continue
                 mean, std = float(present.mean()), float(present.std())
                 scaled = np.nan_to_num((raw - mean) / std)
-                if any(np.allclose(scaled, other) for other in fitted):
+                if (key := (scaled.round(9) + 0.0).tobytes()) in fitted:
                     continue
-                fitted.append(scaled)
+                fitted[key] = scaled
                 self._columns.append((j, reference, mean, std))
-        self.fitted = np.stack(fitted, axis=1) if fitted else np.zeros((len(features), 0))
+        parts = list(fitted.values())
+        self.fitted = np.stack(parts, axis=1) if parts else np.zeros((len(features), 0))
 
     def __call__(self, features: FloatArray) -> FloatArray:
         """Return the columns of further rows, shape (n, n_cleaned)."""
@@ -112,7 +115,8 @@ def shares_prior(kinds: int) -> FloatArray:
     from scipy.stats import qmc
 
     points = qmc.Sobol(kinds + 1, rng=np.random.default_rng(0)).random(DRAWS)
-    drawn = gammaincinv(CONCENTRATION, np.clip(points, 1e-9, 1 - 1e-9))
+    concentration = CONCENTRATION * np.append(np.full(kinds, 1 / max(kinds, 1)), 1.0)
+    drawn = np.maximum(gammaincinv(concentration, np.clip(points, 1e-9, 1 - 1e-9)), 1e-12)
     shares: FloatArray = drawn / drawn.sum(axis=1, keepdims=True)
     shares.flags.writeable = False
     return shares

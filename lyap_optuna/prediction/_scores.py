@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -26,13 +26,19 @@ def normal_scores(values: FloatArray, reference: FloatArray, margin: float = 0.0
         reference: Ascending, without NaN, shape (n,), n at least 1; infinity is allowed.
         margin: In the units of the values.
     """
-    from scipy.special import ndtri
-
-    n = len(reference)
     low = np.searchsorted(reference, values - margin, side="left")
     high = np.searchsorted(reference, values + margin, side="right")
-    scores = ndtri(np.clip((low + high) / (2 * n), 0.5 / n, 1 - 0.5 / n))
-    return np.where(np.isnan(values), math.nan, scores)
+    return np.where(np.isnan(values), math.nan, _score_table(len(reference))[low + high])
+
+
+@lru_cache(maxsize=512)
+def _score_table(n: int) -> FloatArray:
+    """Return the normal quantiles of k / (2 n) for k = 0 ... 2 n, the ends half a rank inside."""
+    from scipy.special import ndtri
+
+    table: FloatArray = ndtri(np.clip(np.arange(2 * n + 1), 1, 2 * n - 1) / (2 * n))
+    table.flags.writeable = False
+    return table
 
 
 def rank_correlation(a: FloatArray, b: FloatArray) -> float:
@@ -97,13 +103,14 @@ class Scale:
         return float(values[np.argmin(np.abs(scores - score))])
 
     def lower_of(self, score: float) -> float | None:
-        """Return what an end is not below: the last value there, less the margin; None: open."""
-        values, scores = self._finite
-        at = int(np.searchsorted(scores, score, side="right"))
-        return float(values[at - 1]) - self.margin if at else None
+        """Return the value that stands nearest to the lower end of an interval, less the margin.
+
+        None, an open end, where no value is as good.
+        """
+        _, scores = self._finite
+        return None if score < scores[0] else self.value_of(score)
 
     def upper_of(self, score: float) -> float | None:
-        """Return what an end is not above; None where no finite value is as bad."""
-        values, scores = self._finite
-        at = int(np.searchsorted(scores, score, side="left"))
-        return float(values[at]) + self.margin if at < len(values) else None
+        """Return the value nearest to the upper end, and the margin; None: no value is as bad."""
+        _, scores = self._finite
+        return None if score > scores[-1] else self.value_of(score)

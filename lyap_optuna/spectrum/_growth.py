@@ -57,7 +57,12 @@ def measure(
         since: The first step.
     """
     basis = METHODS[method](trajectory, rows)
-    expansions, factors, done = [], [], []
+    done = [t + 1 for t in range(since, schedule.steps) if schedule.closes(t)]
+    # In one piece: small tensors, one a step, would settle in the gaps that matrices leave, and
+    # memory would grow with the steps.
+    expansions = rows.new_empty(len(done), rows.shape[0], rows.shape[1])
+    factors = rows.new_empty(len(done), rows.shape[0], block, block)
+    closed = 0
     for t in range(since, schedule.steps):
         basis.advance(t)
         if schedule.closes(t):
@@ -67,12 +72,11 @@ def measure(
                 noise = trajectory.state_size * torch.finfo(factor.dtype).eps
                 lost = expansion <= noise * factor.triu().norm(dim=1)
                 expansion = expansion.masked_fill(lost, 0)
-            expansions.append(expansion)
-            done.append(t + 1)
-            factors.append(factor[:, :block, :block].triu())
-    growth = average(wide(torch.stack(expansions)).log(), done, schedule, history)
+            expansions[closed], factors[closed] = expansion, factor[:, :block, :block].triu()
+            closed += 1
+    growth = average(wide(expansions).log(), done, schedule, history)
     if block:
-        growth.block = _growth_of_norm(wide(torch.stack(factors)), done, schedule)
+        growth.block = _growth_of_norm(wide(factors), done, schedule)
     return growth
 
 

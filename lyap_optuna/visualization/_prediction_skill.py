@@ -34,9 +34,8 @@ class _SkillLine(NamedTuple):
 def plot_prediction_skill(study: "Study") -> "go.Figure":
     """Plot the out-of-sample rank correlation of predicted and actual value over steps.
 
-    One line per kind of evidence, crosses for several together, and a ring at what the predictor
-    uses. Within the grey band, two standard errors of what chance alone gives on so many trials,
-    nothing is predicted.
+    One line per kind of evidence, crosses for all together, and a ring at what the predictor
+    uses. The grey band is two standard errors of what chance alone gives on so many trials.
 
     Args:
         study: A single-objective study.
@@ -117,7 +116,7 @@ def _draw(lines: list[_SkillLine]) -> "go.Figure":
             y=[c for line in several for c in line.correlations],
             mode="markers",
             marker={"symbol": "cross", "size": 9, "color": _style.PURPLE},
-            name="several together",
+            name="all together",
             text=[
                 f"{_style.text(line.evidence)}<br>{size}"
                 for line in several

@@ -1,7 +1,8 @@
 """One table: what each pruner spent and found on the recorded studies.
 
-    python -m studies.pruning                 # everything, two processes, under 45 minutes
+    python -m studies.pruning                 # everything, two processes, under 60 minutes
     python -m studies.pruning --orders 3 --ours 3 --ablations 3 adding language
+    python -m studies.pruning --constants adding motion --ours 3
 
 Replays are added to ``OUTPUT/replays.jsonl`` as they end; the same command goes on with what is
 missing. ``OUTPUT/tables.md`` holds the tables and ``OUTPUT/replay.html`` the figure.
@@ -31,11 +32,12 @@ from lyap_optuna.replay import (
     summarize,
 )
 from lyap_optuna.visualization import plot_replay
+from studies.pruning import constants
 from studies.pruning.recorded import DATA, load
 
 OURS = "LyapunovPruner"
-LEFT_OUT = ("lorenz96", "temporal_order")
-"""Tasks that the rule was not tried on before it was committed."""
+KEPT_OUT = ("wide_digits", "wide_text")
+"""Recordings that the rule was never tried on before it was committed."""
 
 ORDER = (
     "adding",
@@ -43,10 +45,13 @@ ORDER = (
     "copying",
     "delayed_digits",
     "language",
+    "lorenz96",
     "motion",
-    *LEFT_OUT,
+    "temporal_order",
+    "wide_copying",
+    "wide_motion",
+    *KEPT_OUT,
 )
-"""What is replayed unless something else is named: a kept-out recording is never by accident."""
 
 
 def replay_all(
@@ -100,6 +105,26 @@ def percent(value: float) -> str:
 def with_interval(interval: Interval) -> str:
     """Return a share and where it may lie."""
     return f"{percent(interval.value)} ({percent(interval.lower)} to {percent(interval.upper)})"
+
+
+def overview(summaries: Sequence[PrunerSummary], cell: Callable[[PrunerSummary], str]) -> str:
+    """Return a table with a row for each pruner and a column for each study."""
+    studies = list(dict.fromkeys(s.recording for s in summaries))
+    cells = {(s.pruner, s.recording): cell(s) for s in summaries}
+    pruners = dict.fromkeys(s.pruner for s in summaries if "without" not in s.pruner)
+    rows = [(name, *(cells[name, study] for study in studies)) for name in pruners]
+    return markdown(rows, ("", *studies))
+
+
+def spent_and_success(summary: PrunerSummary) -> str:
+    """Return median epochs spent and success, both in percent."""
+    return f"{100 * summary.epochs_spent.value:.0f} / {100 * summary.success.value:.0f}"
+
+
+def found_when(summary: PrunerSummary) -> str:
+    """Return the share of epochs at which a winner is found: median and ninth decile."""
+    ends = (summary.found_by.value, summary.found_by_late.value)
+    return " / ".join("never" if np.isinf(end) else f"{end:.2f}" for end in ends)
 
 
 def main_table(summaries: Sequence[PrunerSummary]) -> str:
@@ -280,6 +305,12 @@ def timing_table() -> str:
 @click.option("--orders", default=100, show_default=True, help="Orders for Optuna's pruners.")
 @click.option("--ours", default=100, show_default=True, help="Orders for ours.")
 @click.option("--ablations", default=30, show_default=True, help="Orders without each evidence.")
+@click.option(
+    "--constants",
+    "only_constants",
+    is_flag=True,
+    help="Only print what halving and doubling each constant of the rule changes.",
+)
 @click.option("--jobs", default=2, show_default=True, help="Processes.")
 @click.option(
     "--output",
@@ -292,16 +323,20 @@ def main(
     orders: int,
     ours: int,
     ablations: int,
+    only_constants: bool,
     jobs: int,
     output: Path,
 ) -> None:
-    """Replay the recordings NAMES (the seen ones by default) with every pruner: the tables."""
+    """Replay the recordings NAMES (all by default) with every pruner: the tables."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     recorded = sorted(path.name.removesuffix(".json.gz") for path in DATA.glob("*.json.gz"))
     if unknown := sorted(set(names) - set(recorded)):
         raise click.UsageError(f"No recording {unknown}; there are {', '.join(recorded)}.")
-    chosen = [name for name in ORDER if not names or name in names]
-    chosen += [name for name in names if name not in ORDER]
+    chosen = [n for n in ORDER if n in recorded and (not names or n in names)]
+    if only_constants:
+        rows = constants.table([load(name) for name in chosen], ours)
+        click.echo(markdown(rows, ("constant", "value", "halved", "doubled")))
+        return
     output.mkdir(parents=True, exist_ok=True)
     pruners = default_pruners()
     counts = {
@@ -314,7 +349,10 @@ def main(
         recording = load(name)
         replays[name] = replay_all(recording, pruners, counts, jobs, output, name)
         summaries += summarize(recording, replays[name])
-    text = "## What each pruner spent and found\n\n" + main_table(summaries)
+    text = "## Epochs spent, % / orders that succeed, %\n\n"
+    text += overview(summaries, spent_and_success)
+    text += "\n## Found by: median / ninth decile\n\n" + overview(summaries, found_when)
+    text += "\n## What each pruner spent and found\n\n" + main_table(summaries)
     text += "\n## When a winner is found\n\n" + found_table(summaries)
     text += "\n## The 80 % interval at the decision that pruned\n\n"
     text += calibration_table(summaries)
