@@ -37,6 +37,7 @@ LENGTH = 1.0
 """Length scale of the kernels, in standard deviations of a column."""
 
 _NEGLIGIBLE = 1e-4  # draws this much less likely than the likeliest change no digit that is shown
+_ROUGH, _FAR = 64, 10.0  # trials of a rough look, and how much less likely is hopeless, in nats
 _JITTER = 1e-6  # keeps the covariance of equal trials invertible
 _AT_ONCE = 4_000_000  # numbers of a block of draws, or of trials that are predicted: 32 MB
 
@@ -127,16 +128,27 @@ def shares_prior(kinds: int) -> FloatArray:
     return shares
 
 
-def _log_evidence(covariances: FloatArray, y: FloatArray) -> FloatArray:
-    """Return the log marginal likelihoods, less a constant, for covariances (draws, n, n)."""
+def _covariances(shares: FloatArray, matrices: FloatArray) -> FloatArray:
+    """Return C(w), shape (draws, n, n), from a kernel of each kind and, last, what all share."""
+    n = matrices.shape[1]
+    weights = np.column_stack([shares[:, :-1], np.ones(len(shares))])
+    covariances = weights @ matrices.reshape(len(matrices), n * n)
+    covariances[:, :: n + 1] += shares[:, -1:]
+    return covariances.reshape(-1, n, n)
+
+
+def _log_evidence(shares: FloatArray, matrices: FloatArray, y: FloatArray) -> FloatArray:
+    """Return the log marginal likelihood of each draw, less a constant, shape (draws,)."""
     n = len(y)
-    bordered = np.full((len(covariances), n + 1, n + 1), 1 / _JITTER**2)
-    bordered[:, :n, :n] = covariances
-    bordered[:, n, :n] = y  # whose row of the factor is what a solve would give
-    factors = np.linalg.cholesky(bordered)
-    logs = np.log(np.diagonal(factors, axis1=1, axis2=2)[:, :n]).sum(axis=1)
-    evidence: FloatArray = -0.5 * (factors[:, n, :n] ** 2).sum(axis=1) - logs
-    return evidence
+    found = []
+    for part in np.array_split(shares, -(-len(shares) * n**2 // _AT_ONCE)):
+        bordered = np.full((len(part), n + 1, n + 1), 1 / _JITTER**2)
+        bordered[:, :n, :n] = _covariances(part, matrices)
+        bordered[:, n, :n] = y  # whose row of the factor is what a solve would give
+        factors = np.linalg.cholesky(bordered)
+        logs = np.log(np.diagonal(factors, axis1=1, axis2=2)[:, :n]).sum(axis=1)
+        found.append(-0.5 * (factors[:, n, :n] ** 2).sum(axis=1) - logs)
+    return np.concatenate(found)
 
 
 @dataclass(frozen=True)
@@ -219,22 +231,20 @@ class Posterior:
         m = self._mean_column(prior, n)
         y = scores - self._level - PRIOR_WEIGHT * m
         draws = shares_prior(len(self.kinds))
-        kernels = np.array([kernel(c.fitted, c.fitted) for c in self._columns.values()])
-
-        def covariances(shares: FloatArray) -> FloatArray:
-            c = (shares[:, -1] + _JITTER)[:, None, None] * np.eye(n)
-            c += PRIOR_WEIGHT**2 * np.outer(m, m)
-            if self.kinds:
-                c += np.tensordot(shares[:, :-1], kernels, 1)
-            return c
-
-        parts = np.array_split(draws, -(-len(draws) * n**2 // _AT_ONCE))
-        evidence = np.concatenate([_log_evidence(covariances(part), y) for part in parts])
+        kernels = [kernel(c.fitted, c.fitted) for c in self._columns.values()]
+        kernels.append(PRIOR_WEIGHT**2 * np.outer(m, m) + _JITTER * np.eye(n))
+        matrices = np.array(kernels)
+        if n > 2 * _ROUGH:  # what a part of the trials makes very unlikely is not looked at
+            part = np.linspace(0, n - 1, _ROUGH).round().astype(np.intp)
+            rough = _log_evidence(draws, matrices[:, part][:, :, part], y[part])
+            draws = draws[rough > rough.max() - _FAR]
+        evidence = _log_evidence(draws, matrices, y)
         weights = np.exp(evidence - evidence.max())
         kept = weights > _NEGLIGIBLE
         self._shares = draws[kept]
         self._weights: FloatArray = (weights[kept] / weights[kept].sum())[:, None]
-        self._precisions = np.asarray(np.linalg.inv(covariances(draws[kept])), np.float64)
+        inverses = np.linalg.inv(_covariances(self._shares, matrices))
+        self._precisions = np.asarray(inverses, dtype=np.float64)
         self._alphas = self._precisions @ y
         self._m = m
         self._y = y
