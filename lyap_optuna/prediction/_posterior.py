@@ -27,7 +27,7 @@ it evenly. So half of the variance is expected to be noise, however many kinds t
 several kinds few count."""
 
 DRAWS = 64
-"""Draws of the shares."""
+"""Draws of the shares, for each kind of evidence."""
 
 PRIOR_WEIGHT = 0.3
 """The weight of the prior mean is normal, with this mean and this standard deviation: what the
@@ -37,8 +37,9 @@ LENGTH = 1.0
 """Length scale of the kernels, in standard deviations of a column."""
 
 _NEGLIGIBLE = 1e-4  # draws this much less likely than the likeliest change no digit that is shown
+_ROUGH, _FAR = 64, 10.0  # trials of a rough look, and how much less likely is hopeless, in nats
 _JITTER = 1e-6  # keeps the covariance of equal trials invertible
-_AT_ONCE = 4_000_000  # numbers of a block when many trials are predicted: 32 MB
+_AT_ONCE = 4_000_000  # numbers of a block of draws, or of trials that are predicted: 32 MB
 
 
 class Columns:
@@ -107,19 +108,47 @@ def _own(a: FloatArray) -> FloatArray:
 
 @cache
 def shares_prior(kinds: int) -> FloatArray:
-    """Return draws of the shares of so many kinds and, last, of the noise, (DRAWS, kinds + 1).
+    """Return draws of the shares of so many kinds and, last, of the noise, (n_draws, kinds + 1).
 
-    From a Sobol sequence, which fills the simplex evenly, the same for everyone.
+    From a Sobol sequence, which fills the simplex evenly, the same for everyone. In each of
+    :data:`DRAWS` points the kinds change places in turn, so that the one with the least noise,
+    which wins where evidence is strong, speaks for no kind.
     """
     from scipy.special import gammaincinv
     from scipy.stats import qmc
 
+    turns = max(kinds, 1)
     points = qmc.Sobol(kinds + 1, rng=np.random.default_rng(0)).random(DRAWS)
     concentration = CONCENTRATION * np.append(np.full(kinds, 1 / max(kinds, 1)), 1.0)
     drawn = np.maximum(gammaincinv(concentration, np.clip(points, 1e-9, 1 - 1e-9)), 1e-12)
-    shares: FloatArray = drawn / drawn.sum(axis=1, keepdims=True)
+    drawn /= drawn.sum(axis=1, keepdims=True)
+    turned = [np.roll(drawn[:, :-1], turn, axis=1) for turn in range(turns)]
+    shares = np.column_stack([np.concatenate(turned), np.tile(drawn[:, -1], turns)])
     shares.flags.writeable = False
     return shares
+
+
+def _covariances(shares: FloatArray, matrices: FloatArray) -> FloatArray:
+    """Return C(w), shape (draws, n, n), from a kernel of each kind and, last, what all share."""
+    n = matrices.shape[1]
+    weights = np.column_stack([shares[:, :-1], np.ones(len(shares))])
+    covariances = weights @ matrices.reshape(len(matrices), n * n)
+    covariances[:, :: n + 1] += shares[:, -1:]
+    return covariances.reshape(-1, n, n)
+
+
+def _log_evidence(shares: FloatArray, matrices: FloatArray, y: FloatArray) -> FloatArray:
+    """Return the log marginal likelihood of each draw, less a constant, shape (draws,)."""
+    n = len(y)
+    found = []
+    for part in np.array_split(shares, -(-len(shares) * n**2 // _AT_ONCE)):
+        bordered = np.full((len(part), n + 1, n + 1), 1 / _JITTER**2)
+        bordered[:, :n, :n] = _covariances(part, matrices)
+        bordered[:, n, :n] = y  # whose row of the factor is what a solve would give
+        factors = np.linalg.cholesky(bordered)
+        logs = np.log(np.diagonal(factors, axis1=1, axis2=2)[:, :n]).sum(axis=1)
+        found.append(-0.5 * (factors[:, n, :n] ** 2).sum(axis=1) - logs)
+    return np.concatenate(found)
 
 
 @dataclass(frozen=True)
@@ -202,21 +231,20 @@ class Posterior:
         m = self._mean_column(prior, n)
         y = scores - self._level - PRIOR_WEIGHT * m
         draws = shares_prior(len(self.kinds))
-        kernels = np.array([kernel(c.fitted, c.fitted) for c in self._columns.values()])
-        covariance = (draws[:, -1] + _JITTER)[:, None, None] * np.eye(n)
-        covariance += PRIOR_WEIGHT**2 * np.outer(m, m)
-        if self.kinds:
-            covariance += np.tensordot(draws[:, :-1], kernels, 1)
-        factors = np.linalg.cholesky(covariance)
-        whitened = np.linalg.solve(factors, np.broadcast_to(y[:, None], (len(draws), n, 1)))[..., 0]
-        logs = np.log(np.diagonal(factors, axis1=1, axis2=2)).sum(axis=1)
-        evidence = -0.5 * (whitened**2).sum(axis=1) - logs
+        kernels = [kernel(c.fitted, c.fitted) for c in self._columns.values()]
+        kernels.append(PRIOR_WEIGHT**2 * np.outer(m, m) + _JITTER * np.eye(n))
+        matrices = np.array(kernels)
+        if n > 2 * _ROUGH:  # what a part of the trials makes very unlikely is not looked at
+            part = np.linspace(0, n - 1, _ROUGH).round().astype(np.intp)
+            rough = _log_evidence(draws, matrices[:, part][:, :, part], y[part])
+            draws = draws[rough > rough.max() - _FAR]
+        evidence = _log_evidence(draws, matrices, y)
         weights = np.exp(evidence - evidence.max())
         kept = weights > _NEGLIGIBLE
         self._shares = draws[kept]
         self._weights: FloatArray = (weights[kept] / weights[kept].sum())[:, None]
-        inverses = np.linalg.inv(factors[kept])
-        self._precisions = inverses.transpose(0, 2, 1) @ inverses
+        inverses = np.linalg.inv(_covariances(self._shares, matrices))
+        self._precisions = np.asarray(inverses, dtype=np.float64)
         self._alphas = self._precisions @ y
         self._m = m
         self._y = y

@@ -103,14 +103,11 @@ class Scale:
         return float(values[np.argmin(np.abs(scores - score))])
 
     def lower_of(self, score: float) -> float | None:
-        """Return the value that stands nearest to the lower end of an interval, less the margin.
-
-        None, an open end, where no value is as good.
-        """
+        """Return the value nearest to the lower end of an interval; None: no value is as good."""
         _, scores = self._finite
         return None if score < scores[0] else self.value_of(score)
 
     def upper_of(self, score: float) -> float | None:
-        """Return the value nearest to the upper end, and the margin; None: no value is as bad."""
+        """Return the value nearest to the upper end; None: no value is as bad."""
         _, scores = self._finite
         return None if score > scores[-1] else self.value_of(score)
