@@ -1,5 +1,6 @@
 """From a study to posteriors: which trials, at which step, how often refitted."""
 
+import copy
 import math
 import warnings
 from collections import OrderedDict
@@ -291,6 +292,12 @@ class StudyModels:
         self._seen: dict[int, tuple[_Stamp, TrialView | None]] = {}
         self._finished: list[TrialView] = []
         self._models: OrderedDict[tuple[int, int | None], StepModel] = OrderedDict()
+
+    def of(self, kinds: Sequence[str]) -> "StudyModels":
+        """Return models of some kinds of evidence alone, on the trials read so far."""
+        other = copy.copy(self)
+        other._kinds, other._models = tuple(kinds), OrderedDict()
+        return other
 
     @property
     def complete(self) -> list[TrialView]:
