@@ -191,7 +191,7 @@ def test_a_pruned_trial_tells_why() -> None:
     story = str(explanation)
     assert f"Pruned at step {step}." in story
     assert "from displacement " in story
-    assert "shares of what is explained" in story
+    assert "shares of the variance" in story
     assert "nats/step" in story
     assert explanation.decisions[-1].verdict == "pruned"
     assert explanation.prediction is None

@@ -75,7 +75,7 @@ class Decision:
         weighed = sorted(self.shares.items(), key=lambda item: -item[1])
         if weighed:
             told = ", ".join(f"{kind} {share:.0%}" for kind, share in weighed)
-            story += f" from {told} (shares of what is explained, on {on})"
+            story += f" from {told} (shares of the variance, on {on})"
         if self.because == "infeasible" or self.probability is None:
             return f"{story}; no COMPLETE trial is feasible, so there are no best to compare with."
         chance, least = apart(self.probability, self.min_probability or 0.0)
