@@ -11,9 +11,11 @@ from lyap_optuna._version import __version__
 from lyap_optuna._warnings import LyapunovWarning
 from lyap_optuna.dynamics import RecurrentDynamics
 from lyap_optuna.prediction import (
+    Audit,
     EvidenceSkill,
     Explanation,
     TrialPrediction,
+    audited,
     explain,
     prediction_skill,
     rank_trials,
@@ -29,6 +31,7 @@ from lyap_optuna.spectrum import (
 )
 
 __all__ = [
+    "Audit",
     "EvidenceSkill",
     "Explanation",
     "LyapunovProbe",
@@ -40,6 +43,7 @@ __all__ = [
     "SpectrumRecord",
     "TrialPrediction",
     "__version__",
+    "audited",
     "explain",
     "load_spectra",
     "lyapunov_readout",

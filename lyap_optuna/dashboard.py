@@ -28,6 +28,7 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
 from lyap_optuna._logging import get_logger, without_passwords
+from lyap_optuna.prediction import audited
 from lyap_optuna.records import _keys, write_study_spectra
 from lyap_optuna.visualization._publication import StudyInfo, gather, published_figures
 
@@ -201,7 +202,7 @@ def note_text(study: Study, info: StudyInfo) -> str:
         *_best_words(study, info),
         *_exponent_words(study, info),
         *_skill_words(info),
-        *_pruning_words(info),
+        *_pruning_words(study, info),
     ]
     return "\n\n".join(parts)
 
@@ -285,12 +286,15 @@ def _skill_words(info: StudyInfo) -> list[str]:
     ]
 
 
-def _pruning_words(info: StudyInfo) -> list[str]:
+def _pruning_words(study: Study, info: StudyInfo) -> list[str]:
     saved, spent = info.pruning.n_saved, info.pruning.n_spent
-    if not saved:
-        return []
-    share = f"{saved / (saved + spent):.0%}".replace("%", " %")
-    return [f"**Pruning** saved {saved} of {saved + spent} steps ({share})."]
+    words = []
+    if saved:
+        share = f"{saved / (saved + spent):.0%}".replace("%", " %")
+        words.append(f"**Pruning** saved {saved} of {saved + spent} steps ({share}).")
+    if len(study.directions) == 1 and (audit := audited(study)).condemned:
+        words.append(str(audit).replace("%", " %"))
+    return [" ".join(words)] if words else []
 
 
 # Keeping it fresh -----------------------------------------------------------------------------

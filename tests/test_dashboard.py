@@ -189,8 +189,17 @@ def test_the_note_says_what_the_numbers_say() -> None:
     assert "The further up it has moved, the higher, and so worse, the value" in note
     skills = {s.evidence: s for s in lyap.prediction_skill(study, steps=[1])}
     assert f"displacement {skills['displacement'].rank_correlation:.2f}" in note
-    assert "The predictor uses displacement." in note
+    assert "The predictor weighs loss + exponents + displacement + hyperparameters." in note
     assert "Pruning" not in note
+
+
+def test_the_note_says_how_many_prunings_were_wrong() -> None:
+    study = _study()
+    attrs = {"lyapunov:decision": {"step": 1, "verdict": "kept", "because": "audit"}}
+    study.add_trial(optuna.create_trial(value=1e9, user_attrs=attrs))
+    assert "Of 1 condemned trial that ran on to the end (audit), 0 ended" in note_text(
+        study, gather(study)
+    )
 
 
 def test_the_note_tells_better_from_lower() -> None:

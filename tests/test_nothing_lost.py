@@ -472,7 +472,7 @@ def test_a_full_disk_ends_the_run_with_everything_kept(tmp_path):
 
 
 def test_two_workers_prune_at_once(server_database_url):
-    pruner = lyap.LyapunovPruner(n_startup_trials=5, seed=0)
+    pruner = lyap.LyapunovPruner(n_startup_trials=5)
     study = optuna.create_study(study_name="s", storage=RetryingStorage(server_database_url))
     space = {"x": optuna.distributions.FloatDistribution(0, 1)}
     for i in range(20):

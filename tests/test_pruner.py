@@ -14,10 +14,10 @@ from optuna.pruners import MedianPruner
 from optuna.trial import TrialState
 
 from lyap_optuna import LyapunovWarning
-from lyap_optuna.prediction import _study
+from lyap_optuna.prediction import Audit, _study, audited, explain
 from lyap_optuna.prediction._posterior import Posterior
 from lyap_optuna.prediction._study import StudyModels
-from lyap_optuna.pruner import LyapunovPruner
+from lyap_optuna.pruner import LyapunovPruner, is_audited
 from lyap_optuna.records import read_decisions
 
 
@@ -437,3 +437,63 @@ def test_a_fixed_trial_is_never_pruned() -> None:
     trial = optuna.trial.FixedTrial({"x": 1.0})
     trial.report(1.0, 0)
     assert not trial.should_prune()
+
+
+# Audits
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_condemned_trials_that_are_audited_run_on_and_are_counted(sign: int) -> None:
+    def objective(trial: optuna.Trial) -> float:
+        made = spec(np.random.default_rng([7, trial.number]), "easy", sign=sign)
+        for step, loss in made["intermediate_values"].items():
+            trial.report(loss, step)
+            if trial.should_prune():
+                raise optuna.TrialPruned
+        return float(made["value"])
+
+    study = study_of(specs("easy", 20, sign=sign), sign=sign, pruner=LyapunovPruner(audit=0.5))
+    study.optimize(objective, n_trials=40)
+    grounds = {t.number: {d.because for d in read_decisions(t)} for t in study.trials}
+    spared = [t for t in study.trials if "audit" in grounds[t.number]]
+    assert len(spared) > 5
+    assert {t.state for t in spared} == {TrialState.COMPLETE}
+    assert all(is_audited(t.number, 0.5) for t in spared)
+    pruned = [t.number for t in study.trials if t.state == TrialState.PRUNED]
+    assert pruned
+    assert not any(is_audited(number, 0.5) for number in pruned)
+
+    audit = audited(study)
+    assert audit.condemned == len(spared)
+    values = sorted(sign * t.value for t in study.trials if t.state == TrialState.COMPLETE)
+    best = values[: len(values) // 10 + 1]
+    assert abs(audit.wrong - sum(sign * t.value in best for t in spared)) <= 1
+    assert str(audit) in str(explain(study, spared[0].number))
+    assert str(audit) in str(explain(study, 0))
+    assert "so that prunings can be judged" in str(explain(study, spared[0].number))
+
+
+@pytest.mark.parametrize(("value", "wrong"), [(0.0, 1), (0.5, 0)])
+@pytest.mark.parametrize("feasible", [True, False])
+def test_a_pruning_was_wrong_where_the_trial_ended_among_the_best_feasible(
+    value: float, wrong: int, feasible: bool
+) -> None:
+    study = study_of([])
+    for i in range(1, 30):
+        study.add_trial(optuna.create_trial(value=i / 30))
+    assert audited(study) == Audit(0, 0)
+    attrs = {"lyapunov:decision": {"step": 1, "verdict": "kept", "because": "audit"}}
+    for state in (TrialState.RUNNING, TrialState.FAIL, TrialState.PRUNED):  # nothing to be learned
+        study.add_trial(optuna.create_trial(state=state, user_attrs=attrs))
+    study.add_trial(
+        optuna.create_trial(
+            value=value, user_attrs=attrs, constraints={"c": -1.0 if feasible else 1.0}
+        )
+    )
+    assert audited(study) == Audit(1, wrong if feasible else 0)
+
+
+def test_an_audit_that_found_nothing_is_not_told() -> None:
+    study = study_of(specs("easy", 20))
+    assert "audit" not in str(explain(study, 0))
+    assert str(audited(study)) == "No condemned trial has run to its end."

@@ -132,6 +132,7 @@ def test_readouts_of_a_dead_attempt_are_not_recorded() -> None:
                 "lyapunov:readouts": series,
                 "lyapunov:readouts:full": series,
             },
+            system_attrs={"failed_trial": 99, "retry_history": [99]},
         )
     )
     readouts = Recording.from_study(study).trials[0].readouts
@@ -218,7 +219,7 @@ def test_a_replay_agrees_with_the_study_run_live(direction: str) -> None:
 
 def test_the_same_order_gives_the_same_decisions() -> None:
     recording = Recording.from_study(made_study(40))
-    first, second = (replay(recording, lyap.LyapunovPruner(seed=0), 5) for _ in range(2))
+    first, second = (replay(recording, lyap.LyapunovPruner(), 5) for _ in range(2))
     assert first.epochs_spent == second.epochs_spent < 1.0
     assert (first.regret, first.covered) == (second.regret, second.covered)
 
@@ -233,8 +234,8 @@ def test_exponents_tell_where_the_loss_does_not() -> None:
     replays = compare_pruners(recording, pruners, orders=5)
     spent = {s.pruner: s.epochs_spent.value for s in summarize(recording, replays)}
     success = {s.pruner: s.success.value for s in summarize(recording, replays)}
-    assert spent["ours"] < 0.6 * spent["loss"]
-    assert success["ours"] > success["median"]
+    assert spent["ours"] < spent["loss"]
+    assert success["ours"] > max(success["loss"], success["median"])
 
 
 def test_a_recording_without_readouts_can_be_replayed() -> None:
@@ -340,38 +341,6 @@ def test_command(tmp_path: Path) -> None:
     assert rows[0]["epochs_spent"] == 1.0
 
 
-def test_commands_take_earlier_studies(tmp_path: Path) -> None:
-    storage = f"sqlite:///{tmp_path / 'study.db'}"
-    source = made_study(12)
-    new = optuna.create_study(storage=storage, study_name="new")
-    for trial in source.trials:
-        new.add_trial(
-            create_trial(
-                state=TrialState.RUNNING,
-                intermediate_values={1: trial.intermediate_values[1]},
-                user_attrs=trial.user_attrs,
-            )
-        )
-    file = tmp_path / "earlier.json.gz"
-    Recording.from_study(made_study(40, seed=1)).save(file)
-    optuna.copy_study(
-        from_study_name="made-1", from_storage=made_study(40, seed=1)._storage, to_storage=storage
-    )
-    args = ["rank", "--storage", storage, "--study-name", "new"]
-    by_file, by_name = (
-        CliRunner().invoke(main, [*args, "--prior", prior]) for prior in (str(file), "made-1")
-    )
-    assert by_file.exit_code == 0, by_file.output
-    assert "Ranked by what earlier studies foretold" in by_file.output
-    assert by_file.output == by_name.output
-    assert CliRunner().invoke(main, args).output != by_file.output
-    twice = CliRunner().invoke(main, [*args, "--prior", str(file), "--prior", "made-1"])
-    assert "Two earlier studies are called 'made-1'" in twice.output
-    unknown = CliRunner().invoke(main, [*args, "--prior", "made-2"])
-    assert unknown.exit_code != 0
-    assert "no study 'made-2'" in unknown.output
-
-
 def test_command_errors(tmp_path: Path) -> None:
     file = tmp_path / "x.json"
     file.write_text("{}")
@@ -387,63 +356,6 @@ def test_command_errors(tmp_path: Path) -> None:
     done = CliRunner().invoke(main, ["replay", str(file), "--pruner", "mediam"])
     assert done.exit_code == 2
     assert "No pruner is called 'mediam'" in done.output
-
-
-class TestPriorStudies:
-    def test_an_earlier_study_prunes_before_the_startup_trials_are_done(self) -> None:
-        recording = Recording.from_study(made_study(60))
-
-        def pruned_early(*priors: optuna.Study) -> int:
-            _, study = run(recording, lyap.LyapunovPruner(prior_studies=priors), 0)
-            complete, early = 0, 0
-            for trial in study.trials:
-                complete += trial.state == TrialState.COMPLETE
-                early += trial.state == TrialState.PRUNED and complete < 10
-            return early
-
-        assert pruned_early(made_study(60, seed=1)) > 0
-        assert pruned_early() == 0
-
-    def test_an_earlier_study_without_trials_changes_nothing(self) -> None:
-        recording = Recording.from_study(made_study(40))
-        for n_startup in (10, 25):
-            alone, after = (
-                replay(
-                    recording,
-                    lyap.LyapunovPruner(n_startup_trials=n_startup, prior_studies=priors),
-                    0,
-                )
-                for priors in ([], [optuna.create_study()])
-            )
-            assert after.epochs_spent == alone.epochs_spent < 1.0
-            assert after.n_pruned == alone.n_pruned
-
-    def test_a_study_without_complete_trials_is_ranked(self) -> None:
-        source = made_study(40)
-        study = optuna.create_study()
-        finals = []
-        for trial in source.trials[:20]:
-            finals.append(trial.value)
-            study.add_trial(
-                create_trial(
-                    state=TrialState.RUNNING,
-                    params=trial.params,
-                    distributions=trial.distributions,
-                    intermediate_values={1: trial.intermediate_values[1]},
-                    user_attrs=trial.user_attrs,
-                )
-            )
-        ranked = lyap.rank_trials(study, prior_studies=[made_study(40, seed=1)])
-        assert {r.evidence for r in ranked} == {("prior",)}
-        assert {r.predicted_value for r in ranked} == {None}
-        by_rank = [finals[r.number] for r in ranked]
-        assert np.corrcoef(by_rank, np.arange(20))[0, 1] > 0.8
-        assert {r.evidence for r in lyap.rank_trials(study)} == {()}
-
-    def test_several_objectives_are_refused(self) -> None:
-        two = optuna.create_study(directions=["minimize", "maximize"])
-        with pytest.raises(ValueError, match="several objectives"):
-            lyap.LyapunovPruner(prior_studies=[two])
 
 
 @pytest.mark.parametrize("path", RECORDINGS, ids=lambda p: p.name.split(".")[0])

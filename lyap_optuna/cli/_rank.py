@@ -71,6 +71,9 @@ def rank(
     if not has_readouts(study):
         _storage.note(OTHER_EVIDENCE)
     _storage.note(_predicted_by(ranking))
+    audit = lyap_optuna.audited(study)
+    if audit.condemned:
+        _storage.note(str(audit))
 
 
 def ranking_rows(ranking: Sequence["TrialPrediction"]) -> list[dict[str, Any]]:

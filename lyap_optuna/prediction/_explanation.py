@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
+from lyap_optuna.prediction._audit import audited
 from lyap_optuna.prediction._ranking import NO_READOUTS, TrialPrediction, predict_trials
 from lyap_optuna.prediction._study import StudyModels, describe, single_direction
 from lyap_optuna.prediction.evidence import EVIDENCE, TrialView
@@ -82,6 +83,9 @@ def explain(study: Study, trial_number: int) -> Explanation:
         models.update(trials)
         prediction, sentence = _now(trial, models)
         lines.append(sentence)
+    audit = audited(study)
+    if audit.condemned:
+        lines.append(str(audit))
     if not any("lyapunov:readouts" in t.user_attrs for t in trials):
         lines.append(NO_READOUTS)
     return Explanation(trial.number, trial.state, decisions, prediction, tuple(lines))

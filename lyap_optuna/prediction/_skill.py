@@ -76,12 +76,9 @@ def prediction_skill(
     """
     sign = single_direction(study)
     kinds = check_evidence(evidence)
-    trials = study.get_trials(deepcopy=False)
     together = StudyModels(sign, kinds)
-    together.update(trials)
-    alone = {kind: StudyModels(sign, (kind,)) for kind in kinds} if len(kinds) > 1 else {}
-    for models in alone.values():
-        models.update(trials)
+    together.update(study.get_trials(deepcopy=False))
+    alone = {kind: together.of((kind,)) for kind in kinds} if len(kinds) > 1 else {}
     skills: list[EvidenceSkill] = []
     for step in _early_steps(together.complete) if steps is None else steps:
         model = together.at(step, refit=True)

@@ -1,5 +1,6 @@
 """From a study to posteriors: which trials, at which step, how often refitted."""
 
+import copy
 import math
 import warnings
 from collections import OrderedDict
@@ -267,7 +268,9 @@ def _spread_over(values: FloatArray) -> npt.NDArray[np.intp]:
     return np.sort(order)
 
 
-_Stamp = tuple[object, ...]
+def _stamp(trial: FrozenTrial) -> tuple[object, ...]:
+    # Databases reuse ids of deleted studies; the times tell them apart.
+    return trial.number, trial.datetime_start, trial.datetime_complete
 
 
 class StudyModels:
@@ -288,9 +291,15 @@ class StudyModels:
         self._state: str | None = None
         self._counted = False
         self._told = False
-        self._seen: dict[int, tuple[_Stamp, TrialView | None]] = {}
+        self._seen: dict[int, tuple[FrozenTrial, TrialView | None]] = {}
         self._finished: list[TrialView] = []
         self._models: OrderedDict[tuple[int, int | None], StepModel] = OrderedDict()
+
+    def of(self, kinds: Sequence[str]) -> "StudyModels":
+        """Return models of some kinds of evidence alone, on the trials read so far."""
+        other = copy.copy(self)
+        other._kinds, other._models = tuple(kinds), OrderedDict()
+        return other
 
     @property
     def complete(self) -> list[TrialView]:
@@ -312,20 +321,20 @@ class StudyModels:
         trials = list(trials)
         ended, new = 0, False
         for trial in trials:
-            if trial.state not in (TrialState.COMPLETE, TrialState.FAIL):
+            state = trial.state
+            if state is not TrialState.COMPLETE and state is not TrialState.FAIL:
                 continue
             ended += 1
-            # Databases reuse ids of deleted studies; the times tell them apart.
-            stamp = (trial.number, trial.datetime_start, trial.datetime_complete)
             seen = self._seen.get(trial._trial_id)
-            if seen is None or seen[0] != stamp:
-                diverged = not all(map(math.isfinite, trial.intermediate_values.values()))
-                counts = trial.state == TrialState.COMPLETE or diverged
-                view = TrialView.of(trial, self.sign) if counts else None
-                if seen is not None:
-                    self._models.clear()
-                self._seen[trial._trial_id] = stamp, view
-                new = True
+            if seen is not None and (seen[0] is trial or _stamp(seen[0]) == _stamp(trial)):
+                continue
+            diverged = not all(map(math.isfinite, trial.intermediate_values.values()))
+            counts = state is TrialState.COMPLETE or diverged
+            view = TrialView.of(trial, self.sign) if counts else None
+            if seen is not None:
+                self._models.clear()
+            self._seen[trial._trial_id] = trial, view
+            new = True
         if ended < len(self._seen):  # some are gone: read the rest anew
             self._seen.clear()
             self._models.clear()

@@ -173,8 +173,8 @@ def write_decision(study: Study, trial: FrozenTrial, decision: Decision) -> None
     """Record a decision with the running trial, with at most two attribute writes.
 
     Goes through the storage: the copy of the trial that a pruner is given does not see earlier
-    writes. Where verdict or evidence changed, the earlier decision is kept (32 in all). A write
-    that fails is a :class:`~lyap_optuna.LyapunovWarning`; the trial goes on.
+    writes. Where verdict, ground or evidence changed, the earlier decision is kept (32 in all). A
+    write that fails is a :class:`~lyap_optuna.LyapunovWarning`; the trial goes on.
     """
     storage, trial_id = study._storage, trial._trial_id
     try:
@@ -184,10 +184,8 @@ def write_decision(study: Study, trial: FrozenTrial, decision: Decision) -> None
             past = dict(past)  # in-memory storages hand out the attribute itself
             kept = past.pop("earlier", [])
             earlier = list(kept) if isinstance(kept, list) else []
-            if (past.get("verdict"), past.get("evidence")) != (
-                decision.verdict,
-                list(decision.evidence),
-            ):
+            now = decision.to_json()
+            if any(past.get(name) != now[name] for name in ("verdict", "because", "evidence")):
                 earlier.append(past)
         stored = {"trial": trial.number, **decision.to_json()}
         stored["earlier"] = earlier[-(MAX_DECISIONS - 1) :]

@@ -46,6 +46,12 @@ def oriented(value: float, sign: int) -> float:
     return sign * value if math.isfinite(value) else math.inf
 
 
+def is_feasible(trial: FrozenTrial) -> bool | None:
+    """Whether the recorded constraints hold; None where none is recorded."""
+    constraints = trial.constraints
+    return all(c <= 0.0 for c in constraints.values()) if constraints else None
+
+
 @dataclass(frozen=True, eq=False)
 class TrialView:
     """What the evidence may read of a trial, prepared once.
@@ -90,7 +96,6 @@ class TrialView:
         readouts = read_readouts(trial)
         before = baseline_step(trial, readouts)
         complete = trial.state == TrialState.COMPLETE and trial.values is not None
-        constraints = trial.constraints
         return cls(
             number=trial.number,
             state=trial.state,
@@ -102,7 +107,7 @@ class TrialView:
             baseline=None if before is None else readouts[before],
             params=trial.params,
             distributions=trial.distributions,
-            feasible=all(c <= 0.0 for c in constraints.values()) if constraints else None,
+            feasible=is_feasible(trial),
             completed=trial.datetime_complete,
             reported=tuple(trial.intermediate_values),
         )

@@ -1,0 +1,67 @@
+"""How many prunings were wrong, as far as the trials that were let run on can tell."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from optuna.study import Study
+from optuna.trial import TrialState
+
+from lyap_optuna.prediction._scores import Scale
+from lyap_optuna.prediction._study import TOP_FRACTION, single_direction
+from lyap_optuna.prediction.evidence.base import is_feasible, oriented
+from lyap_optuna.records import read_decisions
+
+
+@dataclass(frozen=True)
+class Audit:
+    """What became of condemned trials that ran on all the same; ``str()`` says it.
+
+    Args:
+        condemned: COMPLETE trials that the pruner would have pruned, had ``audit=`` not kept them.
+        wrong: Those of them that ended among the best tenth of the feasible COMPLETE trials.
+    """
+
+    condemned: int
+    wrong: int
+
+    def __str__(self) -> str:
+        if not self.condemned:
+            return "No condemned trial has run to its end."
+        return (
+            f"Of {self.condemned} condemned trial{'' if self.condemned == 1 else 's'} that ran on "
+            f"to the end (audit), {self.wrong} ended among the best tenth: "
+            f"{self.wrong / self.condemned:.0%} of prunings were wrong."
+        )
+
+
+def audited(study: Study) -> Audit:
+    """Count the condemned trials that ran on, and those of them that ended among the best.
+
+    Args:
+        study: A study with one objective, run with ``LyapunovPruner(audit=...)``.
+
+    Returns:
+        An :class:`Audit`; its ``str()`` is a sentence.
+
+    Raises:
+        ValueError: The study has several objectives.
+
+    Example:
+        >>> import optuna
+        >>> from lyap_optuna.prediction import audited
+        >>> audited(optuna.create_study())
+        Audit(condemned=0, wrong=0)
+    """
+    sign = single_direction(study)
+    trials = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    condemned = np.array(
+        [any(d.because == "audit" for d in read_decisions(t)) for t in trials], dtype=np.bool_
+    )
+    if not condemned.any():
+        return Audit(0, 0)
+    values = np.array([oriented(t.values[0], sign) for t in trials])
+    feasible = np.array([is_feasible(t) is not False for t in trials])
+    scale = Scale.of(values, feasible)
+    threshold = scale.threshold(TOP_FRACTION)
+    best = feasible & (scale.score_of(values) <= (-np.inf if threshold is None else threshold))
+    return Audit(int(condemned.sum()), int((condemned & best).sum()))
