@@ -10,7 +10,7 @@ import pytest
 from _studies import pruned_at, specs, start, study_of
 from optuna.trial import TrialState
 
-from lyap_optuna.prediction import explain, prediction_skill, rank_trials
+from lyap_optuna.prediction import _study, explain, prediction_skill, rank_trials
 from lyap_optuna.prediction.evidence import EVIDENCE
 from lyap_optuna.pruner import LyapunovPruner
 
@@ -285,3 +285,31 @@ def test_odd_studies_are_ranked_and_explained(seed: int) -> None:
         assert s.rank_correlation is None or -1 <= s.rank_correlation <= 1
     for number in range(0, len(study.trials), 5):
         assert f"Trial {number} is " in str(explain(study, number))
+
+
+# Large studies
+
+
+def test_a_study_is_read_once_and_fitted_once_for_each_step(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    trials = specs("easy", 120, epochs=8)
+    for i, t in enumerate(trials[40:]):
+        kept = dict(list(t["intermediate_values"].items())[: 1 + i % 5])
+        t |= {"intermediate_values": kept, "value": None, "state": TrialState.PRUNED}
+    study = study_of(trials)
+    fitted: list[int] = []
+    read: list[int] = []
+    posterior, of = _study.Posterior, _study.TrialView.of.__func__
+    monkeypatch.setattr(_study, "Posterior", lambda *a: fitted.append(len(a[1])) or posterior(*a))
+    monkeypatch.setattr(
+        _study.TrialView,
+        "of",
+        classmethod(lambda cls, trial, sign: read.append(trial.number) or of(cls, trial, sign)),
+    )
+    rank_trials(study)
+    assert sorted(read) == list(range(120))
+    assert len(fitted) <= 5
+    read.clear()
+    prediction_skill(study)
+    assert sorted(read) == list(range(40))
