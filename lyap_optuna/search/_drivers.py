@@ -53,8 +53,8 @@ class Driver(Protocol):
 
 def drive(objective: Objective, trial: Trial, world: World) -> Driver:
     """Return the driver for an objective: its own thread, unless it is a generator function."""
-    call = getattr(objective, "__call__", None)
-    if inspect.isgeneratorfunction(objective) or inspect.isgeneratorfunction(call):
+    called = getattr(type(objective), "__call__", None)  # noqa: B004 (its code is asked for)
+    if inspect.isgeneratorfunction(objective) or inspect.isgeneratorfunction(called):
         return _GeneratorDriver(objective, trial, world)
     return _ThreadDriver(objective, trial, world)
 
@@ -130,8 +130,9 @@ class _ThreadDriver:
         interrupt: BaseException | None = None
         while True:
             try:
-                self._back.acquire()
-                break
+                # In slices, because Windows does not interrupt a lock that is waited for.
+                if self._back.acquire(timeout=0.5):
+                    break
             except BaseException as error:  # KeyboardInterrupt, which reaches the main thread only
                 interrupt = error
                 self._raise_within(type(error))
@@ -164,7 +165,7 @@ class _ThreadDriver:
             self._world.enter()
             try:
                 value = self._objective(self._trial)
-                if inspect.isgenerator(value):  # a lambda or a wrapper around one
+                if isinstance(value, Generator):  # a lambda or a wrapper around one
                     value = self._exhaust(value)
                 outcome = Returned(value)
             except BaseException as error:

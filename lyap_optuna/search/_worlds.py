@@ -55,7 +55,7 @@ class Surroundings:
         torch.autocast_decrement_nesting()
         return cls(
             python=random.getstate(),
-            numpy=np.random.get_state(),
+            numpy=np.random.get_state(),  # noqa: NPY002
             cpu=torch.default_generator.get_state(),
             cuda=torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [],
             dtype=torch.get_default_dtype(),
@@ -74,7 +74,7 @@ class Surroundings:
     def restore(self) -> None:
         """Put everything but inference mode back; that has no setter, only guards."""
         random.setstate(self.python)
-        np.random.set_state(self.numpy)
+        np.random.set_state(self.numpy)  # noqa: NPY002
         torch.default_generator.set_state(self.cpu)
         if self.cuda:
             torch.cuda.set_rng_state_all(self.cuda)
@@ -100,7 +100,7 @@ def seed_generators(entropy: Sequence[int]) -> None:
     words = [int(word) for word in np.random.SeedSequence(list(entropy)).generate_state(3)]
     torch.manual_seed(words[0])
     random.seed(words[1])
-    np.random.seed(words[2])
+    np.random.seed(words[2])  # noqa: NPY002
 
 
 class World:
