@@ -171,8 +171,8 @@ def replay_freeze_thaw(recording: Recording, order: int = 0) -> Replay:
     Readouts before training are stored with each trial when it begins, but it does not rest
     before its first epoch: a search could otherwise look at every configuration for nothing.
 
-    Once half of all epochs are spent and a winner has been found the replay ends, since nothing
-    that it tells of a search changes any more. Trials that rest then count as pruned.
+    The replay ends once half of all epochs are spent and a winner has been found: ``found_by`` and
+    ``regret_at`` are known then. What rests at that moment counts as pruned.
 
     Args:
         recording: The study.

@@ -7,7 +7,7 @@ inside ``torch.no_grad()`` or ``torch.autocast`` switches nothing off or on for 
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -135,7 +135,3 @@ class World:
             self._guard = torch._C._InferenceMode(False)
             self._guard.__enter__()
         self._outer.restore()
-
-    def close(self) -> None:
-        """Let go of the snapshots: the trial has ended."""
-        self._own = self._outer = replace(self._own, modes=[], cuda=[])
