@@ -256,6 +256,13 @@ def test_generators_in_disguise_pause_too() -> None:
         assert told(study) == told(expected)
 
 
+def test_hyperband_is_not_asked_and_hides_no_trials() -> None:
+    band, none = random_study(pruner=optuna.pruners.HyperbandPruner()), random_study()
+    for study in (band, none):
+        lyap.freeze_thaw(study, asking_curve, n_steps=80, seed=0, cost="steps")
+    assert told(band) == told(none)
+
+
 def test_it_goes_on_with_a_study_and_asks_no_pruner(tmp_path: Any) -> None:
     class Never(optuna.pruners.BasePruner):
         def prune(self, study: optuna.Study, trial: FrozenTrial) -> bool:
@@ -271,6 +278,14 @@ def test_it_goes_on_with_a_study_and_asks_no_pruner(tmp_path: Any) -> None:
     lyap.freeze_thaw(again, asking_curve, n_steps=40, seed=0, cost="steps")
     assert reports(again) == 80
     assert all(t.state in OVER for t in again.trials)
+
+
+def test_a_bar_shows_steps_and_what_rests(capsys: pytest.CaptureFixture[str]) -> None:
+    lyap.freeze_thaw(random_study(), curve, n_steps=60, seed=0, show_progress_bar=True)
+    shown = capsys.readouterr().err
+    assert "60/60" in shown
+    assert "resting" in shown
+    assert "best" in shown
 
 
 # How trials end
