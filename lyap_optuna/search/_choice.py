@@ -62,7 +62,9 @@ class Choice:
     """Judges resting trials by the posterior of the study, and chooses.
 
     What a trial promises is its chance of ending among the best ``top_fraction``, over the cost of
-    a step of it. A new trial promises ``top_fraction`` over the cost of a step of the median trial.
+    what is left of it: the cost of one of its steps, times the steps that the longest COMPLETE
+    trial has made more. A new trial promises ``top_fraction`` over the cost of a whole one whose
+    steps cost the median. So of two trials with the same chance the one that is further goes on.
 
     The best is chosen, except that one choice in ten is drawn in proportion to what the trials
     promise (probability matching: Thompson, *Biometrika* 25 (1933) 285). A trial that the
@@ -139,7 +141,8 @@ class Choice:
     def choose(self, resting: Sequence[Begun]) -> Begun | None:
         """Return the trial to go on with; None where a new one promises as much as any."""
         promises = self._promises(resting)
-        if not resting or promises.max() < self._top_fraction / self._typical_cost():
+        whole = self._typical_cost() * max(1, self._models.length)
+        if not resting or promises.max() < self._top_fraction / whole:
             return None
         if self._rng.random() < EXPLORE and promises.sum() > 0:
             return resting[int(self._rng.choice(len(resting), p=promises / promises.sum()))]
@@ -156,9 +159,13 @@ class Choice:
 
     def _promises(self, resting: Sequence[Begun]) -> "np.ndarray[tuple[int], np.dtype[np.float64]]":
         self.judge(resting)
-        typical = self._typical_cost()
-        costs = [self._costs.get(b.trial.number, typical) if self._seconds else 1 for b in resting]
-        return np.array([b.chance for b in resting]) / np.array(costs, np.float64)
+        typical, length = self._typical_cost(), self._models.length
+        costs = [
+            (self._costs.get(begun.trial.number, typical) if self._seconds else 1.0)
+            * max(1, length - len(begun.frozen.intermediate_values))
+            for begun in resting
+        ]
+        return np.array([begun.chance for begun in resting]) / np.array(costs, np.float64)
 
     def _typical_cost(self) -> float:
         known = list(self._costs.values()) if self._seconds else []

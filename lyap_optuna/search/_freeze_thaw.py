@@ -62,10 +62,10 @@ def freeze_thaw(
     Once four trials of the study are COMPLETE, each choice is by the posterior of
     :class:`~lyap_optuna.LyapunovPruner`: how likely is each resting trial to end among the best
     tenth, from its losses, exponents, their displacement and the hyperparameters? The trial with
-    the largest chance for the cost of a step goes on, for half as many reports again as it has
-    made and at least one; a new one begins where none that rests promises more than a trial of
-    which nothing is known. One choice in ten is drawn in proportion to what the trials promise, so
-    that a wrong judgement is noticed.
+    the largest chance for the cost of what is left of it goes on, for half as many reports again as
+    it has made and at least one; a new one begins where none that rests promises more than a trial
+    of which nothing is known. One choice in ten is drawn in proportion to what the trials promise,
+    so that a wrong judgement is noticed.
 
     **The objective** may be
 
