@@ -160,7 +160,7 @@ def test_n_trials_are_begun_and_the_best_are_found() -> None:
 
 def test_the_clock_ends_a_search_at_the_next_pause() -> None:
     study = random_study()
-    lyap.freeze_thaw(study, curve, timeout=0.3, seed=0)
+    lyap.freeze_thaw(study, curve, timeout=1.0, seed=0)
     assert len(study.trials) > 4
     assert all(t.state in OVER for t in study.trials)
 
@@ -769,6 +769,38 @@ def test_a_trial_ends_bit_for_bit_as_it_would_alone(
         assert alone[number][:2] == among[number][:2]
         for a, b in zip(alone[number][2], among[number][2], strict=True):
             assert torch.equal(a, b)
+
+
+def test_workers_of_a_data_loader_draw_as_they_would_alone() -> None:
+    class Noise(torch.utils.data.Dataset[float]):
+        def __len__(self) -> int:
+            return 4
+
+        def __getitem__(self, index: int) -> float:
+            return torch.rand(1).item() + random.random()
+
+    def objective(drawn: dict[int, list[float]]) -> Callable[..., Any]:
+        def run(trial: optuna.Trial) -> Generator[None, None, float]:
+            drawn[trial.number] = []
+            for epoch in range(3):
+                for batch in torch.utils.data.DataLoader(Noise(), 2, num_workers=1):
+                    drawn[trial.number] += batch.tolist()
+                    yield  # with the worker at work
+                trial.report(float(trial.number), epoch)
+            return float(trial.number)
+
+        return run
+
+    among: dict[int, list[float]] = {}
+    lyap.freeze_thaw(random_study(), objective(among), n_trials=6, seed=5)
+    for number in (0, 5):
+        alone: dict[int, list[float]] = {}
+        single = optuna.create_study()
+        for _ in range(number):
+            single.add_trial(optuna.create_trial(state=TrialState.FAIL))
+        lyap.freeze_thaw(single, objective(alone), n_trials=1, seed=5)
+        assert alone[number][: len(among[number])] == among[number]
+    assert len(alone[5]) == 12
 
 
 def test_default_devices_and_nested_autocast_stay_within_their_trial() -> None:
