@@ -34,6 +34,8 @@ _logger = get_logger(__name__)
 N_STARTUP_TRIALS = 4
 """COMPLETE trials before the first choice; until then trials run to their end."""
 
+_UNTRAINED = "it rested without a report"
+
 Callback = Callable[[Study, FrozenTrial], None]
 
 
@@ -325,7 +327,7 @@ class _Search:
         elif not ended or begun.frozen.intermediate_values:
             state = TrialState.PRUNED
         else:
-            message = "it rested untrained"
+            message = _UNTRAINED
         if ended and error is None and values is None:
             write_decision(self._study, begun.frozen, self._choice.decision(begun))
         if begun.frozen.user_attrs.get(_keys.RESTING):
@@ -404,6 +406,8 @@ def _log(
         _logger.info(f"Trial {number} finished with value: {values[0]} and parameters: {params}.")
     elif state == TrialState.PRUNED:
         _logger.info(f"Trial {number} pruned after {begun.steps} steps.")
+    elif message == _UNTRAINED:
+        _logger.info(f"Trial {number} ended: {message}.")
     else:
         failed = f"Trial {number} failed with parameters: {params} because: {message}."
         _logger.warning(failed, exc_info=error)
