@@ -23,6 +23,7 @@ from lyap_optuna.prediction import (
 from lyap_optuna.probe import LyapunovProbe
 from lyap_optuna.pruner import LyapunovPruner
 from lyap_optuna.records import SpectrumRecord, load_spectra
+from lyap_optuna.search import freeze_thaw
 from lyap_optuna.spectrum import (
     LyapunovReadout,
     LyapunovSpectrum,
@@ -45,6 +46,7 @@ __all__ = [
     "__version__",
     "audited",
     "explain",
+    "freeze_thaw",
     "load_spectra",
     "lyapunov_readout",
     "lyapunov_spectrum",

@@ -212,3 +212,23 @@ def test_two_processes_with_ddp_spawn(tmp_path, prune_at):
         assert readouts[step].max == pytest.approx(readout.max, rel=1e-4)
         assert readouts[step].mean == pytest.approx(readout.mean, rel=1e-4)
     assert readouts[-1].max != readouts[0].max
+
+
+def test_trials_rest_within_fit_and_go_on():
+    """Lightning validates in inference mode; there the callback asks, and the trial waits."""
+
+    def objective(trial):
+        lr = trial.suggest_float("lr", 1e-3, 1.0, log=True)
+        module = Module()
+        module.configure_optimizers = lambda: torch.optim.SGD(module.parameters(), lr)
+        callback = LyapunovPruningCallback(trial, monitor="val_loss")
+        trainer = trainer_with(callback)
+        trainer.fit(module, *loaders())
+        return trainer.callback_metrics["val_loss"].item()
+
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    lyap.freeze_thaw(study, objective, n_steps=6 * EPOCHS, seed=0, cost="steps")
+    assert sum(len(t.intermediate_values) for t in study.trials) == 6 * EPOCHS
+    assert {t.state for t in study.trials} == {TrialState.COMPLETE, TrialState.PRUNED}
+    assert all(read_readouts(t) for t in study.trials)
+    assert not torch.is_inference_mode_enabled()

@@ -121,7 +121,7 @@ def test_what_diverges_has_no_exponents() -> None:
 @pytest.mark.slow
 def test_the_tables_are_made_and_resumed(tmp_path: Path) -> None:
     args = ["copying", "motion", "--orders", "3", "--ours", "3", "--ablations", "3"]
-    args += ["--jobs", "2", "--output", str(tmp_path)]
+    args += ["--thawing", "2", "--jobs", "2", "--output", str(tmp_path)]
     done = CliRunner().invoke(judge, args)
     assert done.exit_code == 0, done.output
     text = (tmp_path / "tables.md").read_text()
@@ -134,6 +134,7 @@ def test_the_tables_are_made_and_resumed(tmp_path: Path) -> None:
     ):
         assert heading in text
     assert text.count("MedianPruner") >= 2
+    assert text.count("| freeze_thaw |") >= 4
     assert (tmp_path / "replay.html").stat().st_size > 10_000
     replays = (tmp_path / "replays.jsonl").read_text()
     assert CliRunner().invoke(judge, args).exit_code == 0

@@ -26,7 +26,8 @@ class Decision:
             this step); ``"audit"`` (it was to be pruned, and runs on so that prunings can be
             judged); ``"nan"`` (it has reported nothing else); ``"end"`` (nothing is left to save);
             ``"unknown"`` (nothing can be predicted yet); ``"infeasible"`` (no COMPLETE trial is
-            feasible).
+            feasible); ``"rested"`` (:func:`~lyap_optuna.freeze_thaw` had paused it, and others
+            promised more).
         predicted_value: Predicted final value; None where nothing was predicted.
         lower: Lower end of the 80 % prediction interval of the final value; None where no
             COMPLETE trial ended beyond it.
@@ -68,6 +69,9 @@ class Decision:
             return f"It has reported nothing but NaN up to step {self.step}."
         if self.because == "end":
             return "It has come as far as every COMPLETE trial: nothing is left to save."
+        rested = ", and it rested: others promised more than to go on with it"
+        if self.probability is None and self.because == "rested":
+            return f"Nothing could be predicted, on {on}{rested}."
         if self.probability is None and self.because != "infeasible":
             return f"Nothing can be predicted yet, on {on}."
         within = interval(self.lower, self.upper)
@@ -78,6 +82,10 @@ class Decision:
             story += f" from {told} (shares of the variance, on {on})"
         if self.because == "infeasible" or self.probability is None:
             return f"{story}; no COMPLETE trial is feasible, so there are no best to compare with."
+        if self.because == "rested":
+            best = f"the best ({_number(self.threshold)} or better)"
+            chance = f"{self.probability:.2g}"
+            return f"{story}; its chance of ending among {best} is {chance}{rested}."
         chance, least = apart(self.probability, self.min_probability or 0.0)
         below = self.probability < (self.min_probability or 0.0)
         story += (

@@ -29,3 +29,6 @@ ATTEMPTS = (REPEATS, CONTINUES)
 
 FAILURES = "lyapunov:failures"
 """A JSON object from step (as a string) to why no readout was taken there."""
+
+RESTING = "lyapunov:resting"
+"""Whether a RUNNING trial rests: :func:`~lyap_optuna.freeze_thaw` has paused it."""

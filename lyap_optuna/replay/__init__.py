@@ -8,7 +8,7 @@ from lyap_optuna.replay._compare import (
     summarize,
 )
 from lyap_optuna.replay._recording import RecordedTrial, Recording, RecordingError
-from lyap_optuna.replay._replay import REGRET_AT, Replay, replay
+from lyap_optuna.replay._replay import REGRET_AT, Replay, replay, replay_freeze_thaw
 from lyap_optuna.replay._truth import Calibration, winners
 
 __all__ = [
@@ -23,6 +23,7 @@ __all__ = [
     "compare_pruners",
     "default_pruners",
     "replay",
+    "replay_freeze_thaw",
     "summarize",
     "winners",
 ]

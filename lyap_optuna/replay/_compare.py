@@ -9,6 +9,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from multiprocessing import get_context
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 from optuna.exceptions import ExperimentalWarning
@@ -26,10 +27,13 @@ from lyap_optuna.prediction.evidence import EVIDENCE
 from lyap_optuna.pruner import LyapunovPruner
 from lyap_optuna.replay._lines import append_line, read_lines
 from lyap_optuna.replay._recording import Recording
-from lyap_optuna.replay._replay import REGRET_AT, Replay, replay
+from lyap_optuna.replay._replay import REGRET_AT, Replay, replay, replay_freeze_thaw
 from lyap_optuna.replay._truth import Calibration, winners
 
 OURS = "LyapunovPruner"
+
+Compared = Callable[[], BasePruner] | Callable[[Recording, int], Replay]
+"""A function that makes a fresh pruner, or :func:`replay_freeze_thaw` itself."""
 
 
 def default_pruners() -> dict[str, Callable[[], BasePruner]]:
@@ -133,7 +137,7 @@ class PrunerSummary:
 
 def compare_pruners(
     recording: Recording,
-    pruners: Mapping[str, Callable[[], BasePruner]] | None = None,
+    pruners: Mapping[str, Compared] | None = None,
     *,
     orders: int | Mapping[str, int] = 20,
     jobs: int = 1,
@@ -145,7 +149,8 @@ def compare_pruners(
     Args:
         recording: The study.
         pruners: By name, a function without arguments that makes a fresh pruner; with ``jobs``
-            above 1 it must be picklable. By default :func:`default_pruners`.
+            above 1 it must be picklable. Or :func:`replay_freeze_thaw` itself, which is then a row
+            beside the pruners. By default :func:`default_pruners`.
         orders: How many orders, for all or by name of the pruner.
         jobs: Processes.
         results: A file of JSON lines to which each replay is added as it ends. What stands there
@@ -209,13 +214,13 @@ def compare_pruners(
 
 def _run(
     recording: Recording,
-    pruners: Mapping[str, Callable[[], BasePruner]],
+    pruners: Mapping[str, Compared],
     missing: Sequence[tuple[str, int]],
     jobs: int,
 ) -> Iterator[tuple[tuple[str, int], Replay]]:
     if jobs == 1:
         for name, order in missing:
-            yield (name, order), replay(recording, pruners[name](), order)
+            yield (name, order), _play(recording, pruners[name], order)
         return
     context = get_context("spawn")
     pool = ProcessPoolExecutor(
@@ -242,9 +247,15 @@ def _prepare(recording: Recording) -> None:
     torch.set_num_threads(1)
 
 
-def _task(make: Callable[[], BasePruner], order: int) -> Replay:
+def _task(make: Compared, order: int) -> Replay:
     assert _recording is not None
-    return replay(_recording, make(), order)
+    return _play(_recording, make, order)
+
+
+def _play(recording: Recording, make: Compared, order: int) -> Replay:
+    if make is replay_freeze_thaw:
+        return replay_freeze_thaw(recording, order)
+    return replay(recording, cast("Callable[[], BasePruner]", make)(), order)
 
 
 def fingerprint(recording: Recording) -> str:

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,6 +24,7 @@ from lyap_optuna.replay._recording import (
     stored_readouts,
 )
 from lyap_optuna.replay._truth import Calibration, Truth
+from lyap_optuna.search import freeze_thaw
 
 REGRET_AT = (0.1, 0.25, 0.5)
 """Shares of all epochs after which the regret is told: early, soon, and when half is spent."""
@@ -47,7 +48,8 @@ class Replay:
         wrongly_pruned: Trials of the true top 5 % that were pruned; of equal ones all count.
         n_pruned: Pruned trials.
         seconds: Spent in ``should_prune``.
-        slowest_decision: Longest single ``should_prune``, seconds.
+        slowest_decision: Longest single ``should_prune``, seconds. (:func:`replay_freeze_thaw` says
+            what both are there.)
         covered: Share of a trial's decisions whose 80 % interval held its final value, summed over
             trials.
         predictions: Trials behind ``covered``: those for which an interval was recorded.
@@ -79,6 +81,10 @@ class _Recorded(BaseSampler):
 
     def __init__(self, trials: Sequence[RecordedTrial]) -> None:
         self._trials = trials
+
+    def is_exhausted(self, study: Study) -> bool:
+        """Return whether all trials have begun; ``freeze_thaw`` asks."""
+        return len(study.get_trials(deepcopy=False)) >= len(self._trials)
 
     def infer_relative_search_space(
         self, study: Study, trial: FrozenTrial
@@ -152,6 +158,113 @@ def run(recording: Recording, pruner: BasePruner, order: int) -> tuple[Replay, S
     finally:
         optuna.logging.set_verbosity(verbosity)
     return log.judged(order, sum(len(t.values) for t in trials)), study
+
+
+def replay_freeze_thaw(recording: Recording, order: int = 0) -> Replay:
+    """Run a recorded study again, its trials in a random order, by ``freeze_thaw``.
+
+    The real :func:`~lyap_optuna.freeze_thaw` on a study in memory, whose sampler suggests the
+    configurations of the order one by one: only the next may be begun, and nothing is known of
+    those that have not been. Each trial may rest after each recorded value. A step costs one
+    epoch, and exploration is seeded by the number of the order.
+
+    Readouts before training are stored with each trial when it begins, but it does not rest
+    before its first epoch: a search could otherwise look at every configuration for nothing.
+
+    The replay ends once half of all epochs are spent and a winner has been found: ``found_by`` and
+    ``regret_at`` are known then. What rests at that moment counts as pruned.
+
+    Args:
+        recording: The study.
+        order: Number of the order of trials.
+
+    Returns:
+        A :class:`Replay`. ``seconds`` is all that is not the objective: choosing, refits, Optuna's
+        own work; ``slowest_decision`` the longest time between two pauses.
+
+    Example:
+        >>> import optuna
+        >>> from lyap_optuna.replay import Recording, replay_freeze_thaw
+        >>> study = optuna.create_study(study_name="curves")
+        >>> for i in range(20):
+        ...     study.add_trial(
+        ...         optuna.create_trial(
+        ...             intermediate_values={1: i + 1.0, 2: i / 2}, value=float(i)
+        ...         )
+        ...     )
+        >>> result = replay_freeze_thaw(Recording.from_study(study))
+        >>> result.succeeded, result.epochs_spent < 1.0
+        (True, True)
+    """
+    return run_freeze_thaw(recording, order)[0]
+
+
+def run_freeze_thaw(recording: Recording, order: int) -> tuple[Replay, Study]:
+    """Replay, and return the study too."""
+    trials = [recording.trials[i] for i in order_of(recording, order)]
+    total = sum(len(t.values) for t in trials)
+    log = _Log(Truth(recording))
+    since = time.perf_counter()
+
+    def paused() -> None:
+        nonlocal since
+        log.seconds.append(time.perf_counter() - since)
+
+    def objective(trial: optuna.Trial) -> Generator[None, None, float]:
+        nonlocal since
+        paused()
+        recorded = trials[trial.number]
+        for name, distribution in recorded.distributions.items():
+            trial._suggest(name, distribution)
+        before = _baseline(recorded, recording.state)
+        if before is not None:
+            trial.set_user_attr(_keys.READOUTS, {str(UNTRAINED_STEP): before})
+        series = _series(recorded, recording.state)
+        for step, value in recorded.values.items():
+            trial.report(value, step)
+            log.spent += 1
+            if step in series:
+                trial.set_user_attr(_keys.READOUTS, series[step])
+            since = time.perf_counter()
+            yield
+            paused()
+        return recorded.final
+
+    def ended(study: Study, trial: FrozenTrial) -> None:
+        recorded = trials[trial.number]
+        value = log.truth.oriented(recorded.final)
+        if trial.state == TrialState.COMPLETE:
+            log.complete.append((log.spent, value))
+            found = any(log.truth.wins(v) for _, v in log.complete)
+            if found and log.spent >= REGRET_AT[-1] * total:
+                study.stop()
+        elif trial.state == TrialState.PRUNED:
+            log.pruned.append(value)
+            said = read_decisions(trial)
+            if said:
+                log.calibration += log.truth.judge(said[-1], recorded.final)
+
+    verbosity = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.CRITICAL)
+    try:
+        study = optuna.create_study(
+            study_name=f"{recording.name}-{order}",
+            storage=InMemoryStorage(),
+            sampler=_Recorded(trials),
+            direction=direction_of(recording),
+        )
+        freeze_thaw(
+            study,
+            objective,
+            n_steps=total,
+            max_paused=len(trials),
+            seed=order,
+            callbacks=[ended],
+            cost="steps",
+        )
+    finally:
+        optuna.logging.set_verbosity(verbosity)
+    return log.judged(order, total), study
 
 
 def _run_trial(study: Study, recorded: RecordedTrial, state: str | None, log: "_Log") -> None:

@@ -1,7 +1,7 @@
 """One table: what each pruner spent and found on the recorded studies.
 
     python -m studies.pruning                 # everything, two processes, under 60 minutes
-    python -m studies.pruning --orders 3 --ours 3 --ablations 3 adding language
+    python -m studies.pruning --orders 3 --ours 3 --ablations 3 --thawing 3 adding language
     python -m studies.pruning --constants adding motion --ours 3
 
 Replays are added to ``OUTPUT/replays.jsonl`` as they end; the same command goes on with what is
@@ -16,7 +16,6 @@ from pathlib import Path
 import click
 import numpy as np
 import optuna
-from optuna.pruners import BasePruner
 from tqdm import tqdm
 
 import lyap_optuna as lyap
@@ -29,13 +28,16 @@ from lyap_optuna.replay import (
     Replay,
     compare_pruners,
     default_pruners,
+    replay_freeze_thaw,
     summarize,
 )
+from lyap_optuna.replay._compare import Compared
 from lyap_optuna.visualization import plot_replay
 from studies.pruning import constants
 from studies.pruning.recorded import DATA, load
 
 OURS = "LyapunovPruner"
+THAW = "freeze_thaw"
 KEPT_OUT = ("wide_digits", "wide_text")
 """Recordings that the rule was never tried on before it was committed."""
 
@@ -56,7 +58,7 @@ ORDER = (
 
 def replay_all(
     recording: Recording,
-    pruners: dict[str, Callable[[], BasePruner]],
+    pruners: dict[str, Compared],
     orders: dict[str, int],
     jobs: int,
     output: Path,
@@ -305,6 +307,7 @@ def timing_table() -> str:
 @click.option("--orders", default=100, show_default=True, help="Orders for Optuna's pruners.")
 @click.option("--ours", default=100, show_default=True, help="Orders for ours.")
 @click.option("--ablations", default=30, show_default=True, help="Orders without each evidence.")
+@click.option("--thawing", default=30, show_default=True, help="Orders for freeze_thaw; 0: none.")
 @click.option(
     "--constants",
     "only_constants",
@@ -323,6 +326,7 @@ def main(
     orders: int,
     ours: int,
     ablations: int,
+    thawing: int,
     only_constants: bool,
     jobs: int,
     output: Path,
@@ -338,9 +342,17 @@ def main(
         click.echo(markdown(rows, ("constant", "value", "halved", "doubled")))
         return
     output.mkdir(parents=True, exist_ok=True)
-    pruners = default_pruners()
+    pruners: dict[str, Compared] = {**default_pruners()}
+    if thawing:
+        pruners[THAW] = replay_freeze_thaw
     counts = {
-        name: ours if name == OURS else ablations if name.startswith(OURS) else orders
+        name: thawing
+        if name == THAW
+        else ours
+        if name == OURS
+        else ablations
+        if name.startswith(OURS)
+        else orders
         for name in pruners
     }
     summaries: list[PrunerSummary] = []

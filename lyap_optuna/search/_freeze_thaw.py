@@ -1,0 +1,440 @@
+"""The search: run a trial to a pause, choose, go on; and leave nothing running at the end."""
+
+import copy
+import math
+import time
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import optuna
+from optuna.study import Study
+from optuna.trial import FrozenTrial, TrialState
+
+from lyap_optuna._logging import get_logger
+from lyap_optuna._warnings import LyapunovWarning
+from lyap_optuna.prediction._study import TOP_FRACTION, StudyModels, single_direction
+from lyap_optuna.prediction.evidence import check_evidence
+from lyap_optuna.records import _keys, write_decision
+from lyap_optuna.search._choice import Begun, Choice
+from lyap_optuna.search._drivers import (
+    Objective,
+    Outcome,
+    Paused,
+    Raised,
+    Returned,
+    drive,
+)
+from lyap_optuna.search._sampling import SeesRestingAsPruned
+from lyap_optuna.search._worlds import Surroundings, World
+
+_logger = get_logger(__name__)
+
+N_STARTUP_TRIALS = 4
+"""COMPLETE trials before the first choice; until then trials run to their end."""
+
+_UNTRAINED = "it rested without a report"
+
+Callback = Callable[[Study, FrozenTrial], None]
+
+
+def freeze_thaw(
+    study: Study,
+    objective: Objective,
+    *,
+    n_trials: int | None = None,
+    n_steps: int | None = None,
+    timeout: float | None = None,
+    max_paused: int = 100,
+    seed: int | None = None,
+    catch: Iterable[type[Exception]] | type[Exception] = (),
+    callbacks: Iterable[Callback] | None = None,
+    evidence: Iterable[str] | None = None,
+    cost: Literal["seconds", "steps"] = "seconds",
+    show_progress_bar: bool = False,
+) -> None:
+    """Optimise ``objective`` by pausing trials and going on with the most promising.
+
+    In place of ``study.optimize`` and a pruner. A pruner throws a trial away on what little is
+    known early; here it rests, with its model in memory, and goes on when the trials that have
+    ended since make it look good. (Swersky, Snoek and Adams, *Freeze-Thaw Bayesian Optimization*,
+    arXiv:1406.3896, is where the idea comes from.)
+
+    Once four trials of the study are COMPLETE, each choice is by the posterior of
+    :class:`~lyap_optuna.LyapunovPruner`: how likely is each resting trial to end among the best
+    tenth, from its losses, exponents, their displacement and the hyperparameters? The trial with
+    the largest chance for the cost of what is left of it goes on, for half as many reports again as
+    it has made and at least one; a new one begins where none that rests promises more than a trial
+    of which nothing is known. One choice in ten is drawn in proportion to what the trials promise,
+    so that a wrong judgement is noticed.
+
+    **The objective** may be
+
+    * a generator function with ``yield`` where others write
+      ``if trial.should_prune(): raise optuna.TrialPruned``; its ``return`` is the final value. A
+      ``yield`` before the first epoch lets a trial rest untrained;
+    * an unchanged objective, also one in which a framework's callback asks. Each runs in a thread
+      of its own, one at a time, and waits in ``trial.should_prune()``. No pruner is asked: it
+      returns True when the trial is to end;
+    * any other function. It runs through, with one :class:`~lyap_optuna.LyapunovWarning`.
+
+    **Each trial is a world of its own.** It starts from generators (PyTorch's, Python's, NumPy's)
+    seeded by ``seed`` and its number, and neither they, nor grad mode, autocast, inference mode,
+    default dtype or default device are touched by what others do while it rests. On the CPU it
+    ends bit for bit as it would alone. (On CUDA the generators are kept too; kernels that are not
+    deterministic stay so.)
+
+    **What the study shows.** A trial that rests is RUNNING and has the attribute
+    ``lyapunov:resting``; samplers see it as PRUNED with its last report. When the search ends
+    every resting trial is ended: :class:`optuna.TrialPruned` is raised at its pause, so that its
+    ``finally`` blocks run, and it becomes PRUNED with its last report and a recorded decision (FAIL
+    where it has reported nothing). The same happens to the least promising of more than
+    ``max_paused``. An objective that raises fails its trial alone; where the exception is not
+    in ``catch`` the search ends, as in :meth:`optuna.study.Study.optimize`.
+
+    Example:
+        >>> import lyap_optuna as lyap, optuna
+        >>> optuna.logging.set_verbosity(optuna.logging.WARNING)
+        >>> def objective(trial):
+        ...     x = trial.suggest_float("x", -1.0, 1.0)
+        ...     for epoch in range(10):
+        ...         trial.report(x**2 + 1 / (1 + epoch), epoch)
+        ...         yield
+        ...     return x**2
+        >>> study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+        >>> lyap.freeze_thaw(study, objective, n_steps=100, seed=0)
+        >>> sum(len(trial.intermediate_values) for trial in study.trials)
+        100
+        >>> len(study.trials) > 20, study.best_value < 0.01
+        (True, True)
+
+    Args:
+        study: A study of one objective, in any storage.
+        objective: What each trial runs; see above.
+        n_trials: The search ends when it would begin one trial more.
+        n_steps: Steps of all trials together, after which it ends. A step is a report. (A trial as
+            long as the longest COMPLETE one is then let go on once more: it has only to return.)
+        timeout: Seconds after which it ends, at the next pause.
+        max_paused: Trials that rest at a time; their models stay in memory.
+        seed: Seeds each trial's generators and the exploration; None: at random. The sampler has
+            a seed of its own.
+        catch: Exceptions that fail a trial and do not end the search.
+        callbacks: Called as ``callback(study, trial)`` when a trial has ended.
+        evidence: Kinds of evidence that may count; all of them for None, as in
+            :class:`~lyap_optuna.LyapunovPruner`.
+        cost: What a step costs: its measured ``"seconds"`` (trials of one study may differ
+            sixty-fold), or the same for all (``"steps"``): then the same seeds make the same
+            choices.
+        show_progress_bar: Show steps, the best value and how many trials rest.
+
+    Raises:
+        ValueError: An argument is out of its range, or the study has several objectives.
+        RuntimeError: It is called within a search.
+    """
+    for name, number in (("n_trials", n_trials), ("n_steps", n_steps), ("timeout", timeout)):
+        if number is not None and number < 0:
+            raise ValueError(f"{name} cannot be negative, but got {name}={number!r}.")
+    if max_paused < 1:
+        raise ValueError(f"At least one trial must be able to pause, but got {max_paused=}.")
+    if cost not in ("seconds", "steps"):
+        raise ValueError(f"Cost must be 'seconds' or 'steps', but got {cost=}.")
+    if seed is not None and seed < 0:
+        raise ValueError(f"The seed cannot be negative, but got {seed=}.")
+    caught = tuple(catch) if isinstance(catch, Iterable) else (catch,)
+    models = StudyModels(single_direction(study), check_evidence(evidence), TOP_FRACTION)
+    if study._thread_local.in_optimize_loop:
+        raise RuntimeError("freeze_thaw cannot be called within a search.")
+    entropy = int(np.random.SeedSequence(seed).generate_state(1)[0]) if seed is None else seed
+    rng = np.random.default_rng([entropy, 0x66741])  # apart from the trials' generators
+    search = _Search(
+        study,
+        objective,
+        choice=Choice(models, TOP_FRACTION, cost == "seconds", rng),
+        n_trials=n_trials,
+        n_steps=n_steps,
+        timeout=timeout,
+        max_paused=max_paused,
+        seed=entropy,
+        catch=caught,
+        callbacks=tuple(callbacks or ()),
+        progress=_Progress(show_progress_bar, n_steps),
+    )
+    sampler = study.sampler
+    study.sampler = search.sampler
+    study._stop_flag = False
+    study._thread_local.in_optimize_loop = True
+    try:
+        search.run()
+    finally:
+        study._thread_local.in_optimize_loop = False
+        if study.sampler is search.sampler:  # a callback may have put another in its place
+            study.sampler = sampler
+        search.progress.close()
+        study._storage.remove_session()
+
+
+class _Search:
+    """One call of :func:`freeze_thaw`."""
+
+    def __init__(
+        self,
+        study: Study,
+        objective: Objective,
+        *,
+        choice: Choice,
+        n_trials: int | None,
+        n_steps: int | None,
+        timeout: float | None,
+        max_paused: int,
+        seed: int,
+        catch: tuple[type[Exception], ...],
+        callbacks: tuple[Callback, ...],
+        progress: "_Progress",
+    ) -> None:
+        self._study, self._objective, self._choice = study, objective, choice
+        self._n_trials, self._n_steps = n_trials, n_steps
+        self._timeout = timeout
+        self._deadline = math.inf if timeout is None else time.perf_counter() + timeout
+        self._max_paused, self._seed = max_paused, seed
+        self._catch, self._callbacks = catch, callbacks
+        self.progress = progress
+        self._start = Surroundings.here()
+        self._live: dict[int, Begun] = {}  # begun and not ended, by trial id
+        self._resting: set[int] = set()  # trial ids
+        self._last: Begun | None = None
+        self.sampler = SeesRestingAsPruned(study.sampler, study, self._resting)
+        self._begun = self._steps = 0
+        self._warned = False
+
+    def run(self) -> None:
+        """Search, and end what rests, whatever happens."""
+        try:
+            self._choice.update(self._study.get_trials(deepcopy=False))
+            while not self._is_over() and (begun := self._next()) is not None:
+                self._go_on(begun)
+        except BaseException:
+            self._end_all(callbacks=())
+            raise
+        error = self._end_all(self._callbacks)
+        if error is not None:
+            raise error
+
+    def _is_over(self) -> bool:
+        return self._study._stop_flag or self._is_spent()
+
+    def _is_spent(self) -> bool:
+        spent = self._n_steps is not None and self._steps >= self._n_steps
+        return spent or time.perf_counter() >= self._deadline
+
+    def _next(self) -> Begun | None:
+        """Return the trial to go on with, a new one or one that rests; None: the search ends."""
+        resting = list(self._live.values())
+        startup = self._choice.n_complete < N_STARTUP_TRIALS
+        chosen = None if startup else self._choice.choose(resting)
+        if chosen is not None:
+            return chosen
+        if self._n_trials is not None and self._begun >= self._n_trials:
+            return None
+        if not self.sampler.is_out([begun.frozen for begun in resting]):
+            return self._begin()
+        budget = self._n_steps is not None or self._timeout is not None
+        return self._choice.best(resting) if budget and resting else None
+
+    def _begin(self) -> Begun:
+        self._mark_last()
+        trial = self._study.ask()
+        self._begun += 1
+        if _keys.RESTING in trial.user_attrs:  # a repeated trial, copied with its attributes
+            trial.set_user_attr(_keys.RESTING, False)
+        world = World(self._start, (self._seed, trial.number))
+        frozen = self._study._storage.get_trial(trial._trial_id)
+        begun = Begun(trial, drive(self._objective, trial, world), frozen)
+        self._live[trial._trial_id] = begun
+        return begun
+
+    def _mark_last(self, chosen: Begun | None = None) -> None:
+        """Say of the trial that ran last that it rests, where another runs now."""
+        last, self._last = self._last, chosen
+        if last is not None and last is not chosen and last.trial._trial_id in self._live:
+            last.trial.set_user_attr(_keys.RESTING, True)
+
+    def _go_on(self, begun: Begun) -> None:
+        """Run a trial until it rests or ends."""
+        trial_id = begun.trial._trial_id
+        self._mark_last(begun)
+        if trial_id in self._resting:
+            self._resting.discard(trial_id)
+            if begun.frozen.user_attrs.get(_keys.RESTING):
+                begun.trial.set_user_attr(_keys.RESTING, False)
+        startup = self._choice.n_complete < N_STARTUP_TRIALS
+        goal = math.inf if startup else begun.goal() if begun.driver.paused else 0
+        let_return = False
+        while True:
+            outcome = self._advance(begun)
+            if not isinstance(outcome, Paused):
+                self._finish(begun, outcome, self._callbacks)
+                return
+            if self._study._stop_flag:  # the trial that runs then finishes, as in `optimize`
+                continue
+            spent = self._is_spent()
+            if self._choice.is_whole(begun) and not (spent and let_return):
+                let_return = spent  # as long as the longest: it has only to return
+                continue
+            if spent or begun.steps >= goal:
+                break
+        self._resting.add(trial_id)
+        while len(self._live) > self._max_paused:
+            self._end(self._choice.least_promising(list(self._live.values())), self._callbacks)
+
+    def _advance(self, begun: Begun) -> Outcome:
+        """Run a trial to its next pause or its end, and count what it has done."""
+        first = not begun.driver.paused
+        before = len(begun.frozen.intermediate_values)
+        since = time.perf_counter()
+        outcome = begun.driver.advance()
+        begun.seconds += time.perf_counter() - since
+        begun.frozen = self._study._storage.get_trial(begun.trial._trial_id)
+        new = len(begun.frozen.intermediate_values) - before
+        if not begun.frozen.intermediate_values and not first and isinstance(outcome, Paused):
+            new = 1  # an objective that never reports: its pauses are counted
+        begun.steps += new
+        self._steps += new
+        self._choice.paused(begun)
+        self.progress.update(self._study, new, len(self._live) - 1)
+        return outcome
+
+    def _finish(
+        self,
+        begun: Begun,
+        outcome: Outcome,
+        callbacks: Sequence[Callback],
+        *,
+        ended: bool = False,
+    ) -> None:
+        """Tell the study how a trial ended; raise what its objective raised, unless caught."""
+        trial = begun.trial
+        del self._live[trial._trial_id]
+        self._resting.discard(trial._trial_id)
+        error, message = None, ""
+        state, values = TrialState.FAIL, None
+        if isinstance(outcome, Returned) and not (ended and outcome.value is None):
+            self._warn_unpaused(begun)
+            values, message = _values_of(outcome.value)
+            state = TrialState.FAIL if values is None else TrialState.COMPLETE
+        elif isinstance(outcome, Raised) and not isinstance(outcome.error, optuna.TrialPruned):
+            error, message = outcome.error, repr(outcome.error)
+        elif not ended or begun.frozen.intermediate_values:
+            state = TrialState.PRUNED
+        else:
+            message = _UNTRAINED
+        if ended and error is None and values is None:
+            write_decision(self._study, begun.frozen, self._choice.decision(begun))
+        if begun.frozen.user_attrs.get(_keys.RESTING):
+            trial.set_user_attr(_keys.RESTING, False)
+        self._study.tell(trial, values, state)
+        _log(begun, state, values, message, error)
+        self._choice.update(self._study.get_trials(deepcopy=False))
+        if error is not None and not isinstance(error, self._catch):
+            raise error
+        for callback in callbacks:
+            frozen = self._study._storage.get_trial(trial._trial_id)
+            callback(self._study, copy.deepcopy(frozen))
+
+    def _end(self, begun: Begun, callbacks: Sequence[Callback]) -> None:
+        """End a trial that rests."""
+        begun.frozen = self._study._storage.get_trial(begun.trial._trial_id)
+        outcome = begun.driver.end()
+        before = begun.frozen
+        begun.frozen = self._study._storage.get_trial(begun.trial._trial_id)
+        self._steps += len(begun.frozen.intermediate_values) - len(before.intermediate_values)
+        self._finish(begun, outcome, callbacks, ended=True)
+
+    def _end_all(self, callbacks: Sequence[Callback]) -> BaseException | None:
+        """End all that rests, each even where another raises; return the first exception."""
+        first: BaseException | None = None
+        resting = list(self._live.values())
+        self._choice.judge(resting)
+        for begun in resting:
+            try:
+                self._end(begun, callbacks if first is None else ())
+            except BaseException as error:
+                first = first or error
+                self._abandon(begun)
+        return first
+
+    def _abandon(self, begun: Begun) -> None:
+        """See to it that a trial that could not be told is not RUNNING for ever."""
+        if self._live.pop(begun.trial._trial_id, None) is not None:
+            self._study.tell(begun.trial, state=TrialState.FAIL, skip_if_finished=True)
+
+    def _warn_unpaused(self, begun: Begun) -> None:
+        if begun.driver.paused or self._warned:
+            return
+        self._warned = True
+        warnings.warn(
+            "The objective neither yields nor calls trial.should_prune(): its trials cannot pause "
+            "and run through. Write `yield` after each report, or ask trial.should_prune() there.",
+            LyapunovWarning,
+            stacklevel=6,
+        )
+
+
+def _values_of(value: Any) -> tuple[list[float] | None, str]:
+    """Return the final value that an objective returned as Optuna takes it, or what is wrong."""
+    items = list(value) if isinstance(value, Sequence) and not isinstance(value, str) else [value]
+    try:
+        numbers = [float(item) for item in items]
+    except (TypeError, ValueError):
+        return None, f"the value {value!r} could not be cast to float"
+    if len(numbers) != 1:
+        return None, f"the study has one objective, but {len(numbers)} values were returned"
+    if math.isnan(numbers[0]):
+        return None, "the value nan is not acceptable"
+    return numbers, ""
+
+
+def _log(
+    begun: Begun,
+    state: TrialState,
+    values: Sequence[float] | None,
+    message: str,
+    error: BaseException | None,
+) -> None:
+    number, params = begun.trial.number, begun.frozen.params
+    if state == TrialState.COMPLETE and values is not None:
+        _logger.info(f"Trial {number} finished with value: {values[0]} and parameters: {params}.")
+    elif state == TrialState.PRUNED:
+        _logger.info(f"Trial {number} pruned after {begun.steps} steps.")
+    elif message == _UNTRAINED:
+        _logger.info(f"Trial {number} ended: {message}.")
+    else:
+        failed = f"Trial {number} failed with parameters: {params} because: {message}."
+        _logger.warning(failed, exc_info=error)
+
+
+class _Progress:
+    """Steps done of the budget, the best value, and how many trials rest."""
+
+    def __init__(self, show: bool, n_steps: int | None) -> None:
+        self._bar: Any = None
+        if show:
+            from tqdm.auto import tqdm
+
+            self._bar = tqdm(total=n_steps, unit="step")
+
+    def update(self, study: Study, new: int, resting: int) -> None:
+        """Show ``new`` steps more."""
+        if self._bar is None:
+            return
+        self._bar.update(new)
+        try:
+            best = f"best {study.best_value:.4g}, "
+        except ValueError:  # no trial is COMPLETE
+            best = ""
+        self._bar.set_postfix_str(f"{best}{resting} resting")
+
+    def close(self) -> None:
+        """Leave the bar as it stands."""
+        if self._bar is not None:
+            self._bar.close()
