@@ -124,7 +124,7 @@ def test_code_blocks_run(page: str, folder: Path) -> None:
 def test_what_pages_print_is_what_they_say(folder: Path, capsys: pytest.CaptureFixture) -> None:
     for page, said in (
         ("architectures.md", "LyapunovReadout("),
-        ("limits.md", "loss   "),
+        ("limits.md", "loss "),
         ("models.md", ""),
     ):
         names = GIVEN.get(page, lambda folder: {})(folder)
