@@ -69,7 +69,6 @@ test-libraries: $(LIBRARIES)/.installed
 
 $(LIBRARIES)/.installed: tests/libraries/requirements.txt pyproject.toml
 	$(PYTHON) -m venv $(LIBRARIES)
-	@echo '*' > $(LIBRARIES)/.gitignore
 	$(LIBRARIES)/bin/python -m pip install --quiet --upgrade pip
 	$(LIBRARIES)/bin/python -m pip install --quiet '$(strip $(TORCH))'
 	$(LIBRARIES)/bin/python -m pip install --quiet --editable . \
