@@ -231,17 +231,7 @@ class LyapunovPruner(BasePruner):
         (predicted,) = model.predict([view])
         if predicted is None or not model.kinds:
             return Decision(verdict="kept", because="unknown", **known)
-        known |= {
-            "predicted_value": predicted.value,
-            "lower": predicted.lower,
-            "upper": predicted.upper,
-            "threshold": model.threshold,
-            "probability": predicted.probability,
-            "evidence": model.kinds,
-            "shares": {kind: share for kind, (share, _, _) in model.shares.items()},
-            "skill": model.skill,
-            "n_trials": model.n_complete,
-        }
+        known |= model.grounds(predicted)
         if predicted.probability is None:
             return Decision(verdict="kept", because="infeasible", **known)
         known["min_probability"] = least = required_chance(self._min_probability, done, total)

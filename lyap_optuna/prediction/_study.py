@@ -7,6 +7,7 @@ from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -231,6 +232,20 @@ class StepModel:
         """The value that marks the best, in the study's direction; None: no trial is feasible."""
         score = self.scale.threshold(self._top_fraction)
         return None if score is None else self._sign * self.scale.value_of(score)
+
+    def grounds(self, predicted: StepPrediction) -> dict[str, Any]:
+        """Return what a :class:`~lyap_optuna.records.Decision` records of a prediction."""
+        return {
+            "predicted_value": predicted.value,
+            "lower": predicted.lower,
+            "upper": predicted.upper,
+            "threshold": self.threshold,
+            "probability": predicted.probability,
+            "evidence": self.kinds,
+            "shares": {kind: share for kind, (share, _, _) in self.shares.items()},
+            "skill": self.skill,
+            "n_trials": self.n_complete,
+        }
 
     @cached_property
     def _rivals(self) -> FloatArray:

@@ -180,17 +180,4 @@ class Choice:
         if model is None or predicted is None:
             n_trials = self.n_complete
             return Decision(step, verdict="pruned", because="rested", n_trials=n_trials)
-        return Decision(
-            step,
-            verdict="pruned",
-            because="rested",
-            predicted_value=predicted.value,
-            lower=predicted.lower,
-            upper=predicted.upper,
-            threshold=model.threshold,
-            probability=predicted.probability,
-            evidence=model.kinds,
-            shares={kind: share for kind, (share, _, _) in model.shares.items()},
-            skill=model.skill,
-            n_trials=model.n_complete,
-        )
+        return Decision(step, verdict="pruned", because="rested", **model.grounds(predicted))

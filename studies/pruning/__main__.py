@@ -1,6 +1,6 @@
 """One table: what each pruner spent and found on the recorded studies.
 
-    python -m studies.pruning                 # everything, two processes, under 60 minutes
+    python -m studies.pruning                 # everything, two processes
     python -m studies.pruning --orders 3 --ours 3 --ablations 3 --thawing 3 adding language
     python -m studies.pruning --constants adding motion --ours 3
 
