@@ -104,7 +104,7 @@ class ScreenStrategy(Strategy):
         n_more = self._screen.best - len(chosen)
         ranked = [t for t in self.ranked(study) if t.number not in chosen][: max(n_more, 0)]
         for trial in ranked:
-            repeat(study, trial, mark=CONTINUES)
+            repeat(study, trial)
         return bool(ranked)
 
     def ranked(self, study: Study) -> list[FrozenTrial]:

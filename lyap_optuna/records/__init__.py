@@ -16,6 +16,7 @@ from lyap_optuna.records._readouts import (
     write_failure,
     write_readouts,
 )
+from lyap_optuna.records._repeats import repeat
 from lyap_optuna.records._spectra import (
     NoDatabaseError,
     SpectraError,
@@ -46,6 +47,7 @@ __all__ = [
     "interval",
     "read_decisions",
     "read_readouts",
+    "repeat",
     "stored_trial",
     "upgrade_spectra",
     "upload_spectrum",
