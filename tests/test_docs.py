@@ -60,11 +60,29 @@ def _state(folder: Path) -> dict[str, Any]:
     return {"lyap": lyap, "model": model, "inputs": inputs, "trial": optuna.create_study().ask()}
 
 
+def _campaigns(folder: Path) -> dict[str, Any]:
+    def train_and_validate(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> float:
+        loss = model(torch.randn(5, 2, 2))[0].square().mean()
+        loss.backward()
+        optimizer.step()
+        return float(loss)
+
+    model = torch.nn.GRU(2, 3)
+    return {
+        "Path": Path,
+        "optuna": optuna,
+        "torch": torch,
+        "make_model": lambda trial: model,
+        "make_optimizer": lambda trial: torch.optim.Adam(model.parameters()),
+        "train_and_validate": train_and_validate,
+    }
+
+
 # What a page takes for granted.
 GIVEN: dict[str, Callable[[Path], dict[str, Any]]] = {
     README: _readme,
     "index.md": _readme,
-    "campaigns.md": lambda folder: {"Path": Path},
+    "campaigns.md": _campaigns,
     "dashboard.md": _databases,
     "databases.md": _databases,
     "limits.md": lambda folder: {"lyap": lyap, "study": study_of(specs("plateau", 20))},
@@ -118,7 +136,16 @@ def test_code_blocks_run(page: str, folder: Path) -> None:
     for block in blocks(page):
         _handle(block, page, names, folder)
     if page == "campaigns.md":
-        names["objective"](optuna.create_study().ask())
+        study = optuna.create_study()
+        first = study.ask()
+        names["objective"](first)
+        study.enqueue_trial({}, user_attrs={"lyapunov:repeats": first.number})
+        again = study.ask()
+        Path(f"checkpoints/{first.number}.pt").replace(f"checkpoints/{first.number}.10")
+        state = torch.load(f"checkpoints/{first.number}.10")
+        torch.save((*state[:2], 7), f"checkpoints/{first.number}.pt")
+        names["objective"](again)
+        assert sorted(study.trials[again.number].intermediate_values) == [7, 8, 9]
 
 
 def test_what_pages_print_is_what_they_say(folder: Path, capsys: pytest.CaptureFixture) -> None:

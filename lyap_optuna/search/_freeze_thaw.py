@@ -160,15 +160,14 @@ def freeze_thaw(
     if seed is not None and seed < 0:
         raise ValueError(f"The seed cannot be negative, but got {seed=}.")
     caught = tuple(catch) if isinstance(catch, Iterable) else (catch,)
-    models = StudyModels(single_direction(study), check_evidence(evidence), TOP_FRACTION)
+    entropy = int(np.random.SeedSequence(seed).generate_state(1)[0]) if seed is None else seed
+    choice = choice_of(study, evidence, cost, entropy)
     if study._thread_local.in_optimize_loop:
         raise RuntimeError("freeze_thaw cannot be called within a search.")
-    entropy = int(np.random.SeedSequence(seed).generate_state(1)[0]) if seed is None else seed
-    rng = np.random.default_rng([entropy, 0x66741])  # apart from the trials' generators
     search = Search(
         study,
         objective,
-        choice=Choice(models, TOP_FRACTION, cost == "seconds", rng),
+        choice=choice,
         n_trials=n_trials,
         n_steps=n_steps,
         timeout=timeout,
@@ -180,6 +179,17 @@ def freeze_thaw(
     )
     with search.in_study():
         search.run()
+
+
+def choice_of(study: Study, evidence: Iterable[str] | None, cost: str, entropy: int) -> Choice:
+    """Return what chooses among the trials of ``study``.
+
+    Raises:
+        ValueError: The study has several objectives, or there is no such evidence.
+    """
+    models = StudyModels(single_direction(study), check_evidence(evidence), TOP_FRACTION)
+    rng = np.random.default_rng([entropy, 0x66741])  # apart from the trials' generators
+    return Choice(models, TOP_FRACTION, cost == "seconds", rng)
 
 
 class Search:
@@ -333,7 +343,7 @@ class Search:
         """Do what is to be done when a trial begins or goes on."""
 
     def raised(self, trial: Trial, error: BaseException) -> None:
-        """Take note of what an objective has raised, before its trial fails."""
+        """Take note of why a trial fails, before it does: what its objective raised."""
 
     def goes_elsewhere(self, trial: Trial) -> bool:
         """Return whether a trial that ends at rest is to be begun again: it fails, then."""
@@ -363,11 +373,11 @@ class Search:
         let_return = False
         while True:
             outcome = self._advance(begun)
-            if isinstance(outcome, Raised) and is_out_of_memory(outcome.error):
-                if len(self._live) > 1 or begun.again:
-                    if self._make_room(begun, outcome):
-                        self._go_on(self._begin(again=True))
-                    return
+            full = isinstance(outcome, Raised) and is_out_of_memory(outcome.error)
+            if full and (len(self._live) > 1 or begun.again):
+                if self._make_room(begun, outcome):
+                    self._go_on(self._begin(again=True))
+                return
             if not isinstance(outcome, Paused):
                 self._finish(begun, outcome, self._callbacks)
                 return
@@ -383,16 +393,19 @@ class Search:
         while len(self._live) > self._max_paused:
             self._end(self._choice.least_promising(list(self._live.values())), self._callbacks)
 
-    def _make_room(self, begun: Begun, outcome: Raised) -> bool:
+    def _make_room(self, begun: Begun, outcome: Outcome) -> bool:
         """Fail a trial that ran out of memory; whether it is queued anew, and room made for it.
 
         That happens once, at the cost of the least promising trial, unless it is that itself: what
         is too large even so must not end one resting trial after the other.
         """
-        _release(outcome.error)
+        if isinstance(outcome, Raised):
+            _release(outcome.error)
         others = [other for other in self._live.values() if other is not begun]
         least = begun if begun.again else self._choice.least_promising([begun, *others])
         again = least is not begun
+        if isinstance(outcome, Raised) and not again:
+            self.raised(begun.trial, outcome.error)
         self._finish(begun, outcome, self._callbacks, forgiven=True)
         if again:
             self._end(least, self._callbacks)
@@ -444,6 +457,8 @@ class Search:
             self._warn_unpaused(begun)
             values, message = _values_of(outcome.value)
             state = TrialState.FAIL if values is None else TrialState.COMPLETE
+            if values is None:
+                self.raised(trial, ValueError(message))
         elif isinstance(outcome, Raised) and not isinstance(outcome.error, optuna.TrialPruned):
             error, message = outcome.error, repr(outcome.error)
             if not forgiven:
@@ -490,7 +505,8 @@ class Search:
                 self._end(begun, callbacks if first is None else ())
             except BaseException as error:
                 first = first or error
-                self._abandon(begun)
+                with contextlib.suppress(Exception):
+                    self._abandon(begun)
         return first
 
     def _abandon(self, begun: Begun) -> None:
