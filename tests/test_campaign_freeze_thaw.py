@@ -302,7 +302,7 @@ def test_where_no_parent_sees_it_the_heartbeat_of_another_ends_what_rested(
     # Optuna's own way, of a worker with another strategy, begins both again.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        rested = study.ask({"x": optuna.distributions.FloatDistribution(0, 1)})
+        _, rested = study.ask(), study.ask({"x": optuna.distributions.FloatDistribution(0, 1)})
     storage.record_heartbeat(rested._trial_id)
     rested.set_user_attr(RESTING, True)
     wait_for(lambda: len(storage._get_stale_trial_ids(study._study_id)) == 1)
