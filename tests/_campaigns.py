@@ -38,7 +38,7 @@ def checkpoint(number):
     return HERE / f"checkpoint-{number}"
 
 
-def train(trial, *, ask=True, resume=False):
+def train(trial, *, resume=False):
     """Four epochs; epoch e of trial n waits while there is a file hold-n-e or hold."""
     stored = stored_trial(trial)
     trial.set_user_attr("inherited", sorted(read_readouts(stored)))
@@ -61,7 +61,7 @@ def train(trial, *, ask=True, resume=False):
                 weight += 0.1 * x
         probe.report(trial, x + 1 / (1 + epoch), epoch)
         checkpoint(trial.number).write_text(str(epoch))
-        if ask and trial.should_prune():
+        if trial.should_prune():
             raise optuna.TrialPruned
     return x
 
@@ -72,10 +72,6 @@ def objective(trial):
 
 def resuming(trial):
     return train(trial, resume=True)
-
-
-def never_asks(trial):
-    return train(trial, ask=False)
 
 
 def swallows(trial):

@@ -482,12 +482,12 @@ def test_a_restart_of_the_server_while_trials_rest(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kill", [False, True])
+@pytest.mark.parametrize("killed", ["nobody", "worker", "parent", "stopped"])
 def test_a_dask_cluster_runs_the_same_campaign(
     tmp_path: Path,
     new_database: Callable[[str], str],
     monkeypatch: pytest.MonkeyPatch,
-    kill: bool,
+    killed: str,
 ) -> None:
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent.parent))
     storage = new_database("postgresql")
@@ -497,17 +497,28 @@ def test_a_dask_cluster_runs_the_same_campaign(
     ) as cluster:
         with held(campaign, "--dask", cluster.scheduler_address) as (process, pid, number):
             before = resting(campaign.trials, pid)
-            if kill:
+            if killed == "worker":
                 os.kill(pid, signal.SIGKILL)
+            elif killed == "parent":
+                process.kill()
+            elif killed == "stopped":
+                process.send_signal(signal.SIGINT)
+                time.sleep(0.5)
             go_on(campaign)
             output, _ = process.communicate(timeout=110)
-        assert process.returncode == 0, output
+        if killed in ("parent", "stopped"):
+            assert process.returncode == {"parent": -9, "stopped": 130}[killed], output
+            campaign.run(dask=cluster.scheduler_address)
+        else:
+            assert process.returncode == 0, output
     trials = campaign.trials
     assert_nothing_is_lost(trials)
-    assert reports(trials) == 70 or len(trials) == 16 + kill
-    if kill:
-        assert [t.number for t in trials if t.state == TrialState.FAIL] == [number]
-        assert {trials[t.number].state for t in before} == {TrialState.PRUNED}
+    failed = [t.number for t in trials if t.state == TrialState.FAIL]
+    assert reports(trials) == 70 or len(trials) - len(failed) == 16
+    if killed in ("nobody", "parent"):  # of a parent that has gone, what runs comes to its pause
+        assert not failed
     else:
-        assert "FAIL" not in counts(trials)
-    assert "rested" in str(lyap.explain(campaign.study, before[0].number)) or not kill
+        assert number in failed
+    if killed != "nobody":
+        assert {trials[t.number].state for t in before} == {TrialState.PRUNED}
+        assert "rested" in str(lyap.explain(campaign.study, before[0].number))

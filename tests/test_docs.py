@@ -66,7 +66,7 @@ def _campaigns(folder: Path) -> dict[str, Any]:
         loss = model(torch.randn(5, 2, 2))[0].square().mean()
         loss.backward()
         optimizer.step()
-        return float(loss)
+        return loss.item()
 
     model = torch.nn.GRU(2, 3)
     return {
