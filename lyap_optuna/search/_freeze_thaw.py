@@ -260,6 +260,7 @@ class Search:
     def run(self) -> None:
         """Search, and end what rests, whatever happens."""
         try:
+            self._update()
             while not self._is_over() and (begun := self._next()) is not None:
                 self._go_on(begun)
         except BaseException:
@@ -283,6 +284,9 @@ class Search:
         """See to the trials of others that give no sign of life."""
         optuna.storages.fail_stale_trials(self._study)
 
+    def _update(self) -> None:
+        self._choice.update(self._study.get_trials(deepcopy=False))
+
     def _is_over(self) -> bool:
         return self._study._stop_flag or self._is_spent()
 
@@ -292,7 +296,6 @@ class Search:
 
     def _next(self) -> Begun | None:
         """Return the trial to go on with, a new one or one that rests; None: the search ends."""
-        self._choice.update(self._study.get_trials(deepcopy=False))
         resting = list(self._live.values())
         startup = self._choice.n_complete < N_STARTUP_TRIALS
         if startup and resting:  # it was to run to its end
@@ -332,6 +335,7 @@ class Search:
         """
         self._n_trials = None if begin else self._begun
         self._n_steps = None if n_steps is None else self._steps + n_steps
+        self._update()  # others have searched since
         begun = None if self._study._stop_flag else self._next()
         if begun is None:
             return False
@@ -450,6 +454,10 @@ class Search:
         self._heartbeat.remove(trial._trial_id)
         if begun.frozen.state.is_finished():  # by another process, which held this one for dead
             _logger.warning(f"Trial {trial.number} was ended by another process.")
+            if isinstance(outcome, Raised) and not isinstance(
+                outcome.error, (Exception, *self._catch)
+            ):
+                raise outcome.error
             return
         error, message = None, ""
         state, values = TrialState.FAIL, None
@@ -474,6 +482,7 @@ class Search:
         self._mark(begun, False)
         self._study.tell(trial, values, state, skip_if_finished=True)
         _log(begun, state, values, message, error)
+        self._update()
         if error is not None and not forgiven and not isinstance(error, self._catch):
             raise error
         if isinstance(outcome, Raised):
@@ -496,7 +505,6 @@ class Search:
         first: BaseException | None = None
         resting = list(self._live.values())
         try:
-            self._choice.update(self._study.get_trials(deepcopy=False))
             self._choice.judge(resting)
         except Exception as error:  # a storage that fails must not keep objectives from ending
             first = error
