@@ -221,6 +221,7 @@ def test_all_workers_together_make_as_many_steps_as_the_file_says(
     assert reports(campaign.trials) == 90
 
 
+@pytest.mark.slow
 def test_a_total_of_trials_ends_it_and_a_larger_one_goes_on(tmp_path: Path) -> None:
     campaign = freezing(tmp_path, trials=10, workers=2)
     campaign.run()
@@ -394,6 +395,7 @@ def test_with_checkpoints_what_rested_in_a_killed_worker_goes_on(tmp_path: Path)
         assert all(len(trained(tmp_path, x, epoch)) <= 1 for epoch in range(EPOCHS))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kept", [False, True])
 def test_stopping_and_going_on(tmp_path: Path, kept: bool) -> None:
     campaign = freezing(tmp_path, "resuming_curve" if kept else "curve", trials=14, workers=2)
@@ -426,6 +428,7 @@ def test_stopping_and_going_on(tmp_path: Path, kept: bool) -> None:
             assert all(len(trained(tmp_path, x, epoch)) <= 1 for epoch in range(EPOCHS))
 
 
+@pytest.mark.slow
 def test_after_everything_was_killed_the_next_run_goes_on(tmp_path: Path) -> None:
     campaign = freezing(tmp_path, trials=14)
     with held(campaign) as (process, pid, _):
@@ -444,6 +447,7 @@ def test_after_everything_was_killed_the_next_run_goes_on(tmp_path: Path) -> Non
     assert len(trials) == 15
 
 
+@pytest.mark.slow
 def test_workers_end_what_rests_when_the_parent_is_gone(tmp_path: Path) -> None:
     campaign = freezing(tmp_path, trials=14, storage=str(tmp_path / "c.journal"))
     with held(campaign) as (process, _, number):
