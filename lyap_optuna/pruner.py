@@ -30,17 +30,19 @@ class LyapunovPruner(BasePruner):
     displacement since before training and the hyperparameters say of the final value: a
     posterior over final values, on ranks, in which each kind of evidence counts for as much as
     the COMPLETE trials bear out. A trial is pruned where its chance of ending among the best
-    ``top_fraction`` is less than what the next look is worth: ``min_probability`` half way
-    through training, and in proportion less where looking again after as many epochs as the
-    trial has had is cheap, or where little is left to save. In formulas, after e of E reports,
-    where p < ``min_probability`` x 2 min(e + 1, E - e) / E. (docs/mathematics.md has the
-    posterior.)
+    ``top_fraction`` is less than what the next look is worth: half way through training
+    ``min_probability`` times the share of the variance that the evidence explains, and in
+    proportion less where looking again after as many epochs as the trial has had is cheap, or
+    where little is left to save. In formulas, after e of E reports and with a share s explained,
+    where p < ``min_probability`` x s x 2 min(e + 1, E - e) / E. So a trial needs the base rate
+    where the evidence explains one half, and nothing is pruned where it explains nothing.
+    (docs/mathematics.md has the posterior.)
 
     A trial that leads is kept whatever is predicted: fewer than ``top_fraction`` of the feasible
     COMPLETE trials had a report as good at the same step. (Not in studies whose final values are
-    worse where their last reports are better.) Final values that differ by less than 5 % of the
-    distance from the median to the best count as equal. Where the study uses constraints, the
-    best are the best feasible trials.
+    worse where their last reports are better.) A final value is taken to be known to within 5 %
+    of the distance from the median to the best: the order of trials on a plateau teaches nothing.
+    Where the study uses constraints, the best are the best feasible trials.
 
     That early exponents foretell the final loss, and that a maximum exponent near 0 is better, is
     the finding of Vogt, Puelma Touzel, Shlizerman and Lajoie, *On Lyapunov Exponents for RNNs*
@@ -89,7 +91,8 @@ class LyapunovPruner(BasePruner):
             which nothing was reported is put off until the next report. At least 1.
         top_fraction: The fraction of COMPLETE trials that count as the best, in (0, 1).
         min_probability: The chance of ending among the best that a trial needs half way through
-            training, in [0, 1]. With 0 nothing is pruned.
+            training where the evidence explains everything, in [0, 1]; in proportion less where
+            it explains less. With 0 nothing is pruned.
         evidence: Kinds of evidence that may count, of ``"loss"``, ``"exponents"``,
             ``"displacement"`` and ``"hyperparameters"``; all of them for None.
         audit: The share of condemned trials that run on all the same, in [0, 1], so that
@@ -102,11 +105,11 @@ class LyapunovPruner(BasePruner):
     def __init__(
         self,
         *,
-        n_startup_trials: int = 10,
+        n_startup_trials: int = 8,
         n_warmup_steps: int = 0,
         interval_steps: int = 1,
         top_fraction: float = TOP_FRACTION,
-        min_probability: float = 0.1,
+        min_probability: float = 0.2,
         evidence: Iterable[str] | None = None,
         audit: float = 0.0,
     ) -> None:
@@ -234,7 +237,9 @@ class LyapunovPruner(BasePruner):
         known |= model.grounds(predicted)
         if predicted.probability is None:
             return Decision(verdict="kept", because="infeasible", **known)
-        known["min_probability"] = least = required_chance(self._min_probability, done, total)
+        explained = sum(known["shares"].values())
+        least = required_chance(self._min_probability, explained, done, total)
+        known["min_probability"] = least
         if predicted.probability >= least:
             return Decision(verdict="kept", **known)
         if model.leads(view):
@@ -266,19 +271,23 @@ class LyapunovPruner(BasePruner):
         )
 
 
-def required_chance(half_way: float, done: int, total: int) -> float:
+def required_chance(at_most: float, explained: float, done: int, total: int) -> float:
     """Return the chance of ending among the best that a trial needs after some of its reports.
 
     A trial is worth a next look while its chance times the worth of a trial among the best exceeds
     what the look costs: as many epochs again as it has had, as successive halving gives (and one,
-    where it has had none), or what is left where that is less.
+    where it has had none), or what is left where that is less. What it costs is worth the trials
+    that could be begun in its place, and those are cheaper the more the evidence explains, as the
+    poor ones among them are found out. Where it explains nothing, none is found out and nothing
+    is gained by pruning.
 
     Args:
-        half_way: The chance that it needs half way.
+        at_most: The chance needed half way where the evidence explains everything.
+        explained: The share of the variance that the evidence explains.
         done: Reports so far.
         total: Reports of a whole trial.
     """
-    return half_way * 2 * min(done + 1, total - done) / total
+    return at_most * explained * 2 * min(done + 1, total - done) / total
 
 
 def is_audited(number: int, share: float) -> bool:

@@ -27,8 +27,12 @@ def pruned_study(storage: str | None = None) -> tuple[optuna.Study, optuna.trial
                 raise optuna.TrialPruned
         return x
 
-    study.optimize(objective, n_trials=25)
-    return study, study.get_trials(states=[optuna.trial.TrialState.PRUNED])[0]
+    study.optimize(objective, n_trials=40)
+    for trial in study.get_trials(states=[optuna.trial.TrialState.PRUNED]):
+        last = read_decisions(trial)[-1]
+        if last.lower is not None and last.upper is not None and last.lower < last.upper:
+            return study, trial
+    raise AssertionError("no pruned trial with a closed interval")
 
 
 def test_it_shows_the_recorded_decisions() -> None:
@@ -40,6 +44,7 @@ def test_it_shows_the_recorded_decisions() -> None:
     assert list(crosses.x) == [last.step]
     assert list(crosses.y) == [last.predicted_value]
     assert crosses.y[0] + crosses.error_y.array[0] == pytest.approx(last.upper)
+    assert crosses.y[0] - crosses.error_y.arrayminus[0] == pytest.approx(last.lower)
     assert last.threshold in by_name["threshold of the best then"].y
     assert list(by_name["reported"].y) == list(trial.intermediate_values.values())
     assert "loss" in figure.layout.title.text

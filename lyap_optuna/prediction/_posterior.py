@@ -138,13 +138,14 @@ def _covariances(shares: FloatArray, matrices: FloatArray) -> FloatArray:
 
 
 def _log_evidence(shares: FloatArray, matrices: FloatArray, y: FloatArray) -> FloatArray:
-    """Return the log marginal likelihood of each draw, less a constant, shape (draws,)."""
-    n = len(y)
+    """Return the log marginal likelihood of each draw's y, less a constant, shape (draws,)."""
+    n = y.shape[1]
     found = []
-    for part in np.array_split(shares, -(-len(shares) * n**2 // _AT_ONCE)):
+    blocks = -(-len(shares) * n**2 // _AT_ONCE)
+    for part, own in zip(np.array_split(shares, blocks), np.array_split(y, blocks), strict=True):
         bordered = np.full((len(part), n + 1, n + 1), 1 / _JITTER**2)
         bordered[:, :n, :n] = _covariances(part, matrices)
-        bordered[:, n, :n] = y  # whose row of the factor is what a solve would give
+        bordered[:, n, :n] = own  # whose row of the factor is what a solve would give
         factors = np.linalg.cholesky(bordered)
         logs = np.log(np.diagonal(factors, axis1=1, axis2=2)[:, :n]).sum(axis=1)
         found.append(-0.5 * (factors[:, n, :n] ** 2).sum(axis=1) - logs)
@@ -191,7 +192,8 @@ class Posterior:
 
     Args:
         features: By kind of evidence, shape (n, n_columns), NaN where missing.
-        scores: Normal scores of the final values, shape (n,).
+        scores: Normal scores of the final values, shape (n,); where they are known to a margin,
+            draws of what they may be, shape (n_draws, n), which the draws of shares take in turn.
         prior: The prior mean's column, shape (n,), NaN where missing: larger is expected to be
             worse. None without one.
 
@@ -215,7 +217,8 @@ class Posterior:
         scores: FloatArray,
         prior: FloatArray | None = None,
     ) -> None:
-        n = len(scores)
+        scores = np.atleast_2d(scores)
+        n = scores.shape[1]
         for kind, matrix in features.items():
             if matrix.ndim != 2 or len(matrix) != n:
                 raise ValueError(
@@ -229,15 +232,16 @@ class Posterior:
         self._level = float(scores.mean())
         self._prior = None if prior is None else Columns(prior[:, None])
         m = self._mean_column(prior, n)
-        y = scores - self._level - PRIOR_WEIGHT * m
         draws = shares_prior(len(self.kinds))
+        y = np.resize(scores, (len(draws), n)) - self._level - PRIOR_WEIGHT * m
         kernels = [kernel(c.fitted, c.fitted) for c in self._columns.values()]
         kernels.append(PRIOR_WEIGHT**2 * np.outer(m, m) + _JITTER * np.eye(n))
         matrices = np.array(kernels)
         if n > 2 * _ROUGH:  # what a part of the trials makes very unlikely is not looked at
             part = np.linspace(0, n - 1, _ROUGH).round().astype(np.intp)
-            rough = _log_evidence(draws, matrices[:, part][:, :, part], y[part])
-            draws = draws[rough > rough.max() - _FAR]
+            rough = _log_evidence(draws, matrices[:, part][:, :, part], y[:, part])
+            likely = rough > rough.max() - _FAR
+            draws, y = draws[likely], y[likely]
         evidence = _log_evidence(draws, matrices, y)
         weights = np.exp(evidence - evidence.max())
         kept = weights > _NEGLIGIBLE
@@ -245,10 +249,9 @@ class Posterior:
         self._weights: FloatArray = (weights[kept] / weights[kept].sum())[:, None]
         inverses = np.linalg.inv(_covariances(self._shares, matrices))
         self._precisions = np.asarray(inverses, dtype=np.float64)
-        self._alphas = self._precisions @ y
+        self._y = y[kept]
+        self._alphas = (self._precisions @ self._y[:, :, None])[..., 0]
         self._m = m
-        self._y = y
-        self._given = scores
 
     def _mean_column(self, prior: FloatArray | None, n: int) -> FloatArray:
         if prior is None or self._prior is None or not self._prior.fitted.shape[1]:
@@ -277,8 +280,8 @@ class Posterior:
         own = -0.5 * ((self._y - means) ** 2 / variances + np.log(variances))
         logs = np.log(self._weights) - own
         weights = np.exp(logs - logs.max(axis=0))
-        shift = self._given - self._y
-        return Prediction(weights / weights.sum(axis=0), means + shift, np.sqrt(variances))
+        means = means + self._level + PRIOR_WEIGHT * self._m
+        return Prediction(weights / weights.sum(axis=0), means, np.sqrt(variances))
 
     def predict(
         self, features: Mapping[str, FloatArray], prior: FloatArray | None = None
@@ -287,7 +290,7 @@ class Posterior:
         rows = {kind: columns(features[kind]) for kind, columns in self._columns.items()}
         n = len(next(iter(features.values())))
         m = self._mean_column(prior, n)
-        size = max(1, _AT_ONCE // (len(self._shares) * len(self._y)))
+        size = max(1, _AT_ONCE // self._y.size)
         parts = [
             self._part({k: x[i : i + size] for k, x in rows.items()}, m[i : i + size])
             for i in range(0, n, size)

@@ -15,7 +15,7 @@ from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from lyap_optuna._warnings import LyapunovWarning
-from lyap_optuna.prediction._posterior import Posterior, Prediction
+from lyap_optuna.prediction._posterior import DRAWS, Posterior, Prediction
 from lyap_optuna.prediction._scores import Scale, rank_correlation
 from lyap_optuna.prediction._table import FeatureTable
 from lyap_optuna.prediction.evidence import TrialView
@@ -149,9 +149,9 @@ class StepModel:
         # The prior mean speaks of tangent maps; with an LSTM's cell held fixed there is none.
         measured = {v.measured_state for v in fitted} - {None}
         self._mean_known = measured == {"full"}
-        scores = self.scale.score_of(self.values) if len(fitted) else self.values
         self.posterior: Posterior | None = None
-        if np.isfinite(self.values).any() and np.ptp(scores) > 0.0:
+        if np.isfinite(self.values).any() and np.unique(self.values).size > 1:
+            scores = self.scale.draws(self.values, DRAWS * max(len(kinds), 1))
             self.posterior = Posterior(self._table.fitted, scores, self._mean(self._table.fitted))
 
     def _mean(self, matrices: dict[str, FloatArray]) -> FloatArray | None:
@@ -188,7 +188,7 @@ class StepModel:
         if counts.sum() < 3 or not self.kinds:
             return None
         return rank_correlation(
-            self._out_of_fold.mean[counts], self.scale.score_of(self.values[counts])
+            self._out_of_fold.mean[counts], self.scale.tied_score_of(self.values[counts])
         )
 
     def predict(self, views: Sequence[TrialView]) -> list[StepPrediction | None]:
