@@ -1,6 +1,7 @@
 """What is stored with a trial, and the only code that touches storage."""
 
 from lyap_optuna.records._artifacts import upload_spectrum, write_study_spectra
+from lyap_optuna.records._attempts import number_in, repeat
 from lyap_optuna.records._decisions import Decision, interval, read_decisions, write_decision
 from lyap_optuna.records._json import FLOOR
 from lyap_optuna.records._readouts import (
@@ -44,8 +45,10 @@ __all__ = [
     "prevailing_state",
     "load_spectra",
     "interval",
+    "number_in",
     "read_decisions",
     "read_readouts",
+    "repeat",
     "stored_trial",
     "upgrade_spectra",
     "upload_spectrum",
