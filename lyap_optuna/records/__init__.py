@@ -27,6 +27,7 @@ from lyap_optuna.records._spectra import (
     upgrade_spectra,
     write_spectrum,
 )
+from lyap_optuna.records._stretches import Stretch, read_stretches, write_stretches
 
 __all__ = [
     "Decision",
@@ -35,6 +36,7 @@ __all__ = [
     "ReadoutRecord",
     "SpectraError",
     "SpectrumRecord",
+    "Stretch",
     "baseline_step",
     "begins_training",
     "checked_url",
@@ -48,6 +50,7 @@ __all__ = [
     "number_in",
     "read_decisions",
     "read_readouts",
+    "read_stretches",
     "repeat",
     "stored_trial",
     "upgrade_spectra",
@@ -56,5 +59,6 @@ __all__ = [
     "write_failure",
     "write_readouts",
     "write_spectrum",
+    "write_stretches",
     "write_study_spectra",
 ]

@@ -32,3 +32,6 @@ FAILURES = "lyapunov:failures"
 
 RESTING = "lyapunov:resting"
 """Whether a RUNNING trial rests: :func:`~lyap_optuna.freeze_thaw` has paused it."""
+
+STRETCHES = "lyapunov:stretches"
+"""When a trial that has rested ran, and what was thought of it at each pause."""

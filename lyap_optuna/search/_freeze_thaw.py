@@ -5,6 +5,8 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from datetime import datetime
 from typing import Any, Literal
 
 import numpy as np
@@ -16,7 +18,7 @@ from lyap_optuna._logging import get_logger
 from lyap_optuna._warnings import LyapunovWarning
 from lyap_optuna.prediction._study import TOP_FRACTION, StudyModels, single_direction
 from lyap_optuna.prediction.evidence import check_evidence
-from lyap_optuna.records import _keys, write_decision
+from lyap_optuna.records import Stretch, _keys, write_decision, write_stretches
 from lyap_optuna.search._choice import Begun, Choice
 from lyap_optuna.search._drivers import (
     Objective,
@@ -202,6 +204,7 @@ class _Search:
         self._start = Surroundings.here()
         self._live: dict[int, Begun] = {}  # begun and not ended, by trial id
         self._resting: set[int] = set()  # trial ids
+        self._stretches: dict[int, list[Stretch]] = {}  # by trial id
         self._last: Begun | None = None
         self.sampler = SeesRestingAsPruned(study.sampler, study, self._resting)
         self._begun = self._steps = 0
@@ -257,11 +260,18 @@ class _Search:
         """Say of the trial that ran last that it rests, where another runs now."""
         last, self._last = self._last, chosen
         if last is not None and last is not chosen and last.trial._trial_id in self._live:
+            stretches = self._stretches[last.trial._trial_id]
+            instead = None if chosen is None else chosen.trial.number
+            stretches[-1] = replace(stretches[-1], after=_chance(last), instead=instead)
+            write_stretches(last.trial, stretches)
             last.trial.set_user_attr(_keys.RESTING, True)
 
     def _go_on(self, begun: Begun) -> None:
         """Run a trial until it rests or ends."""
         trial_id = begun.trial._trial_id
+        stretches = self._stretches.setdefault(trial_id, [])
+        if begun is not self._last or not stretches:
+            stretches.append(Stretch(_age(begun), 0.0, 0, _chance(begun), index=len(stretches)))
         self._mark_last(begun)
         if trial_id in self._resting:
             self._resting.discard(trial_id)
@@ -300,6 +310,9 @@ class _Search:
             new = 1  # an objective that never reports: its pauses are counted
         begun.steps += new
         self._steps += new
+        stretches = self._stretches[begun.trial._trial_id]
+        ran = stretches[-1]
+        stretches[-1] = replace(ran, seconds=_age(begun) - ran.start, reports=ran.reports + new)
         self._choice.paused(begun)
         self.progress.update(self._study, new, len(self._live) - 1)
         return outcome
@@ -330,6 +343,8 @@ class _Search:
             message = _UNTRAINED
         if ended and error is None and values is None:
             write_decision(self._study, begun.frozen, self._choice.decision(begun))
+        if len(stretches := self._stretches.pop(trial._trial_id, [])) > 1:
+            write_stretches(trial, stretches)
         if begun.frozen.user_attrs.get(_keys.RESTING):
             trial.set_user_attr(_keys.RESTING, False)
         self._study.tell(trial, values, state)
@@ -378,6 +393,17 @@ class _Search:
             LyapunovWarning,
             stacklevel=6,
         )
+
+
+def _age(begun: Begun) -> float:
+    """Return the seconds since a trial began, by the clock that Optuna stores."""
+    began = begun.frozen.datetime_start
+    return 0.0 if began is None else (datetime.now() - began).total_seconds()
+
+
+def _chance(begun: Begun) -> float | None:
+    """Return what was last thought of a trial; None where nothing could be predicted."""
+    return None if begun.predicted is None else begun.predicted.probability
 
 
 def _values_of(value: Any) -> tuple[list[float] | None, str]:
