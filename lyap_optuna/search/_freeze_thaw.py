@@ -1,5 +1,6 @@
 """The search: run a trial to a pause, choose, go on; and leave nothing running at the end."""
 
+import contextlib
 import copy
 import math
 import time
@@ -128,7 +129,8 @@ def freeze_thaw(
         cost: What a step costs: its measured ``"seconds"`` (trials of one study may differ
             sixty-fold), or the same for all (``"steps"``): then the same seeds make the same
             choices.
-        show_progress_bar: Show steps, the best value and how many trials rest.
+        show_progress_bar: Show steps spent of ``n_steps``, the time left, the best value, which
+            trial runs and how many rest.
 
     Raises:
         ValueError: An argument is out of its range, or the study has several objectives.
@@ -149,18 +151,19 @@ def freeze_thaw(
         raise RuntimeError("freeze_thaw cannot be called within a search.")
     entropy = int(np.random.SeedSequence(seed).generate_state(1)[0]) if seed is None else seed
     rng = np.random.default_rng([entropy, 0x66741])  # apart from the trials' generators
+    deadline = math.inf if timeout is None else time.perf_counter() + timeout
     search = _Search(
         study,
         objective,
         choice=Choice(models, TOP_FRACTION, cost == "seconds", rng),
         n_trials=n_trials,
         n_steps=n_steps,
-        timeout=timeout,
+        deadline=deadline,
         max_paused=max_paused,
         seed=entropy,
         catch=caught,
         callbacks=tuple(callbacks or ()),
-        progress=_Progress(show_progress_bar, n_steps),
+        progress=_Progress(show_progress_bar, n_trials, n_steps, deadline),
     )
     sampler = study.sampler
     study.sampler = search.sampler
@@ -187,7 +190,7 @@ class _Search:
         choice: Choice,
         n_trials: int | None,
         n_steps: int | None,
-        timeout: float | None,
+        deadline: float,
         max_paused: int,
         seed: int,
         catch: tuple[type[Exception], ...],
@@ -196,8 +199,7 @@ class _Search:
     ) -> None:
         self._study, self._objective, self._choice = study, objective, choice
         self._n_trials, self._n_steps = n_trials, n_steps
-        self._timeout = timeout
-        self._deadline = math.inf if timeout is None else time.perf_counter() + timeout
+        self._deadline = deadline
         self._max_paused, self._seed = max_paused, seed
         self._catch, self._callbacks = catch, callbacks
         self.progress = progress
@@ -241,7 +243,7 @@ class _Search:
             return None
         if not self.sampler.is_out([begun.frozen for begun in resting]):
             return self._begin()
-        budget = self._n_steps is not None or self._timeout is not None
+        budget = self._n_steps is not None or math.isfinite(self._deadline)
         return self._choice.best(resting) if budget and resting else None
 
     def _begin(self) -> Begun:
@@ -314,7 +316,7 @@ class _Search:
         ran = stretches[-1]
         stretches[-1] = replace(ran, seconds=_age(begun) - ran.start, reports=ran.reports + new)
         self._choice.paused(begun)
-        self.progress.update(self._study, new, len(self._live) - 1)
+        self.progress.update(new, self._begun, begun.trial.number, len(self._live) - 1)
         return outcome
 
     def _finish(
@@ -348,6 +350,8 @@ class _Search:
         if begun.frozen.user_attrs.get(_keys.RESTING):
             trial.set_user_attr(_keys.RESTING, False)
         self._study.tell(trial, values, state)
+        self.progress.ended(self._study)
+        self.progress.update(0, self._begun, None, len(self._live))
         _log(begun, state, values, message, error)
         self._choice.update(self._study.get_trials(deepcopy=False))
         if error is not None and not isinstance(error, self._catch):
@@ -440,25 +444,40 @@ def _log(
 
 
 class _Progress:
-    """Steps done of the budget, the best value, and how many trials rest."""
+    """Steps done of the budget, time left, the best value, what runs and how many trials rest."""
 
-    def __init__(self, show: bool, n_steps: int | None) -> None:
+    def __init__(
+        self, show: bool, n_trials: int | None, n_steps: int | None, deadline: float
+    ) -> None:
         self._bar: Any = None
+        self._n_trials, self._deadline = n_trials, deadline
+        self._best = ""
         if show:
             from tqdm.auto import tqdm
 
             self._bar = tqdm(total=n_steps, unit="step")
 
-    def update(self, study: Study, new: int, resting: int) -> None:
-        """Show ``new`` steps more."""
+    def update(self, new: int, begun: int, running: int | None, resting: int) -> None:
+        """Show ``new`` steps more, and what runs: a trial number, None between two trials."""
         if self._bar is None:
             return
+        parts = [self._best] if self._best else []
+        if self._n_trials is not None:
+            parts.append(f"{begun}/{self._n_trials} trials begun")
+        if running is not None:
+            parts.append(f"trial {running} runs")
+        parts.append(f"{resting} rest")
+        if math.isfinite(self._deadline):
+            left = max(self._deadline - time.perf_counter(), 0.0)
+            parts.append(f"{self._bar.format_interval(left)} left at most")
+        self._bar.set_postfix_str(", ".join(parts), refresh=False)
         self._bar.update(new)
-        try:
-            best = f"best {study.best_value:.4g}, "
-        except ValueError:  # no trial is COMPLETE
-            best = ""
-        self._bar.set_postfix_str(f"{best}{resting} resting")
+
+    def ended(self, study: Study) -> None:
+        """Look for the best value: a trial has ended."""
+        if self._bar is not None:
+            with contextlib.suppress(ValueError):  # no trial is COMPLETE
+                self._best = f"best {study.best_value:.4g}"
 
     def close(self) -> None:
         """Leave the bar as it stands."""
