@@ -50,7 +50,7 @@ def skill_verdict(skills: Sequence["EvidenceSkill"]) -> str:
         return "Too few trials ran to the end to compare the kinds of evidence."
     ours, loss = max(compared, key=lambda pair: _skill_of(pair[0]) - _skill_of(pair[1]))
     error = 1 / math.sqrt(max(ours.n_trials - 1, 1))
-    gain = _skill_of(ours) - _skill_of(loss)
+    gain = round(_skill_of(ours), 2) - round(_skill_of(loss), 2)  # what is told, and no less
     measured = (
         f"rank correlation {_skill_of(ours):.2f} against {_skill_of(loss):.2f} on {ours.n_trials} "
         "trials"
