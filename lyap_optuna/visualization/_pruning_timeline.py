@@ -126,7 +126,11 @@ def _when_each_ran(
     # Of what runs or rests, the end is the last moment that is known of the study.
     last = max(
         [t.datetime_complete.timestamp() - first for t in trials if t.datetime_complete]
-        + [began[n] - first + s[-1].start + s[-1].seconds for n, s in stored.items() if s],
+        + [
+            began[n] - first + s[-1].start + s[-1].seconds
+            for n, s in stored.items()
+            if s and n in began
+        ],
         default=0.0,
     )
     found = {}
