@@ -60,7 +60,8 @@ def second_chance(
     ``study.optimize``, :func:`freeze_thaw` and campaigns run what is queued first.
 
     Trials that :func:`freeze_thaw` ended while they rested count as pruned, also untrained ones.
-    None is queued twice, nor where a trial of the same parameters is COMPLETE, runs or waits.
+    None is queued twice, nor where a trial of the same parameters is COMPLETE, runs or waits; but
+    two calls at the very same moment do not know of each other.
 
     Args:
         study: A study of one objective, in any storage.

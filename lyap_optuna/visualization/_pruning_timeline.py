@@ -124,29 +124,26 @@ def _when_each_ran(
     began = {t.number: t.datetime_start.timestamp() for t in trials if t.datetime_start}
     first = min(began.values(), default=0.0)
     # Of what runs or rests, the end is the last moment that is known of the study.
-    last = max(
-        [t.datetime_complete.timestamp() - first for t in trials if t.datetime_complete]
-        + [
-            began[n] - first + s[-1].start + s[-1].seconds
-            for n, s in stored.items()
-            if s and n in began
-        ],
-        default=0.0,
-    )
+    known = [t.datetime_complete.timestamp() - first for t in trials if t.datetime_complete]
+    for number, stretches in stored.items():
+        if stretches and number in began:
+            ran = stretches[-1]
+            known.append(began[number] - first + ran.start + ran.seconds)
+    last = max(known, default=0.0)
     found = {}
     for trial in trials:
         if trial.number not in began:
             continue
         start, completed = began[trial.number] - first, trial.datetime_complete
         end = completed.timestamp() - first if completed else max(last, start)
-        stretches = [
+        drawn = [
             _Stretch(start + s.start, start + s.start + s.seconds, _of_stretch(trial.number, s))
             for s in stored[trial.number]
         ] or [_Stretch(start, end, f"trial {trial.number}, without a pause")]
         ends_resting = trial.user_attrs.get(_keys.RESTING) is True or completed is not None
-        until = [s.start for s in stretches[1:]] + [end if ends_resting else stretches[-1].end]
-        rests = [(s.end, then) for s, then in zip(stretches, until, strict=True) if then > s.end]
-        found[trial.number] = tuple(stretches), tuple(rests)
+        until = [s.start for s in drawn[1:]] + [end if ends_resting else drawn[-1].end]
+        rests = [(s.end, then) for s, then in zip(drawn, until, strict=True) if then > s.end]
+        found[trial.number] = tuple(drawn), tuple(rests)
     return found
 
 
