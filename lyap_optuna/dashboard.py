@@ -313,17 +313,16 @@ def _resting_words(trials: Sequence[FrozenTrial]) -> list[str]:
     if not resting:
         return []
     resting.sort(key=lambda pair: (pair[0] is None, -(pair[0] or 0.0), pair[1].number))
-    named = ", ".join(
-        f"{trial.number} ({'-' if chance is None else format(chance, '.2g')} after "
-        f"{len(trial.intermediate_values)} reports)"
+    named = "; ".join(
+        f"trial {trial.number}, {'unknown' if chance is None else format(chance, '.2g')} after "
+        f"{len(trial.intermediate_values)} report"
+        f"{'' if len(trial.intermediate_values) == 1 else 's'}"
         for chance, trial in resting[:_MOST_NAMED]
     )
-    n = len(resting)
+    rest = "1 trial rests" if len(resting) == 1 else f"{len(resting)} trials rest"
     return [
-        f"**Resting**: {n} trial{' rests' if n == 1 else 's rest'}, because freeze_thaw found more "
-        "promise for the cost in others. "
-        + ("It was" if n == 1 else f"The {min(n, _MOST_NAMED)} most promising were")
-        + f", by the chance of ending among the best when it paused: {named}."
+        f"**Resting**: {rest}, because freeze_thaw found more promise for the cost in others. "
+        f"Chance of ending among the best when it paused, the largest first: {named}."
     ]
 
 

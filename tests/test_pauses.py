@@ -1,5 +1,6 @@
 """What is stored, told and drawn of trials that rest."""
 
+import re
 import time
 from collections.abc import Generator
 from itertools import groupby, pairwise
@@ -133,9 +134,12 @@ def test_the_note_names_the_most_promising_of_those_that_rest() -> None:
     search = Search(look=look)
     note, chances = search.looked
     assert f"**Resting**: {len(chances)} trials rest" in note
-    named = note[note.index("when it paused: ") :].split(", ")
+    named = re.findall(r"trial (\d+), ([0-9.e-]+) after (\d+ reports?)", note)
     best = sorted(chances, key=lambda n: (-chances[n], n))[:5]
-    assert [int(n.removeprefix("when it paused: ").split(" ")[0]) for n in named] == best
+    assert [(int(n), float(c)) for n, c, _ in named] == [
+        (n, float(f"{chances[n]:.2g}")) for n in best
+    ]
+    assert all((reports == "1 report") == reports.startswith("1 ") for *_, reports in named)
     assert "Resting" not in note_text(search.study, gather(search.study))
 
 
