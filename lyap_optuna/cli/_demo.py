@@ -156,6 +156,7 @@ def _search(
     digits = load_digits()
     started: list[int] = []
     told = before // _TOLD_EVERY
+    bar = console.is_terminal and name == "freeze_thaw"
 
     def remembered(trial: optuna.Trial) -> float:
         started.append(trial.number)
@@ -168,7 +169,7 @@ def _search(
             study.set_user_attr(_FOUND_AFTER, spent)
         if spent >= budget:
             study.stop()
-        elif spent // _TOLD_EVERY > told and not console.is_terminal:
+        elif spent // _TOLD_EVERY > told and not bar:
             told = spent // _TOLD_EVERY
             print_line(console, f"  {spent}/{budget} epochs, best loss {_best(study)}")
 
@@ -182,7 +183,7 @@ def _search(
                 seed=seed,
                 cost="steps",  # so that the same seed gives the same study
                 callbacks=[tell],
-                show_progress_bar=console.is_terminal,
+                show_progress_bar=bar,
             )
         else:
             study.pruner = _within(budget, optuna.pruners.MedianPruner())
