@@ -11,22 +11,16 @@ from optuna.study import Study
 from optuna.trial import BaseTrial, FrozenTrial, TrialState
 
 from lyap_optuna.campaign._retry import INTERRUPTED, WORKER, retry_once
-from lyap_optuna.records import _keys, stored_trial
+from lyap_optuna.records import number_in, repeat, stored_trial
 from lyap_optuna.records._keys import CONTINUES, REPEATS
-
-
-def number_in(trial: FrozenTrial, key: str) -> int | None:
-    """Return the trial number stored under ``key``, or None: attributes may be edited by hand."""
-    number = trial.user_attrs.get(key)
-    return number if isinstance(number, int) and not isinstance(number, bool) else None
 
 
 def previous_attempt(trial: BaseTrial) -> int | None:
     """Return the number of the trial from whose checkpoint this one may go on, or None.
 
-    That is the latest of the screened trial which it continues, the interrupted one which it
-    repeats, and the one whose worker died. Save checkpoints under ``trial.number`` and look for
-    this number's when a trial begins; without a checkpoint, begin from the start.
+    That is the latest of the screened or pruned trial which it continues, the interrupted one
+    which it repeats, and the one whose worker died. Save checkpoints under ``trial.number`` and
+    look for this number's when a trial begins; without a checkpoint, begin from the start.
 
     Args:
         trial: A running trial.
@@ -112,22 +106,6 @@ def fail(study: Study, trial: FrozenTrial) -> bool:
         return study._storage.set_trial_state_values(trial._trial_id, state=TrialState.FAIL)
     except UpdateFinishedTrialError:
         return False
-
-
-def repeat(study: Study, trial: FrozenTrial, mark: str = REPEATS) -> None:
-    """Queue a new trial with the parameters of ``trial``.
-
-    As in Optuna's retries, it inherits the readouts, with the number of ``trial``: they count for
-    its baseline, and at steps that it reports itself.
-    """
-    fixed = trial.system_attrs.get("fixed_params")
-    params = {**(fixed if isinstance(fixed, Mapping) else {}), **trial.params}
-    attrs = {
-        key: trial.user_attrs[key] for key in (_keys.READOUTS, CONTINUES) if key in trial.user_attrs
-    }
-    if _keys.READOUTS in attrs:
-        attrs[_keys.TRIAL] = trial.number
-    study.enqueue_trial(params, user_attrs={**attrs, mark: trial.number})
 
 
 def repeat_interrupted(study: Study) -> int:

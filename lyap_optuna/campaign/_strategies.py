@@ -10,9 +10,8 @@ from optuna.trial import FrozenTrial, TrialState
 
 from lyap_optuna._logging import get_logger
 from lyap_optuna.campaign._config import CampaignConfig, Screen, make_pruner
-from lyap_optuna.campaign._recovery import number_in, repeat
 from lyap_optuna.prediction import rank_trials
-from lyap_optuna.records import Decision, write_decision
+from lyap_optuna.records import Decision, number_in, repeat, write_decision
 from lyap_optuna.records._keys import CONTINUES
 
 _logger = get_logger(__name__)

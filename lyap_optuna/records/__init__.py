@@ -1,6 +1,7 @@
 """What is stored with a trial, and the only code that touches storage."""
 
 from lyap_optuna.records._artifacts import upload_spectrum, write_study_spectra
+from lyap_optuna.records._attempts import number_in, repeat
 from lyap_optuna.records._decisions import Decision, interval, read_decisions, write_decision
 from lyap_optuna.records._json import FLOOR
 from lyap_optuna.records._readouts import (
@@ -26,6 +27,7 @@ from lyap_optuna.records._spectra import (
     upgrade_spectra,
     write_spectrum,
 )
+from lyap_optuna.records._stretches import Stretch, read_stretches, write_stretches
 
 __all__ = [
     "Decision",
@@ -34,6 +36,7 @@ __all__ = [
     "ReadoutRecord",
     "SpectraError",
     "SpectrumRecord",
+    "Stretch",
     "baseline_step",
     "begins_training",
     "checked_url",
@@ -44,8 +47,11 @@ __all__ = [
     "prevailing_state",
     "load_spectra",
     "interval",
+    "number_in",
     "read_decisions",
     "read_readouts",
+    "read_stretches",
+    "repeat",
     "stored_trial",
     "upgrade_spectra",
     "upload_spectrum",
@@ -53,5 +59,6 @@ __all__ = [
     "write_failure",
     "write_readouts",
     "write_spectrum",
+    "write_stretches",
     "write_study_spectra",
 ]

@@ -1,10 +1,10 @@
 """Recordings: studies whose every trial ran to the end, as small files that travel.
 
 A recording is one JSON document, compressed by gzip where its name ends in ``.gz``. It holds the
-hyperparameters with their distributions, the value reported at every step, the final value, and
-the readouts, by state where several were measured (an entry in another series says its own where
-that is not ``"hidden"``). Numbers that JSON cannot hold stand as the
-strings ``"nan"``, ``"inf"`` and ``"-inf"``.
+hyperparameters with their distributions, the value reported at every step, the final value, how
+long each trial ran where that is known, and the readouts, by state where several were measured (an
+entry in another series says its own where that is not ``"hidden"``). Numbers that JSON cannot hold
+stand as the strings ``"nan"``, ``"inf"`` and ``"-inf"``.
 """
 
 import contextlib
@@ -29,7 +29,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from lyap_optuna.dynamics import STATES
 from lyap_optuna.prediction._study import single_direction
-from lyap_optuna.records import ReadoutRecord, _keys, is_own, read_readouts
+from lyap_optuna.records import ReadoutRecord, _keys, is_own, read_readouts, read_stretches
 
 FORMAT = "lyap-optuna recording"
 VERSION = 1
@@ -49,6 +49,7 @@ class RecordedTrial:
         values: Reported value by step, at least one.
         final: The value it ended with; NaN where it failed for want of a number.
         readouts: By state, by step, as :class:`~lyap_optuna.LyapunovProbe` stores them.
+        seconds: How long it ran, from its beginning to its end; None where that is not known.
     """
 
     params: Mapping[str, Any]
@@ -56,6 +57,7 @@ class RecordedTrial:
     values: Mapping[int, float]
     final: float
     readouts: Mapping[str, Mapping[int, Mapping[str, Any]]] = field(default_factory=dict)
+    seconds: float | None = None
 
 
 @dataclass(frozen=True)
@@ -243,6 +245,7 @@ class Recording:
                     "distributions": held,
                     "values": {str(s): _to_json(v) for s, v in trial.values.items()},
                     "final": _to_json(trial.final),
+                    **({} if trial.seconds is None else {"seconds": trial.seconds}),
                     "readouts": {
                         state: {str(s): dict(r) for s, r in series.items()}
                         for state, series in trial.readouts.items()
@@ -340,6 +343,7 @@ def _of_document(document: dict[str, Any]) -> Recording:
                 values=dict(sorted(values.items())),
                 final=_from_json(stored["final"]),
                 readouts=readouts,
+                seconds=_duration(stored.get("seconds")),
             )
         )
     if not trials:
@@ -375,7 +379,24 @@ def _of_trial(trial: FrozenTrial, first: str) -> RecordedTrial:
         values=dict(sorted(trial.intermediate_values.items())),
         final=trial.values[0] if trial.values is not None else math.nan,
         readouts=readouts,
+        seconds=_ran(trial),
     )
+
+
+def _ran(trial: FrozenTrial) -> float | None:
+    """Return the seconds that a trial ran, its rests left out; None where it was added whole."""
+    stretches = read_stretches(trial)
+    if stretches and stretches[0].index == 0:
+        return _duration(round(sum(s.seconds for s in stretches), 3))
+    took = trial.duration
+    return None if took is None else _duration(round(took.total_seconds(), 3))
+
+
+def _duration(seconds: Any) -> float | None:
+    if seconds is None:
+        return None
+    took = _from_json(seconds)
+    return took if 0.0 < took < math.inf else None
 
 
 def stored_readouts(trial: RecordedTrial, state: str | None) -> dict[int, dict[str, Any]]:

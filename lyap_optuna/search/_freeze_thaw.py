@@ -1,10 +1,13 @@
 """The search: run a trial to a pause, choose, go on; and leave nothing running at the end."""
 
+import contextlib
 import copy
 import math
 import time
 import warnings
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from datetime import datetime
 from typing import Any, Literal
 
 import numpy as np
@@ -16,7 +19,7 @@ from lyap_optuna._logging import get_logger
 from lyap_optuna._warnings import LyapunovWarning
 from lyap_optuna.prediction._study import TOP_FRACTION, StudyModels, single_direction
 from lyap_optuna.prediction.evidence import check_evidence
-from lyap_optuna.records import _keys, write_decision
+from lyap_optuna.records import Stretch, _keys, write_decision, write_stretches
 from lyap_optuna.search._choice import Begun, Choice
 from lyap_optuna.search._drivers import (
     Objective,
@@ -126,7 +129,8 @@ def freeze_thaw(
         cost: What a step costs: its measured ``"seconds"`` (trials of one study may differ
             sixty-fold), or the same for all (``"steps"``): then the same seeds make the same
             choices.
-        show_progress_bar: Show steps, the best value and how many trials rest.
+        show_progress_bar: Show steps spent of ``n_steps``, the time left, the best value, which
+            trial runs and how many rest.
 
     Raises:
         ValueError: An argument is out of its range, or the study has several objectives.
@@ -147,18 +151,19 @@ def freeze_thaw(
         raise RuntimeError("freeze_thaw cannot be called within a search.")
     entropy = int(np.random.SeedSequence(seed).generate_state(1)[0]) if seed is None else seed
     rng = np.random.default_rng([entropy, 0x66741])  # apart from the trials' generators
+    deadline = math.inf if timeout is None else time.perf_counter() + timeout
     search = _Search(
         study,
         objective,
         choice=Choice(models, TOP_FRACTION, cost == "seconds", rng),
         n_trials=n_trials,
         n_steps=n_steps,
-        timeout=timeout,
+        deadline=deadline,
         max_paused=max_paused,
         seed=entropy,
         catch=caught,
         callbacks=tuple(callbacks or ()),
-        progress=_Progress(show_progress_bar, n_steps),
+        progress=_Progress(show_progress_bar, n_trials, n_steps, deadline),
     )
     sampler = study.sampler
     study.sampler = search.sampler
@@ -185,7 +190,7 @@ class _Search:
         choice: Choice,
         n_trials: int | None,
         n_steps: int | None,
-        timeout: float | None,
+        deadline: float,
         max_paused: int,
         seed: int,
         catch: tuple[type[Exception], ...],
@@ -194,14 +199,14 @@ class _Search:
     ) -> None:
         self._study, self._objective, self._choice = study, objective, choice
         self._n_trials, self._n_steps = n_trials, n_steps
-        self._timeout = timeout
-        self._deadline = math.inf if timeout is None else time.perf_counter() + timeout
+        self._deadline = deadline
         self._max_paused, self._seed = max_paused, seed
         self._catch, self._callbacks = catch, callbacks
         self.progress = progress
         self._start = Surroundings.here()
         self._live: dict[int, Begun] = {}  # begun and not ended, by trial id
         self._resting: set[int] = set()  # trial ids
+        self._stretches: dict[int, list[Stretch]] = {}  # by trial id
         self._last: Begun | None = None
         self.sampler = SeesRestingAsPruned(study.sampler, study, self._resting)
         self._begun = self._steps = 0
@@ -238,7 +243,7 @@ class _Search:
             return None
         if not self.sampler.is_out([begun.frozen for begun in resting]):
             return self._begin()
-        budget = self._n_steps is not None or self._timeout is not None
+        budget = self._n_steps is not None or math.isfinite(self._deadline)
         return self._choice.best(resting) if budget and resting else None
 
     def _begin(self) -> Begun:
@@ -257,11 +262,18 @@ class _Search:
         """Say of the trial that ran last that it rests, where another runs now."""
         last, self._last = self._last, chosen
         if last is not None and last is not chosen and last.trial._trial_id in self._live:
+            stretches = self._stretches[last.trial._trial_id]
+            instead = None if chosen is None else chosen.trial.number
+            stretches[-1] = replace(stretches[-1], after=_chance(last), instead=instead)
+            write_stretches(last.trial, stretches)
             last.trial.set_user_attr(_keys.RESTING, True)
 
     def _go_on(self, begun: Begun) -> None:
         """Run a trial until it rests or ends."""
         trial_id = begun.trial._trial_id
+        stretches = self._stretches.setdefault(trial_id, [])
+        if begun is not self._last or not stretches:
+            stretches.append(Stretch(_age(begun), 0.0, 0, _chance(begun), index=len(stretches)))
         self._mark_last(begun)
         if trial_id in self._resting:
             self._resting.discard(trial_id)
@@ -300,8 +312,11 @@ class _Search:
             new = 1  # an objective that never reports: its pauses are counted
         begun.steps += new
         self._steps += new
+        stretches = self._stretches[begun.trial._trial_id]
+        ran = stretches[-1]
+        stretches[-1] = replace(ran, seconds=_age(begun) - ran.start, reports=ran.reports + new)
         self._choice.paused(begun)
-        self.progress.update(self._study, new, len(self._live) - 1)
+        self.progress.update(new, self._begun, begun.trial.number, len(self._live) - 1)
         return outcome
 
     def _finish(
@@ -330,9 +345,13 @@ class _Search:
             message = _UNTRAINED
         if ended and error is None and values is None:
             write_decision(self._study, begun.frozen, self._choice.decision(begun))
+        if len(stretches := self._stretches.pop(trial._trial_id, [])) > 1:
+            write_stretches(trial, stretches)
         if begun.frozen.user_attrs.get(_keys.RESTING):
             trial.set_user_attr(_keys.RESTING, False)
         self._study.tell(trial, values, state)
+        self.progress.ended(self._study)
+        self.progress.update(0, self._begun, None, len(self._live))
         _log(begun, state, values, message, error)
         self._choice.update(self._study.get_trials(deepcopy=False))
         if error is not None and not isinstance(error, self._catch):
@@ -380,6 +399,17 @@ class _Search:
         )
 
 
+def _age(begun: Begun) -> float:
+    """Return the seconds since a trial began, by the clock that Optuna stores."""
+    began = begun.frozen.datetime_start
+    return 0.0 if began is None else (datetime.now() - began).total_seconds()
+
+
+def _chance(begun: Begun) -> float | None:
+    """Return what was last thought of a trial; None where nothing could be predicted."""
+    return None if begun.predicted is None else begun.predicted.probability
+
+
 def _values_of(value: Any) -> tuple[list[float] | None, str]:
     """Return the final value that an objective returned as Optuna takes it, or what is wrong."""
     items = list(value) if isinstance(value, Sequence) and not isinstance(value, str) else [value]
@@ -414,25 +444,40 @@ def _log(
 
 
 class _Progress:
-    """Steps done of the budget, the best value, and how many trials rest."""
+    """Steps done of the budget, time left, the best value, what runs and how many trials rest."""
 
-    def __init__(self, show: bool, n_steps: int | None) -> None:
+    def __init__(
+        self, show: bool, n_trials: int | None, n_steps: int | None, deadline: float
+    ) -> None:
         self._bar: Any = None
+        self._n_trials, self._deadline = n_trials, deadline
+        self._best = ""
         if show:
             from tqdm.auto import tqdm
 
             self._bar = tqdm(total=n_steps, unit="step")
 
-    def update(self, study: Study, new: int, resting: int) -> None:
-        """Show ``new`` steps more."""
+    def update(self, new: int, begun: int, running: int | None, resting: int) -> None:
+        """Show ``new`` steps more, and what runs: a trial number, None between two trials."""
         if self._bar is None:
             return
+        parts = [self._best] if self._best else []
+        if self._n_trials is not None:
+            parts.append(f"{begun}/{self._n_trials} trials begun")
+        if running is not None:
+            parts.append(f"trial {running} runs")
+        parts.append(f"{resting} rest")
+        if math.isfinite(self._deadline):
+            left = max(self._deadline - time.perf_counter(), 0.0)
+            parts.append(f"{self._bar.format_interval(left)} left at most")
+        self._bar.set_postfix_str(", ".join(parts), refresh=False)
         self._bar.update(new)
-        try:
-            best = f"best {study.best_value:.4g}, "
-        except ValueError:  # no trial is COMPLETE
-            best = ""
-        self._bar.set_postfix_str(f"{best}{resting} resting")
+
+    def ended(self, study: Study) -> None:
+        """Look for the best value: a trial has ended."""
+        if self._bar is not None:
+            with contextlib.suppress(ValueError):  # no trial is COMPLETE
+                self._best = f"best {study.best_value:.4g}"
 
     def close(self) -> None:
         """Leave the bar as it stands."""
