@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import datetime, timedelta
 
 import numpy as np
 import optuna
@@ -355,6 +356,31 @@ def test_refits_grow_by_a_tenth() -> None:
     ]  # fmt: skip
     sizes = {refit_size(n) for n in range(1, 1001)}
     assert len(sizes) < 70
+
+
+@pytest.mark.parametrize("late", [(), (33,)])  # known later than those that ended after them
+@pytest.mark.parametrize("failed", [(), (6, 11), (10, 12, 23)])
+def test_who_saw_every_trial_end_and_who_comes_later_predict_the_same(
+    failed: tuple[int, ...], late: tuple[int, ...]
+) -> None:
+    trials = study_of(specs("easy", 45, seed=1)).trials
+    for i, trial in enumerate(trials):
+        trial.datetime_complete = datetime(2026, 1, 1) + timedelta(minutes=i)
+        if i in failed:
+            trial.state, trial.values = TrialState.FAIL, None
+            trial.intermediate_values[9] = math.nan
+    running = trials[43:]
+
+    def predicted(models: StudyModels) -> list[object]:
+        return [models.at(step).predict([models.view(t) for t in running]) for step in (0, 2)]
+
+    models = StudyModels(1, tuple(EVIDENCE))
+    for n in range(5, 43):
+        known = [t for i, t in enumerate(trials[:n]) if i not in late or n > i + 4]
+        models.update(known)
+        fresh = StudyModels(1, tuple(EVIDENCE))
+        fresh.update(known)
+        assert predicted(models) == predicted(fresh), n
 
 
 def test_finished_trials_are_read_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -308,6 +308,7 @@ class StudyModels:
         self._told = False
         self._seen: dict[int, tuple[FrozenTrial, TrialView | None]] = {}
         self._finished: list[TrialView] = []
+        self._ends: list[int] = []  # how many had ended with each COMPLETE one
         self._models: OrderedDict[tuple[int, int | None], StepModel] = OrderedDict()
 
     def of(self, kinds: Sequence[str]) -> "StudyModels":
@@ -321,10 +322,10 @@ class StudyModels:
         """COMPLETE trials in order of completion."""
         return [view for view in self._finished if view.value is not None]
 
-    @cached_property
+    @property
     def n_complete(self) -> int:
         """How many they are."""
-        return len(self.complete)
+        return len(self._ends)
 
     @cached_property
     def length(self) -> int:
@@ -367,8 +368,11 @@ class StudyModels:
             self._state, self._counted = state, counted
         times = [v.completed.timestamp() if v.completed else -math.inf for v in raw]
         order = sorted(range(len(raw)), key=lambda i: (times[i], raw[i].number))
+        numbers = [view.number for view in self._finished]
         self._finished = [self._as_used(raw[i]) for i in order]
-        self.__dict__.pop("n_complete", None)
+        if [view.number for view in self._finished[: len(numbers)]] != numbers:
+            self._models.clear()  # one that ended earlier became known later
+        self._ends = [i for i, view in enumerate(self._finished, 1) if view.value is not None]
         self.__dict__.pop("length", None)
 
     def _as_used(self, view: TrialView) -> TrialView:
@@ -409,20 +413,16 @@ class StudyModels:
 
         Args:
             step: The step; None for what is known before the first report.
-            refit: Whether to use every COMPLETE trial, rather than the first
-                :func:`refit_size` in order of completion.
+            refit: Whether to use every trial, rather than those that ended up to the
+                :func:`refit_size`-th COMPLETE one. (Not those that failed since: who looks later
+                must see the same.)
         """
-        size = self.n_complete if refit else refit_size(self.n_complete)
+        size = len(self._finished)
+        if not refit:
+            size = self._ends[refit_size(self.n_complete) - 1] if self._ends else 0
         model = self._models.get((size, step))
         if model is None:
-            rows: list[TrialView] = []
-            counted = 0
-            for view in self._finished:
-                counted += view.value is not None
-                if counted > size:
-                    break
-                if view.reached(step):
-                    rows.append(view)
+            rows = [view for view in self._finished[:size] if view.reached(step)]
             model = StepModel(rows, step, self._kinds, self.sign, self._top_fraction)
             for key in [key for key in self._models if key[0] < size]:
                 del self._models[key]
