@@ -390,7 +390,7 @@ def test_finished_trials_are_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
     read = []
     original = TrialView.of.__func__
     monkeypatch.setattr(
-        TrialView, "of", classmethod(lambda cls, t, sign: read.append(t) or original(cls, t, sign))
+        TrialView, "of", classmethod(lambda cls, t, *a: read.append(t) or original(cls, t, *a))
     )
     study.add_trials([optuna.create_trial(**s) for s in specs("easy", 2, seed=1)])
     models.update(study.get_trials(deepcopy=False))

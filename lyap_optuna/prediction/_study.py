@@ -1,6 +1,7 @@
 """From a study to posteriors: which trials, at which step, how often refitted."""
 
 import copy
+import itertools
 import math
 import warnings
 from collections import OrderedDict
@@ -20,7 +21,7 @@ from lyap_optuna.prediction._scores import Scale, rank_correlation
 from lyap_optuna.prediction._table import FeatureTable
 from lyap_optuna.prediction.evidence import TrialView
 from lyap_optuna.prediction.evidence.base import FloatArray
-from lyap_optuna.records import prevailing_state
+from lyap_optuna.records import keeps_order, prevailing_state, report_order
 
 EVERY_STEP = 64
 """Reports of a trial that are each looked at by a model of their own; after that about as many
@@ -297,19 +298,41 @@ class StudyModels:
         sign: 1 where the study minimises, -1 where it maximises.
         kinds: Kinds of evidence.
         top_fraction: The fraction of feasible COMPLETE trials that are the best.
+        ordered: Whether the trials come from where the order of their reports is kept.
     """
 
-    def __init__(self, sign: int, kinds: Sequence[str], top_fraction: float = TOP_FRACTION) -> None:
+    def __init__(
+        self,
+        sign: int,
+        kinds: Sequence[str],
+        top_fraction: float = TOP_FRACTION,
+        *,
+        ordered: bool = True,
+    ) -> None:
         self.sign = sign
+        self._ordered = ordered
         self._kinds = tuple(kinds)
         self._top_fraction = top_fraction
         self._state: str | None = None
-        self._counted = False
+        self._counted = self._others_counted = False  # by reports; because of trials that ran
+        self._ascending: set[int] = set()  # pruned trials that were looked at
         self._told = False
         self._seen: dict[int, tuple[FrozenTrial, TrialView | None]] = {}
         self._finished: list[TrialView] = []
         self._ends: list[int] = []  # how many had ended with each COMPLETE one
         self._models: OrderedDict[tuple[int, int | None], StepModel] = OrderedDict()
+
+    @classmethod
+    def of_study(
+        cls, study: Study, kinds: Sequence[str], top_fraction: float = TOP_FRACTION
+    ) -> "StudyModels":
+        """Return models of a study, which have read nothing yet.
+
+        Raises:
+            ValueError: The study has several objectives.
+        """
+        ordered = keeps_order(study._storage)
+        return cls(single_direction(study), kinds, top_fraction, ordered=ordered)
 
     def of(self, kinds: Sequence[str]) -> "StudyModels":
         """Return models of some kinds of evidence alone, on the trials read so far."""
@@ -335,10 +358,11 @@ class StudyModels:
     def update(self, trials: Iterable[FrozenTrial]) -> None:
         """Read the trials not seen before. Finished trials do not change in Optuna."""
         trials = list(trials)
-        ended, new = 0, False
+        ended, new, counted = 0, False, False
         for trial in trials:
             state = trial.state
             if state is not TrialState.COMPLETE and state is not TrialState.FAIL:
+                counted = counted or not self._ascends(trial)
                 continue
             ended += 1
             seen = self._seen.get(trial._trial_id)
@@ -346,23 +370,36 @@ class StudyModels:
                 continue
             diverged = not all(map(math.isfinite, trial.intermediate_values.values()))
             counts = state is TrialState.COMPLETE or diverged
-            view = TrialView.of(trial, self.sign) if counts else None
+            view = self.seen(trial) if counts else None
             if seen is not None:
                 self._models.clear()
             self._seen[trial._trial_id] = trial, view
             new = True
         if ended < len(self._seen):  # some are gone: read the rest anew
             self._seen.clear()
+            self._ascending.clear()
             self._models.clear()
             self.update(trials)
             return
-        if new or not self._finished:
+        if new or not self._finished or counted != self._others_counted:
+            self._others_counted = counted
             self._gather()
+
+    def _ascends(self, trial: FrozenTrial) -> bool:
+        """Whether a trial that does not count reported at ascending steps."""
+        if len(trial.intermediate_values) < 2 or trial._trial_id in self._ascending:
+            return True
+        steps = report_order(trial, self._ordered)
+        if any(a > b for a, b in itertools.pairwise(steps)):
+            return False
+        if trial.state.is_finished():
+            self._ascending.add(trial._trial_id)
+        return True
 
     def _gather(self) -> None:
         raw = [view for _, view in self._seen.values() if view is not None]
         state = self._prevailing_state(raw)
-        counted = self._counted or not all(view.in_order for view in raw)
+        counted = self._others_counted or not all(view.in_order for view in raw)
         if (state, counted) != (self._state, self._counted):
             self._models.clear()
             self._state, self._counted = state, counted
@@ -395,16 +432,19 @@ class StudyModels:
             )
         return state
 
+    def seen(self, trial: FrozenTrial) -> TrialView:
+        """Return what can be read of ``trial``, by its own steps and with all its readouts."""
+        return TrialView.of(trial, self.sign, self._ordered)
+
     def view(self, trial: FrozenTrial) -> TrialView:
         """Return what the evidence may read of ``trial``, with the readouts that are used.
 
-        Where a trial reports at steps that do not ascend, reports are counted from here on, in
-        all trials.
+        Where a trial of the study reports at steps that do not ascend, the reports of all are
+        counted.
         """
-        view = TrialView.of(trial, self.sign)
+        view = self.seen(trial)
         if not self._counted and not view.in_order:
-            self._counted = True
-            self._models.clear()
+            self._others_counted = True
             self._gather()
         return self._as_used(view)
 

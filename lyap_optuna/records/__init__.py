@@ -3,6 +3,7 @@
 from lyap_optuna.records._artifacts import upload_spectrum, write_study_spectra
 from lyap_optuna.records._decisions import Decision, interval, read_decisions, write_decision
 from lyap_optuna.records._json import FLOOR
+from lyap_optuna.records._order import keeps_order, report_order, watch_order
 from lyap_optuna.records._readouts import (
     ReadoutRecord,
     baseline_step,
@@ -41,14 +42,17 @@ __all__ = [
     "has_readout",
     "is_own",
     "is_untouched",
+    "keeps_order",
     "prevailing_state",
     "load_spectra",
     "interval",
     "read_decisions",
     "read_readouts",
+    "report_order",
     "stored_trial",
     "upgrade_spectra",
     "upload_spectrum",
+    "watch_order",
     "write_decision",
     "write_failure",
     "write_readouts",
