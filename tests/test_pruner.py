@@ -125,6 +125,25 @@ def test_the_plateau_is_judged_by_displacement() -> None:
     assert decision.verdict == "pruned"
 
 
+@pytest.mark.parametrize("n_lacking", [0, 1, 6])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_where_displacement_tells_all_a_trial_without_readouts_is_not_condemned(
+    n_lacking: int, sign: int
+) -> None:
+    trials = specs("plateau", 40, sign=sign)
+    for trial in trials[:n_lacking]:
+        trial["user_attrs"] = {}
+    study = study_of(trials, sign=sign, pruner=LyapunovPruner())
+    _, worst = extremes("plateau", sign=sign)
+    assert pruned_at(study, worst[-1]) is not None
+    for seed in range(4):
+        without = spec(np.random.default_rng(seed), "plateau", sign=sign, readouts=False)
+        pruned_at(study, without)
+        chance = read_decisions(last_trial(study))[0].probability
+        assert chance is not None
+        assert chance > 0.01
+
+
 def test_a_chance_well_below_that_of_any_trial_takes_evidence() -> None:
     study = study_of(specs("noise", 40), pruner=LyapunovPruner(min_probability=0.02))
     steps = [pruned_at(study, t) for t in specs("noise", 20, seed=1)]
