@@ -91,7 +91,8 @@ class Columns:
         j, reference, mean, std = column
         scaled: FloatArray = (_raw(features[:, j], reference) - mean) / std
         if self._lacked[j]:
-            scaled[np.isnan(scaled) & ~np.isnan(features).all(axis=1)] = 0.0
+            has_some = (~np.isnan(features)).any(axis=1)
+            scaled[np.isnan(scaled) & has_some] = 0.0
         return scaled
 
 
