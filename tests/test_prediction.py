@@ -358,6 +358,33 @@ def test_refits_grow_by_a_tenth() -> None:
     assert len(sizes) < 70
 
 
+@pytest.mark.parametrize("held", [["A", "B"], ["A", "B", None], list("ABCDE")])
+def test_a_category_that_was_not_seen_is_unknown(held: list[str | None]) -> None:
+    space = optuna.distributions.CategoricalDistribution(list("ABCDEF"))
+    rng = np.random.default_rng(0)
+
+    def of(category: str | None, **trial: object) -> TrialView:
+        given = {} if category is None else {"c": category}
+        return view(params=given, distributions=dict.fromkeys(given, space), **trial)
+
+    rows = []
+    for i in range(40):
+        where = i % len(held)
+        value = where + 0.01 * float(rng.normal())
+        rows.append(of(held[where], value=value, state=TrialState.COMPLETE))
+    rows = [replace(row, number=i) for i, row in enumerate(rows)]
+    model = StepModel(rows, None, ("hyperparameters",), 1)
+    unseen = {"F", None} - set(held)
+    for i, category in enumerate([*held, *unseen]):
+        (row,) = model._table.matrices([of(category)])["hyperparameters"]
+        assert np.isnan(row).all() == (category in unseen)
+        (predicted,) = model.predict([replace(of(category), number=100 + i)])
+        assert predicted is not None
+        if category in unseen:
+            assert predicted.probability == pytest.approx(0.1, abs=0.09)
+            assert predicted.lower is None or predicted.lower <= min(v.value for v in rows) + 0.05
+
+
 @pytest.mark.parametrize("late", [(), (33,)])  # known later than those that ended after them
 @pytest.mark.parametrize("failed", [(), (6, 11), (10, 12, 23)])
 def test_who_saw_every_trial_end_and_who_comes_later_predict_the_same(

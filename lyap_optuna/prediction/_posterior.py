@@ -56,7 +56,7 @@ class Columns:
 
     def __init__(self, features: FloatArray) -> None:
         self._columns: list[tuple[int, FloatArray | None, float, float]] = []
-        self._lacked = np.isnan(features).any(axis=0)
+        self._lacked = [bool(np.isnan(column).any()) for column in features.T]
         fitted: dict[bytes, FloatArray] = {}  # equal columns have equal numbers, but for rounding
         for j, column in enumerate(features.T):
             known = np.sort(column[~np.isnan(column)])
