@@ -54,6 +54,8 @@ def test_the_baseline_is_never_a_readout_in_training(order, at_once, last_step):
         assert series.pop(lowest - 1).max == pytest.approx(untrained, rel=1e-5)
         expected = {s: largest for s, largest in true.items() if s <= last_step}
         assert {s: r.max for s, r in series.items()} == pytest.approx(expected, rel=1e-5)
+        latest = next((true[s] for s in reversed(true) if s in expected), untrained)
+        assert stored.user_attrs["lyapunov:max"] == pytest.approx(latest, rel=1e-5)
 
 
 @pytest.mark.parametrize("order", ORDERS)

@@ -295,7 +295,7 @@ def write_readouts(
     if owner != trial.number:
         trial.set_user_attr(_keys.TRIAL, trial.number)
     if series:
-        latest = series[max(series)]
+        latest = series.get(max(new, default=max(series)), series[max(series)])
         trial.set_user_attr(_keys.MAX, latest.max)
         if latest.mean is not None:
             trial.set_user_attr(_keys.MEAN, latest.mean)
