@@ -18,7 +18,7 @@ from lyap_optuna.prediction import Audit, _study, audited, explain
 from lyap_optuna.prediction._posterior import Posterior
 from lyap_optuna.prediction._study import StudyModels
 from lyap_optuna.pruner import LyapunovPruner, is_audited
-from lyap_optuna.records import read_decisions
+from lyap_optuna.records import Decision, read_decisions
 
 
 def extremes(kind: str, n: int = 60, **options: Any) -> tuple[list[Any], list[Any]]:
@@ -297,6 +297,24 @@ def test_decisions_are_recorded(storage: str, tmp_path: Any) -> None:
     assert "its chance of ending among the best" in decision.reason
     assert "from loss " in decision.reason
     assert trial.user_attrs["lyapunov:predicted_value"] == decision.predicted_value
+
+
+@pytest.mark.parametrize(
+    ("chance", "least", "told"),
+    [
+        (1e-287, 0.05, "is less than 0.0001, below 0.05."),
+        (0.0, 0.1, "is less than 0.0001, below 0.1."),
+        (0.0499, 0.05, "is 0.0499, below 0.05."),
+        (0.3, 0.05, "is 0.3, not below 0.05."),
+        (2e-5, 4e-5, "is 2e-05, below 4e-05."),
+        (2e-5, 0.0, "is 2e-05, not below 0."),
+    ],
+)
+def test_a_chance_is_told_as_closely_as_a_study_knows_it(
+    chance: float, least: float, told: str
+) -> None:
+    decision = Decision(step=1, verdict="kept", probability=chance, min_probability=least)
+    assert decision.reason.endswith(told)
 
 
 def test_asking_twice_says_what_asking_once_says() -> None:

@@ -154,7 +154,12 @@ class Decision:
 
 
 def apart(a: float, b: float) -> tuple[str, str]:
-    """Write two chances with as many digits as it takes to tell them apart, two at least."""
+    """Write two chances with as many digits as it takes to tell them apart, two at least.
+
+    What is below 0.0001 is not told more closely: no study knows it so well.
+    """
+    if a < 1e-4 <= b:
+        return "less than 0.0001", f"{b:.2g}"
     for digits in range(2, 7):
         texts = f"{a:.{digits}g}", f"{b:.{digits}g}"
         if texts[0] != texts[1]:
