@@ -12,7 +12,7 @@ from optuna.trial import TrialState
 
 import lyap_optuna as lyap
 from lyap_optuna.campaign._recovery import repeat
-from lyap_optuna.prediction.evidence import TrialView
+from lyap_optuna.prediction.evidence import EVIDENCE, TrialView
 from lyap_optuna.records import baseline_step, read_decisions, read_readouts, report_order
 from lyap_optuna.replay import Recording, replay
 
@@ -56,6 +56,32 @@ def test_the_baseline_is_never_a_readout_in_training(order, at_once, last_step):
         assert {s: r.max for s, r in series.items()} == pytest.approx(expected, rel=1e-5)
         latest = next((true[s] for s in reversed(true) if s in expected), untrained)
         assert stored.user_attrs["lyapunov:max"] == pytest.approx(latest, rel=1e-5)
+
+
+@pytest.mark.parametrize("every", [1, 3, 10])
+@pytest.mark.parametrize("measured", [(0, 1, 2), (2, 5), (0,), (8,), ()])
+@pytest.mark.parametrize("at_once", [True, False])
+@pytest.mark.filterwarnings("ignore:last_step")
+def test_what_is_measured_more_often_than_reported_is_no_baseline(every, measured, at_once):
+    study = optuna.create_study()
+    trial, model = study.ask(), gru()
+    probe = lyap.LyapunovProbe(model, X, last_step=-1, **{"trial": trial} if at_once else {})
+    untrained, latest = probe.measure().max, None
+    if not at_once:
+        probe.record(trial, -1)
+    for epoch in range(20):
+        train(model)
+        if epoch in measured:
+            latest = probe.measure().max
+            probe.record(trial, epoch)
+        if epoch % every == every - 1:
+            probe.report(trial, 1.0, epoch)
+    stored = study.trials[0]
+    assert read_readouts(stored)[baseline_step(stored, read_readouts(stored))].max == (
+        pytest.approx(untrained, rel=1e-5)
+    )
+    moved = EVIDENCE["displacement"].features(TrialView.of(stored, 1), 19).get("max")
+    assert moved == (None if latest is None else pytest.approx(latest - untrained, abs=1e-4))
 
 
 @pytest.mark.parametrize("order", ORDERS)

@@ -298,7 +298,8 @@ def _run_trial(study: Study, recorded: RecordedTrial, state: str | None, log: "_
 def _baseline(trial: RecordedTrial, state: str | None) -> dict[str, Any] | None:
     """Return the readout before training; None where none was recorded."""
     measured = stored_readouts(trial, state)
-    step = max((s for s in measured if s < min(trial.values)), default=None)
+    before = [s for s in measured if s < min(trial.values)]
+    step = max([s for s in before if s < 0] or before, default=None)
     return None if step is None else measured[step]
 
 

@@ -63,7 +63,7 @@ class TrialView:
         steps: Reported steps, ascending, shape (n_reports,).
         losses: Oriented reported values, shape (n_reports,).
         best: Running minimum of ``losses``, shape (n_reports,).
-        readouts: Readouts at or after the first reported step, by ascending step.
+        readouts: Readouts in training, by ascending step; empty before the first report.
         baseline: The readout before training; None where there is none.
         params: Hyperparameters.
         distributions: Their distributions.
@@ -109,7 +109,9 @@ class TrialView:
             steps=steps,
             losses=losses,
             best=np.minimum.accumulate(losses) if losses.size else losses,
-            readouts={s: r for s, r in readouts.items() if steps.size and s >= steps[0]},
+            readouts={
+                s: r for s, r in readouts.items() if steps.size and (before is None or s > before)
+            },
             baseline=None if before is None else readouts[before],
             params=trial.params,
             distributions=trial.distributions,
