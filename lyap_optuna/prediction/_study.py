@@ -362,7 +362,8 @@ class StudyModels:
         for trial in trials:
             state = trial.state
             if state is not TrialState.COMPLETE and state is not TrialState.FAIL:
-                counted = counted or not self._ascends(trial)
+                if not counted and trial._trial_id not in self._ascending:
+                    counted = not self._ascends(trial)
                 continue
             ended += 1
             seen = self._seen.get(trial._trial_id)
@@ -387,8 +388,6 @@ class StudyModels:
 
     def _ascends(self, trial: FrozenTrial) -> bool:
         """Whether a trial that does not count reported at ascending steps."""
-        if len(trial.intermediate_values) < 2 or trial._trial_id in self._ascending:
-            return True
         steps = report_order(trial, self._ordered)
         if any(a > b for a, b in itertools.pairwise(steps)):
             return False
