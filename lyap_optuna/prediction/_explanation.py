@@ -123,7 +123,8 @@ def _measured(view: TrialView) -> str:
 def _told(decision: Decision) -> str:
     verdict = "Pruned" if decision.verdict == "pruned" else "Kept"
     where = "" if (n := decision.copied_from) is None else f", as trial {n} of another study"
-    return f"{verdict} at step {decision.step}{where}. {decision.reason}"
+    when = f"at step {decision.step}" if decision.step >= 0 else "before training"
+    return f"{verdict} {when}{where}. {decision.reason}"
 
 
 def _now(trial: FrozenTrial, models: StudyModels) -> tuple[TrialPrediction | None, str]:

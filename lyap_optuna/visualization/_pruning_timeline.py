@@ -72,7 +72,7 @@ def _get_info(study: "Study") -> _TimelineInfo:
     trials = [
         trial
         for trial in study.get_trials(deepcopy=False, states=states)
-        if trial.intermediate_values
+        if trial.intermediate_values or trial.state == TrialState.PRUNED
     ]
     full = max(
         (len(t.intermediate_values) for t in trials if t.state == TrialState.COMPLETE), default=0
@@ -91,6 +91,7 @@ def _get_info(study: "Study") -> _TimelineInfo:
                 decisions[-1].reason if decisions and decisions[-1].verdict == "pruned" else "",
             )
         )
+    bars = [bar for bar in bars if bar.n_reports or bar.saved]
     return _TimelineInfo(bars, sum(bar.n_reports for bar in bars), sum(bar.saved for bar in bars))
 
 
