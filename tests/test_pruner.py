@@ -510,16 +510,20 @@ def test_condemned_trials_that_are_audited_run_on_and_are_counted(sign: int) -> 
     assert "so that prunings can be judged" in str(explain(study, spared[0].number))
 
 
-@pytest.mark.parametrize(("value", "wrong"), [(0.0, 1), (0.5, 0)])
+@pytest.mark.parametrize(
+    ("value", "fraction", "wrong"),
+    [(0.0, None, 1), (0.5, None, 0), (0.25, 0.1, 0), (0.25, 0.4, 1), (0.6, 0.5, 0), (0.6, 0.8, 1)],
+)
 @pytest.mark.parametrize("feasible", [True, False])
 def test_a_pruning_was_wrong_where_the_trial_ended_among_the_best_feasible(
-    value: float, wrong: int, feasible: bool
+    value: float, fraction: float | None, wrong: int, feasible: bool
 ) -> None:
     study = study_of([])
     for i in range(1, 30):
         study.add_trial(optuna.create_trial(value=i / 30))
     assert audited(study) == Audit(0, 0)
-    attrs = {"lyapunov:decision": {"step": 1, "verdict": "kept", "because": "audit"}}
+    decision = {"step": 1, "verdict": "kept", "because": "audit", "top_fraction": fraction}
+    attrs = {"lyapunov:decision": decision}
     for state in (TrialState.RUNNING, TrialState.FAIL, TrialState.PRUNED):  # nothing to be learned
         study.add_trial(optuna.create_trial(state=state, user_attrs=attrs))
     study.add_trial(

@@ -241,6 +241,7 @@ class StepModel:
             "lower": predicted.lower,
             "upper": predicted.upper,
             "threshold": self.threshold,
+            "top_fraction": self._top_fraction,
             "probability": predicted.probability,
             "evidence": self.kinds,
             "shares": {kind: share for kind, (share, _, _) in self.shares.items()},
