@@ -276,6 +276,24 @@ def test_thousands_of_reports_take_few_models() -> None:
     assert len(models._models) <= _study.MAX_MODELS
 
 
+@pytest.mark.parametrize("most", [0, 200_000])
+def test_models_hold_no_more_than_they_may_and_what_is_dropped_is_fitted_again(
+    most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = []
+    for bound in (_study.MAX_MODEL_BYTES, most):
+        monkeypatch.setattr(_study, "MAX_MODEL_BYTES", bound)
+        study = study_of(specs("noise", 30), pruner=LyapunovPruner(min_probability=0.0))
+        for seed in (1, 2):
+            pruned_at(study, *specs("noise", 1, seed=seed), upto=8)
+            told.append([d.probability for d in read_decisions(last_trial(study))])
+        (models,) = study.pruner._studies[study._storage].values()  # type: ignore[attr-defined]
+        held = [model.nbytes for model in models._models.values()]
+        assert sum(held) <= bound or len(held) == 1
+        assert len(held) < 8 or bound > most
+    assert told[:2] == told[2:]
+
+
 @pytest.mark.parametrize("storage", ["memory", "sqlite"])
 def test_decisions_are_recorded(storage: str, tmp_path: Any) -> None:
     url = None if storage == "memory" else f"sqlite:///{tmp_path}/study.db"

@@ -279,6 +279,11 @@ class Posterior:
         return np.nan_to_num(self._prior(prior[:, None])[:, 0])
 
     @property
+    def nbytes(self) -> int:
+        """Bytes that it takes: nearly all are those of an inverse covariance for each draw."""
+        return self._precisions.nbytes
+
+    @property
     def shares(self) -> dict[str, tuple[float, float, float]]:
         """By kind, the share of the variance that it explains: mean, lower, upper end of 80 %."""
         found = {}

@@ -77,12 +77,11 @@ def prediction_skill(
     """
     together = StudyModels.of_study(study, kinds := check_evidence(evidence))
     together.update(study.get_trials(deepcopy=False))
-    alone = {kind: together.of((kind,)) for kind in kinds} if len(kinds) > 1 else {}
     skills: list[EvidenceSkill] = []
     for step in _early_steps(together.complete) if steps is None else steps:
         model = together.at(step, refit=True)
         for kind in kinds:
-            single = alone[kind].at(step, refit=True) if alone else model
+            single = together.of((kind,)).at(step, refit=True) if len(kinds) > 1 else model
             share, lower, upper = model.shares.get(kind, (None, None, None))
             used = model.kinds == (kind,)
             skills.append(

@@ -33,8 +33,9 @@ REFIT_GROWTH = 0.1
 MAX_FIT_TRIALS = 256
 """Trials that a fit uses at most: its cost grows with their cube."""
 
-MAX_MODELS = 256
-"""Fitted models kept, least recently used dropped first."""
+MAX_MODELS, MAX_MODEL_BYTES = 256, 2**29
+"""Fitted models kept, and what they may hold: of 256 trials each takes some 25 MB. The least
+recently used are dropped first."""
 
 TOP_FRACTION = 0.1
 """The fraction of COMPLETE trials that count as the best, where nobody says another."""
@@ -159,6 +160,11 @@ class StepModel:
         """Return the distance of the maximum exponent from 0: what the paper expects to be bad."""
         known = self._mean_known
         return self._table.column(matrices, "exponents", "distance") if known else None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the posterior takes."""
+        return 0 if self.posterior is None else self.posterior.nbytes
 
     @property
     def kinds(self) -> tuple[str, ...]:
@@ -467,8 +473,11 @@ class StudyModels:
             for key in [key for key in self._models if key[0] < size]:
                 del self._models[key]
             self._models[size, step] = model
-            while len(self._models) > MAX_MODELS:
-                self._models.popitem(last=False)
+            held = sum(known.nbytes for known in self._models.values())
+            while len(self._models) > MAX_MODELS or (
+                held > MAX_MODEL_BYTES and len(self._models) > 1
+            ):
+                held -= self._models.popitem(last=False)[1].nbytes
         self._models.move_to_end((size, step))
         return model
 
