@@ -315,6 +315,22 @@ def test_a_recording_keeps_the_order_of_reports(steps, tmp_path):
     assert Watching.seen == expected * 3
 
 
+@pytest.mark.parametrize("every", [1, 2, 5])
+@pytest.mark.parametrize("steps", [range(9), range(40, 4, -4), range(3, 30, 3)])
+def test_who_is_asked_now_and_then_still_sees_where_steps_lead(every, steps, tmp_path):
+    study = optuna.create_study(
+        storage=f"sqlite:///{tmp_path}/study.db", pruner=lyap.LyapunovPruner()
+    )
+    trial = study.ask()
+    for i, step in enumerate(steps):
+        trial.report(1.0, step)
+        if i % every == 0 or i == 8:
+            trial.should_prune()
+    study.tell(trial, 1.0)
+    assert report_order(study.trials[0], kept=False) == tuple(steps)
+    assert ("lyapunov:order" in study.trials[0].user_attrs) == (steps[1] < steps[0])
+
+
 def test_a_retry_does_not_inherit_the_order_of_a_dead_attempt(tmp_path):
     study = optuna.create_study(
         storage=f"sqlite:///{tmp_path}/study.db", pruner=lyap.LyapunovPruner()

@@ -68,7 +68,10 @@ def watch_order(storage: BaseStorage, trial: FrozenTrial) -> bool:
         with _lock:
             trials = _watched.setdefault(storage, OrderedDict())
             seen = [s for s in trials.pop(trial._trial_id, told) if s in trial.intermediate_values]
-            order = trials[trial._trial_id] = [*seen, *sorted(set(told).difference(seen))]
+            # Several since then are taken to lead away from the last that was seen.
+            last = seen[-1] if seen else -1
+            new = sorted(set(told).difference(seen), key=lambda step: abs(step - last))
+            order = trials[trial._trial_id] = [*seen, *new]
             if len(trials) > _MAX_WATCHED:
                 trials.popitem(last=False)
     ascends = list(order) == sorted(order)
