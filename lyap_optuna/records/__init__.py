@@ -4,6 +4,7 @@ from lyap_optuna.records._artifacts import upload_spectrum, write_study_spectra
 from lyap_optuna.records._attempts import number_in, repeat
 from lyap_optuna.records._decisions import Decision, interval, read_decisions, write_decision
 from lyap_optuna.records._json import FLOOR
+from lyap_optuna.records._order import keeps_order, report_order, watch_order
 from lyap_optuna.records._readouts import (
     ReadoutRecord,
     baseline_step,
@@ -44,6 +45,7 @@ __all__ = [
     "has_readout",
     "is_own",
     "is_untouched",
+    "keeps_order",
     "prevailing_state",
     "load_spectra",
     "interval",
@@ -52,9 +54,11 @@ __all__ = [
     "read_readouts",
     "read_stretches",
     "repeat",
+    "report_order",
     "stored_trial",
     "upgrade_spectra",
     "upload_spectrum",
+    "watch_order",
     "write_decision",
     "write_failure",
     "write_readouts",

@@ -30,6 +30,9 @@ ATTEMPTS = (REPEATS, CONTINUES)
 FAILURES = "lyapunov:failures"
 """A JSON object from step (as a string) to why no readout was taken there."""
 
+ORDER = "lyapunov:order"
+"""The reported steps in the order in which they came, where they did not ascend."""
+
 RESTING = "lyapunov:resting"
 """Whether a RUNNING trial rests: :func:`~lyap_optuna.freeze_thaw` has paused it."""
 

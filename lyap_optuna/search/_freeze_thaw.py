@@ -17,9 +17,15 @@ from optuna.trial import FrozenTrial, TrialState
 
 from lyap_optuna._logging import get_logger
 from lyap_optuna._warnings import LyapunovWarning
-from lyap_optuna.prediction._study import TOP_FRACTION, StudyModels, single_direction
+from lyap_optuna.prediction._study import TOP_FRACTION, StudyModels
 from lyap_optuna.prediction.evidence import check_evidence
-from lyap_optuna.records import Stretch, _keys, write_decision, write_stretches
+from lyap_optuna.records import (
+    Stretch,
+    _keys,
+    watch_order,
+    write_decision,
+    write_stretches,
+)
 from lyap_optuna.search._choice import Begun, Choice
 from lyap_optuna.search._drivers import (
     Objective,
@@ -146,7 +152,7 @@ def freeze_thaw(
     if seed is not None and seed < 0:
         raise ValueError(f"The seed cannot be negative, but got {seed=}.")
     caught = tuple(catch) if isinstance(catch, Iterable) else (catch,)
-    models = StudyModels(single_direction(study), check_evidence(evidence), TOP_FRACTION)
+    models = StudyModels.of_study(study, check_evidence(evidence), TOP_FRACTION)
     if study._thread_local.in_optimize_loop:
         raise RuntimeError("freeze_thaw cannot be called within a search.")
     entropy = int(np.random.SeedSequence(seed).generate_state(1)[0]) if seed is None else seed
@@ -306,7 +312,10 @@ class _Search:
         since = time.perf_counter()
         outcome = begun.driver.advance()
         begun.seconds += time.perf_counter() - since
-        begun.frozen = self._study._storage.get_trial(begun.trial._trial_id)
+        storage = self._study._storage
+        begun.frozen = storage.get_trial(begun.trial._trial_id)
+        if watch_order(storage, begun.frozen):
+            begun.frozen = storage.get_trial(begun.trial._trial_id)
         new = len(begun.frozen.intermediate_values) - before
         if not begun.frozen.intermediate_values and not first and isinstance(outcome, Paused):
             new = 1  # an objective that never reports: its pauses are counted
