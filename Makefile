@@ -1,4 +1,4 @@
-# make demo     a real study, pruned and ranked by Lyapunov exponents (a few minutes)
+# make demo     two real searches, MedianPruner and freeze_thaw, side by side (a few minutes)
 # make test     the tests, with one torch thread and (those that measure) with two
 # make test-threads     the latter alone
 # make test-libraries   the tests of other libraries' layers, in .venv-libraries
@@ -10,7 +10,7 @@
 # The first of them creates .venv and installs torch, then this package with its test tools.
 #   make demo TORCH=torch            another torch (any requirement pip understands)
 #   make demo SYSTEM_SITE_PACKAGES=1 TORCH=    the torch that PYTHON already has
-#   make demo DEMO='--trials 20'     other options of the demo
+#   make demo DEMO='--budget 100'    other options of the demo
 
 PYTHON ?= python3
 VENV ?= .venv

@@ -23,7 +23,7 @@ from lyap_optuna.prediction import (
 from lyap_optuna.probe import LyapunovProbe
 from lyap_optuna.pruner import LyapunovPruner
 from lyap_optuna.records import SpectrumRecord, load_spectra
-from lyap_optuna.search import freeze_thaw
+from lyap_optuna.search import SecondChance, freeze_thaw, second_chance
 from lyap_optuna.spectrum import (
     LyapunovReadout,
     LyapunovSpectrum,
@@ -41,6 +41,7 @@ __all__ = [
     "LyapunovSpectrum",
     "LyapunovWarning",
     "RecurrentDynamics",
+    "SecondChance",
     "SpectrumRecord",
     "TrialPrediction",
     "__version__",
@@ -52,6 +53,7 @@ __all__ = [
     "lyapunov_spectrum",
     "prediction_skill",
     "rank_trials",
+    "second_chance",
 ]
 
 

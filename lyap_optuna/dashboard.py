@@ -29,7 +29,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from lyap_optuna._logging import get_logger, without_passwords
 from lyap_optuna.prediction import audited
-from lyap_optuna.records import _keys, write_study_spectra
+from lyap_optuna.records import _keys, read_stretches, write_study_spectra
 from lyap_optuna.visualization._publication import StudyInfo, gather, published_figures
 
 if TYPE_CHECKING:
@@ -204,6 +204,7 @@ def note_text(study: Study, info: StudyInfo) -> str:
         *_exponent_words(study, info),
         *_skill_words(info),
         *_pruning_words(study, info),
+        *_resting_words(trials),
     ]
     return "\n\n".join(parts)
 
@@ -296,6 +297,33 @@ def _pruning_words(study: Study, info: StudyInfo) -> list[str]:
     if len(study.directions) == 1 and (audit := audited(study)).condemned:
         words.append(str(audit).replace("%", " %"))
     return [" ".join(words)] if words else []
+
+
+_MOST_NAMED = 5
+"""Resting trials that the note names: those with the largest chance."""
+
+
+def _resting_words(trials: Sequence[FrozenTrial]) -> list[str]:
+    """Say which trials rest, and why."""
+    resting = [
+        (stretches[-1].after if (stretches := read_stretches(t)) else None, t)
+        for t in trials
+        if t.state == TrialState.RUNNING and t.user_attrs.get(_keys.RESTING) is True
+    ]
+    if not resting:
+        return []
+    resting.sort(key=lambda pair: (pair[0] is None, -(pair[0] or 0.0), pair[1].number))
+    named = "; ".join(
+        f"trial {trial.number}, {'unknown' if chance is None else format(chance, '.2g')} after "
+        f"{len(trial.intermediate_values)} report"
+        f"{'' if len(trial.intermediate_values) == 1 else 's'}"
+        for chance, trial in resting[:_MOST_NAMED]
+    )
+    rest = "1 trial rests" if len(resting) == 1 else f"{len(resting)} trials rest"
+    return [
+        f"**Resting**: {rest}, because freeze_thaw found more promise for the cost in others. "
+        f"Chance of ending among the best when it paused, the largest first: {named}."
+    ]
 
 
 # Keeping it fresh -----------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""The demo's study, which is also the model example: how a training loop gains its three lines.
+"""The demo's task, which is also the model example: how a training loop gains its three lines.
 
 Handwritten digits are shown one row of 8 pixels per step, then come 56 blank steps, and the answer
 is due at the last. The network must remember for 56 steps what it saw, so the loss stays at
@@ -138,7 +138,11 @@ def objective(trial: optuna.Trial, digits: Digits, epochs: int, seed: int = 0) -
 def create_study(
     storage: str | optuna.storages.BaseStorage | None, seed: int = 0, name: str = "lyap-optuna-demo"
 ) -> optuna.Study:
-    """Create the demo's study, or open it to go on with it."""
+    """Create a study of the demo's task, or open it to go on with it.
+
+    The demo's own two are searched by :func:`~lyap_optuna.freeze_thaw`, which asks no pruner, and
+    by ``MedianPruner``.
+    """
     study = optuna.create_study(
         study_name=name,
         storage=storage,

@@ -12,8 +12,9 @@ from optuna.trial import TrialState
 
 from lyap_optuna import EvidenceSkill, demo
 from lyap_optuna.cli import main
-from lyap_optuna.cli._demo import epochs_spent, skill_rows, skill_verdict
+from lyap_optuna.cli._demo import _SEARCHES, comparison, comparison_verdict
 from lyap_optuna.cli._page import page
+from lyap_optuna.cli._skill import skill_rows, skill_verdict
 from lyap_optuna.records import read_readouts
 
 
@@ -36,8 +37,15 @@ def _demo(folder: Path, *arguments: str, code: int = 0) -> Result:
     return result
 
 
-def _load(folder: Path) -> optuna.Study:
-    return optuna.load_study(study_name="lyap-optuna-demo", storage=f"sqlite:///{folder}/study.db")
+MEDIAN, SEARCH = _SEARCHES.values()
+
+
+def _load(folder: Path, name: str = SEARCH) -> optuna.Study:
+    return optuna.load_study(study_name=name, storage=f"sqlite:///{folder}/study.db")
+
+
+def _spent(study: optuna.Study) -> int:
+    return sum(len(trial.intermediate_values) for trial in study.trials)
 
 
 def test_the_digits_are_the_real_ones(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -82,30 +90,49 @@ def test_the_objective_reports_and_measures(tmp_path: Path) -> None:
 
 
 def test_a_demo_from_start_to_page(tmp_path: Path) -> None:
-    result = _demo(tmp_path / "out", "--trials", "4", "--epochs", "2")
-    study = _load(tmp_path / "out")
-    assert [t.state for t in study.trials] == [TrialState.COMPLETE] * 4
-    assert "8 of 8 epochs spent (100%): 4 trials ran to the end, 0 were pruned." in result.output
+    result = _demo(tmp_path / "out", "--budget", "8", "--epochs", "2")
+    for name in (MEDIAN, SEARCH):  # the first four trials of each run to their end
+        trials = _load(tmp_path / "out", name).trials
+        assert [t.state for t in trials] == [TrialState.COMPLETE] * 4
+    # Same seed, same trials: neither search is the better one here.
+    assert re.search(
+        r"Both found a network of the same loss, MedianPruner after (\d) epochs and freeze_thaw "
+        r"after \1 epochs\.",
+        result.output,
+    )
     assert "lyap-optuna dashboard --storage sqlite:///" in result.output
     html = (tmp_path / "out" / "report.html").read_text()
-    assert html.count("Plotly.newPlot(") >= 6
+    assert html.count("Plotly.newPlot(") >= 7
     assert len(re.findall(r"\* plotly\.js v", html)) == 1
     assert not re.search(r"<(script|link)[^>]*(src|href)=", html)
-    best = min(study.trials, key=lambda t: t.value or 0.0)
-    assert re.search(rf"^\s*1\s+{best.number}\s+COMPLETE", result.output, re.MULTILINE)
+    study = _load(tmp_path / "out")
+    assert re.search(rf"^\s*1\s+{study.best_trial.number}\s+COMPLETE", result.output, re.MULTILINE)
 
 
-def test_the_same_seed_gives_the_same_study(tmp_path: Path) -> None:
-    for name in ("a", "b"):
-        _demo(tmp_path / name, "--trials", "2", "--epochs", "1", "--seed", "3")
-    first, second = _load(tmp_path / "a").trials, _load(tmp_path / "b").trials
-    assert [t.params for t in first] == [t.params for t in second]
-    assert [t.value for t in first] == [t.value for t in second]
-    assert [read_readouts(t) for t in first] == [read_readouts(t) for t in second]
+@pytest.mark.parametrize("budget", [1, 26])
+def test_both_searches_spend_the_budget_and_no_more(tmp_path: Path, budget: int) -> None:
+    output = _demo(tmp_path, "--budget", str(budget), "--epochs", "3").output
+    for name in (MEDIAN, SEARCH):
+        study = _load(tmp_path, name)
+        assert _spent(study) == budget
+        assert all(t.state.is_finished() for t in study.trials)
+        assert len(study.trials) > budget // 3
+    assert ("Too few trials ran to the end to compare the two searches" in output) == (budget < 3)
 
 
+def test_the_same_seed_gives_the_same_studies(tmp_path: Path) -> None:
+    for folder in ("a", "b"):
+        _demo(tmp_path / folder, "--budget", "12", "--epochs", "2", "--seed", "3")
+    for name in (MEDIAN, SEARCH):
+        first, second = (_load(tmp_path / folder, name).trials for folder in ("a", "b"))
+        assert [t.params for t in first] == [t.params for t in second]
+        assert [t.values for t in first] == [t.values for t in second]
+        assert [read_readouts(t) for t in first] == [read_readouts(t) for t in second]
+
+
+@pytest.mark.parametrize(("at", "name", "spent"), [(4, MEDIAN, (3, 0)), (10, SEARCH, (6, 3))])
 def test_ctrl_c_stops_cleanly_and_the_same_command_goes_on(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int, name: str, spent: tuple[int, int]
 ) -> None:
     calls = 0
     train = demo.train_one_epoch
@@ -113,28 +140,30 @@ def test_ctrl_c_stops_cleanly_and_the_same_command_goes_on(
     def interrupted_once(*arguments: object) -> None:
         nonlocal calls
         calls += 1
-        if calls == 4:
+        if calls == at:
             raise KeyboardInterrupt
         train(*arguments)  # type: ignore[arg-type]
 
     monkeypatch.setattr(demo, "train_one_epoch", interrupted_once)
-    arguments = ("--trials", "3", "--epochs", "2")
+    arguments = ("--budget", "6", "--epochs", "2")
     result = _demo(tmp_path, *arguments, code=130)
-    assert "Stopped after 1 of 3 trials" in result.output
+    assert f"Stopped after {spent[0]} and {spent[1]} of 6 epochs" in result.output
     assert "Traceback" not in result.output
     command = re.search(r"To go on with it: \S*lyap-optuna (demo .*)", result.output)
     assert command is not None
-    assert [t.state for t in _load(tmp_path).trials] == [TrialState.COMPLETE, TrialState.FAIL]
+    assert "--budget 6" in command[1]
+    assert "--seed" not in command[1]
+    assert [t.state for t in _load(tmp_path, name).trials] == [TrialState.COMPLETE, TrialState.FAIL]
     assert not (tmp_path / "report.html").exists()
 
     again = CliRunner().invoke(main, command[1].split())
     assert again.exit_code == 0, again.output
-    assert "1 of 3 trials are there already; 2 more." in again.output
-    trials = _load(tmp_path).trials
-    assert [t.state for t in trials].count(TrialState.COMPLETE) == 3
-    assert "1 more failed or were interrupted" in again.output
+    assert "6 epochs (3 of them are there already)" in again.output
+    trials = _load(tmp_path, name).trials
+    assert _spent(_load(tmp_path, name)) == 6
+    assert all(t.state.is_finished() for t in trials)
     # The sampler does not begin anew with the parameters it has already tried.
-    assert len({str(t.params) for t in trials}) == 4
+    assert len({str(t.params) for t in trials}) == len(trials)
 
 
 def test_an_interrupt_while_pruning_leaves_no_running_trial(
@@ -144,55 +173,73 @@ def test_an_interrupt_while_pruning_leaves_no_running_trial(
         raise KeyboardInterrupt
 
     monkeypatch.setattr("optuna.study.Study._log_completed_trial", interrupted)
-    _demo(tmp_path, "--trials", "2", "--epochs", "1", code=130)
-    assert not _load(tmp_path).get_trials(states=(TrialState.RUNNING,))
+    _demo(tmp_path, "--budget", "2", "--epochs", "2", code=130)
+    assert not _load(tmp_path, MEDIAN).get_trials(states=(TrialState.RUNNING,))
 
 
 def test_a_finished_demo_only_reports(tmp_path: Path) -> None:
-    arguments = ("--trials", "2", "--epochs", "1")
+    arguments = ("--budget", "4", "--epochs", "2")
     _demo(tmp_path, *arguments)
-    assert "nothing to train" in _demo(tmp_path, *arguments).output
+    assert _demo(tmp_path, *arguments).output.count("nothing to train") == 2
     assert len(_load(tmp_path).trials) == 2
 
 
 def test_other_epochs_need_another_file(tmp_path: Path) -> None:
-    _demo(tmp_path, "--trials", "1", "--epochs", "1")
-    output = _demo(tmp_path, "--trials", "2", "--epochs", "2", code=1).output
-    assert "--epochs 1" in output
+    _demo(tmp_path, "--budget", "2", "--epochs", "2")
+    output = _demo(tmp_path, "--budget", "6", "--epochs", "3", code=1).output
+    assert "--epochs 2" in output
     assert len(_load(tmp_path).trials) == 1
 
 
-def test_a_study_of_someone_else_is_left_alone(tmp_path: Path) -> None:
-    study = optuna.create_study(
-        study_name="lyap-optuna-demo", storage=f"sqlite:///{tmp_path}/study.db"
-    )
+@pytest.mark.parametrize("name", [MEDIAN, SEARCH])
+def test_a_study_of_someone_else_is_left_alone(tmp_path: Path, name: str) -> None:
+    study = optuna.create_study(study_name=name, storage=f"sqlite:///{tmp_path}/study.db")
     study.add_trial(optuna.create_trial(value=1.0))
-    _demo(tmp_path, "--trials", "2", "--epochs", "1", code=1)
+    _demo(tmp_path, "--budget", "2", "--epochs", "2", code=1)
     assert len(study.trials) == 1
     assert study.user_attrs == {}
 
 
 def test_thread_count_and_verbosity_are_put_back(tmp_path: Path) -> None:
     before = torch.get_num_threads(), optuna.logging.get_verbosity()
-    _demo(tmp_path, "--trials", "1", "--epochs", "1")
+    _demo(tmp_path, "--budget", "2", "--epochs", "2")
     assert (torch.get_num_threads(), optuna.logging.get_verbosity()) == before
 
 
-@pytest.mark.parametrize("option", ["--trials", "--epochs"])
+@pytest.mark.parametrize("option", ["--budget", "--epochs"])
 def test_options_must_be_positive(option: str, tmp_path: Path) -> None:
     assert option in _demo(tmp_path / "out", option, "0", code=2).output
     assert not (tmp_path / "out").exists()
 
 
-def test_epochs_spent_counts_pruned_trials_by_their_reports() -> None:
-    study = optuna.create_study()
-    study.add_trial(optuna.create_trial(value=1.0, intermediate_values=dict.fromkeys(range(5), 1)))
-    study.add_trial(
-        optuna.create_trial(state=TrialState.PRUNED, intermediate_values={0: 1.0, 1: 1.0})
-    )
-    assert epochs_spent(study, 5) == (
-        "7 of 10 epochs spent (70%): 1 trials ran to the end, 1 were pruned."
-    )
+def _found(**values: float) -> list[dict[str, object]]:
+    studies = {}
+    for name, value in values.items():
+        study = studies[name] = optuna.create_study()
+        for other in (value + 1.0, value):
+            trial = optuna.create_trial(
+                value=other, intermediate_values={1: 9.0, 2: other}, user_attrs={"accuracy": 0.875}
+            )
+            study.add_trial(trial)
+        study.add_trial(
+            optuna.create_trial(state=TrialState.PRUNED, intermediate_values={1: value - 1.0})
+        )
+    return comparison(studies)
+
+
+def test_the_comparison_counts_what_was_spent_and_takes_complete_trials_alone() -> None:
+    (row,) = _found(a=0.5)
+    assert (row["trials"], row["complete"], row["epochs"], row["best"]) == (3, 2, 5, 0.5)
+    assert row["accuracy"] == "87.5%"
+
+
+@pytest.mark.parametrize("better", ["MedianPruner", "freeze_thaw"])
+def test_the_better_search_is_named_whichever_it_is(better: str) -> None:
+    values = {"MedianPruner": 0.25, "freeze_thaw": 0.25}
+    assert comparison_verdict(_found(**values)).startswith("Both found")
+    values[better] = 0.125
+    verdict = comparison_verdict(_found(**values))
+    assert verdict.startswith(f"{better} found the better network: loss 0.125 against 0.250.")
 
 
 def _skills(**by_kind: tuple[float | None, float | None]) -> list[EvidenceSkill]:

@@ -27,8 +27,12 @@ def pruned_study(storage: str | None = None) -> tuple[optuna.Study, optuna.trial
                 raise optuna.TrialPruned
         return x
 
-    study.optimize(objective, n_trials=25)
-    return study, study.get_trials(states=[optuna.trial.TrialState.PRUNED])[0]
+    study.optimize(objective, n_trials=40)
+    for trial in study.get_trials(states=[optuna.trial.TrialState.PRUNED]):
+        last = read_decisions(trial)[-1]
+        if last.lower is not None and last.upper is not None and last.lower < last.upper:
+            return study, trial
+    raise AssertionError("no pruned trial with a closed interval")
 
 
 def test_it_shows_the_recorded_decisions() -> None:
@@ -40,9 +44,33 @@ def test_it_shows_the_recorded_decisions() -> None:
     assert list(crosses.x) == [last.step]
     assert list(crosses.y) == [last.predicted_value]
     assert crosses.y[0] + crosses.error_y.array[0] == pytest.approx(last.upper)
+    assert crosses.y[0] - crosses.error_y.arrayminus[0] == pytest.approx(last.lower)
     assert last.threshold in by_name["threshold of the best then"].y
     assert list(by_name["reported"].y) == list(trial.intermediate_values.values())
     assert "loss" in figure.layout.title.text
+
+
+@pytest.mark.parametrize("reports", [0, 2])
+def test_what_was_decided_before_training_is_said_to_be(
+    reports: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    study, _ = pruned_study()
+    study.enqueue_trial({"x": 1.0 if reports == 0 else 0.1})
+    trial = study.ask({"x": optuna.distributions.FloatDistribution(0.1, 1.0)})
+    trial.set_user_attr("lyapunov:readouts", {"-1": {"max": 0.1, "mean": -1.0}})
+    assert trial.should_prune() == (reports == 0)
+    for step in range(1, 1 + reports):
+        trial.report(0.1 + 1 / step, step)
+        trial.should_prune()
+    figure = plot_explanation(study, trial.number)
+    ticks = zip(figure.layout.xaxis.tickvals, figure.layout.xaxis.ticktext, strict=True)
+    expected = ["before training", *(str(step) for step in range(1, 1 + reports))]
+    assert list(ticks) == list(zip([-1, 1, 2][: 1 + reports], expected, strict=True))
+    assert "reported nothing" not in caplog.text
+    verdict = "Pruned" if reports == 0 else "Kept"
+    story = str(lyap.explain(study, trial.number))
+    assert f"{verdict} before training. Predicted to end at" in story
+    assert "step -1" not in story
 
 
 def test_a_trial_without_a_decision_is_judged_now() -> None:

@@ -2,6 +2,7 @@
 """freeze_thaw: no trial is thrown away while it may still win, and each is as it would be alone."""
 
 import _thread
+import functools
 import math
 import random
 import threading
@@ -16,6 +17,7 @@ import numpy as np
 import optuna
 import pytest
 import torch
+import tqdm.auto
 from optuna.trial import FrozenTrial, TrialState
 
 import lyap_optuna as lyap
@@ -292,12 +294,34 @@ def test_it_goes_on_with_a_study_and_asks_no_pruner(tmp_path: Any) -> None:
     assert all(t.state in OVER for t in again.trials)
 
 
-def test_a_bar_shows_steps_and_what_rests(capsys: pytest.CaptureFixture[str]) -> None:
-    lyap.freeze_thaw(random_study(), curve, n_steps=60, seed=0, show_progress_bar=True)
-    shown = capsys.readouterr().err
-    assert "60/60" in shown
-    assert "resting" in shown
-    assert "best" in shown
+def last_bar(capsys: pytest.CaptureFixture[str]) -> str:
+    return capsys.readouterr().err.strip().split("\r")[-1]
+
+
+def test_a_bar_shows_steps_the_best_value_and_what_rests(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    every = functools.partial(tqdm.auto.tqdm, mininterval=0, miniters=0)
+    monkeypatch.setattr("tqdm.auto.tqdm", every)
+    study = random_study()
+    lyap.freeze_thaw(study, curve, n_steps=60, seed=0, cost="steps", show_progress_bar=True)
+    bars = capsys.readouterr().err.strip().split("\r")
+    assert "60/60" in bars[-1]
+    assert f"best {study.best_value:.4g}, 0 rest" in bars[-1]  # the search has ended
+    running = [bar for bar in bars if "runs, " in bar]
+    assert any("trial 0 runs, 0 rest" in bar for bar in running)
+    assert any(" 3 rest" in bar for bar in running)
+    assert "left at most" not in bars[-1]
+
+
+def test_a_bar_shows_trials_begun_and_the_time_left(capsys: pytest.CaptureFixture[str]) -> None:
+    study = random_study()
+    lyap.freeze_thaw(study, curve, n_trials=6, timeout=3600, seed=0, show_progress_bar=True)
+    shown = last_bar(capsys)
+    assert f"{reports(study)}step" in shown
+    assert "6/6 trials begun" in shown
+    assert "59:" in shown
+    assert "left at most" in shown
 
 
 # How trials end

@@ -310,15 +310,77 @@ def test_constant_columns_go_and_equal_ones_count_once() -> None:
 
 
 def test_what_is_missing_is_the_mean_and_said_to_be_missing() -> None:
-    d = np.random.default_rng(0).normal(size=(40, 1))
-    d[::4] = math.nan
+    d = np.random.default_rng(0).normal(size=(40, 2))
+    d[::4, 0] = math.nan
+    d[8] = math.nan  # has none at all: unknown
     columns = Columns(d)
-    assert columns.fitted.shape == (40, 2)
-    assert (columns.fitted[::4, 0] == 0.0).all()
-    assert len(np.unique(columns.fitted[:, 1])) == 2
+    assert columns.fitted.shape == (40, 4)
+    expected = np.where(np.arange(40)[::4] == 8, math.nan, 0.0)
+    np.testing.assert_array_equal(columns.fitted[::4, 0], expected)
+    assert len(np.unique(columns.fitted[:, 1])) == len(np.unique(columns.fitted[:, 3])) == 2
     np.testing.assert_allclose(columns(d), columns.fitted)
-    (row,) = columns(np.array([[math.nan]]))
-    np.testing.assert_allclose(row, columns.fitted[0])
+    rows = columns(np.array([[math.nan, d[0, 1]], [math.nan, math.nan]]))
+    np.testing.assert_allclose(rows, columns.fitted[[0, 8]])
+
+
+@pytest.mark.parametrize("n_lacking", [0, 1, 4, 15])
+@pytest.mark.parametrize("telling", ["loss", "displacement"])
+def test_who_lacks_the_evidence_that_tells_all_is_as_uncertain_as_without_it(
+    n_lacking: int, telling: str
+) -> None:
+    rng = np.random.default_rng(n_lacking)
+    y = norm.ppf((rng.permutation(45) + 0.5) / 45)
+    features = {
+        "loss": rng.normal(size=(45, 1)),
+        "displacement": rng.normal(size=(45, 2)),
+        "hyperparameters": rng.normal(size=(45, 3)),
+    }
+    width = features[telling].shape[1]
+    features[telling] = y[:, None] + 0.03 * rng.normal(size=(45, width))
+    features[telling][:n_lacking] = np.nan
+    posterior = Posterior(features, y)
+    assert posterior.shares[telling][0] > 0.5
+    further = {kind: rng.normal(size=(20, x.shape[1])) for kind, x in features.items()}
+    further[telling] = np.repeat(further[telling][:, :1], width, axis=1)
+    further[telling][10:] = np.nan
+    predicted = posterior.predict(further)
+    assert predicted.spread[:10].max() < 0.5
+    assert predicted.spread[10:].min() > 0.7
+    assert np.abs(predicted.mean[10:]).max() < 0.8
+    top = float(norm.ppf(0.1))
+    assert predicted.chance_below(top)[10:] == pytest.approx(0.1, abs=0.09)
+    if n_lacking > 1:  # nor do those that lack it vouch for one another
+        assert posterior.out_of_fold.spread[:n_lacking].min() > 0.7
+
+
+def test_a_column_that_no_trial_to_learn_from_lacked_is_unknown_where_it_is_missing() -> None:
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(40, 2))
+    y = norm.ppf((rankdata(x[:, 0]) - 0.5) / 40)
+    posterior = Posterior({"hyperparameters": x}, y)
+    row = np.array([[-1.0, 0.3], [np.nan, 0.3], [-1.0, np.nan]])
+    told, *unknown = posterior.predict({"hyperparameters": row}).spread
+    assert told < 0.5 < 0.7 < min(unknown)
+
+
+@pytest.mark.parametrize("columns", [1, 2, 5])
+def test_kernels_with_unknown_values_are_covariances(columns: int) -> None:
+    rng = np.random.default_rng(columns)
+    a = rng.normal(size=(60, columns))
+    a[rng.random(a.shape) < 0.3] = np.nan
+    full = kernel(a, a)
+    np.fill_diagonal(full, _posterior._own(a))
+    assert np.linalg.eigvalsh(full).min() > -1e-9
+    assert np.isfinite(full).all()
+
+
+def test_where_a_constant_is_missing_the_prior_mean_says_nothing() -> None:
+    features, y = arrays(30)
+    prior = np.where(np.arange(30) % 3 == 0, np.nan, 16.0)
+    with_it, without = Posterior(features, y, prior), Posterior(features, y)
+    row = {kind: x[:3] for kind, x in features.items()}
+    expected = without.predict(row).mean
+    assert with_it.predict(row, np.array([np.nan, 16.0, 1.0])).mean == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("odd", [1e300, math.inf])
@@ -428,18 +490,53 @@ def test_from_scores_to_values(values: list[float], scores: list[float]) -> None
         assert all(end is None or math.isfinite(end) for end in ends)
     assert of.lower_of(-9.0) is None
     assert of.upper_of(9.0) is None
-    # A further end than all: the last value there, and those that count as equal to it.
-    assert highest - 2 * of.margin <= of.lower_of(9.0) <= highest
-    assert lowest <= of.upper_of(-9.0) <= lowest + 2 * of.margin
+    assert of.lower_of(9.0) == highest  # a further end than all
+    assert of.upper_of(-9.0) == lowest
     for low, value, high in zip(lower, values, upper, strict=False):
-        assert low is None or high is None or low <= high + 2 * of.margin, value
+        assert low is None or high is None or low <= high, value
 
 
 def test_the_margin_ties_a_plateau_once_one_has_left_it() -> None:
     plateau = np.linspace(2.30, 2.33, 20)
-    assert len(set(scale(plateau).score_of(plateau))) == 20
+    assert len(set(scale(plateau).tied_score_of(plateau))) == 20
     left = scale([*plateau, 1.0])
-    assert len(set(left.score_of(plateau))) == 1
+    assert len(set(left.tied_score_of(plateau))) == 1
+
+
+@given(
+    st.lists(
+        st.one_of(st.just(math.inf), st.integers(-50, 50).map(float), st.floats(-1e6, 1e6)),
+        min_size=1,
+        max_size=30,
+    )
+)
+def test_drawn_scores_are_orders_that_the_margin_allows(values: list[float]) -> None:
+    of, given = scale(values), np.array(values)
+    drawn = of.draws(given, 16)
+    np.testing.assert_array_equal(drawn, of.draws(given, 16))
+    distinct = normal_scores(np.arange(len(given)), np.arange(len(given)))
+    np.testing.assert_allclose(np.sort(drawn, axis=1), np.broadcast_to(distinct, drawn.shape))
+    # Rounding of values apart by twice the margin, to the bit, may go either way.
+    apart = given[:, None] + 2 * of.margin * (1 + 1e-9) + 1e-9 < given
+    assert (drawn[:, :, None] < drawn[:, None, :])[:, apart].all()
+
+
+def test_what_is_equal_stands_in_every_order() -> None:
+    values = np.array([0.0, 1.0, 1.0, 1.0, math.inf, math.inf])
+    ranks = scale(values).draws(values, 400).argsort(axis=1)
+    orders = {tuple(row) for row in ranks}
+    assert len(orders) == 12  # 3! of the equal ones, 2! of those that diverged
+
+
+def test_evidence_that_orders_a_plateau_alone_explains_nothing() -> None:
+    rng = np.random.default_rng(0)
+    values = np.append(rng.uniform(2.30, 2.33, size=24), [1.0, 0.5])  # two have left it
+    told = {"loss": values[:, None] + 1e-6 * rng.normal(size=(26, 1))}
+    of = scale(values)
+    known = Posterior(told, of.score_of(values)).shares["loss"][0]
+    drawn = Posterior(told, of.draws(values, 64)).shares["loss"][0]
+    assert known > 0.9
+    assert drawn < 0.7
 
 
 def test_what_can_never_be_best_and_what_diverged_move_no_margin() -> None:
@@ -447,7 +544,7 @@ def test_what_can_never_be_best_and_what_diverged_move_no_margin() -> None:
 
     def tied(values: list[float], feasible: Any = None) -> float:
         of = scale(values, feasible)
-        return float((np.diff(of.score_of(np.arange(40.0))) == 0.0).mean())
+        return float((np.diff(of.tied_score_of(np.arange(40.0))) == 0.0).mean())
 
     assert tied(base) == 0.0
     assert tied([*base, -1e3], np.array([True] * 40 + [False])) == 0.0
@@ -462,7 +559,9 @@ def test_scores_on_a_grid_depend_on_no_unit(offset: float, unit: float) -> None:
     below, above = rng.integers(10, 30, size=14), rng.integers(31, 60, size=15)
     counts = np.concatenate([[10.0, 30.0], below, above])
     moved = offset + unit * counts
-    np.testing.assert_allclose(scale(moved).score_of(moved), scale(counts).score_of(counts))
+    np.testing.assert_allclose(
+        scale(moved).tied_score_of(moved), scale(counts).tied_score_of(counts)
+    )
 
 
 def test_the_best_are_the_best_feasible() -> None:
@@ -477,18 +576,28 @@ def test_the_best_are_the_best_feasible() -> None:
 # What the pruner asks ----------------------------------------------------------------------------
 
 
-@given(st.floats(0.0, 1.0), st.floats(0.0, 1.0), st.integers(1, 500), st.data())
-def test_the_chance_that_a_trial_needs(a: float, b: float, total: int, data: st.DataObject) -> None:
+UNIT = st.floats(0.0, 1.0)
+
+
+@given(UNIT, UNIT, UNIT, st.integers(1, 500), st.data())
+def test_the_chance_that_a_trial_needs(
+    a: float, b: float, explained: float, total: int, data: st.DataObject
+) -> None:
     done = data.draw(st.integers(0, total - 1))
-    needs = required_chance(a, done, total)
-    assert 0.0 <= needs < math.inf
-    assert required_chance(0.0, done, total) == 0.0
-    assert required_chance(min(a, b), done, total) <= required_chance(max(a, b), done, total)
+    low, high = min(a, b), max(a, b)
+    assert 0.0 <= required_chance(a, explained, done, total) < math.inf
+    assert required_chance(0.0, explained, done, total) == 0.0
+    assert required_chance(a, 0.0, done, total) == 0.0
+    for one, other in (
+        ((low, explained), (high, explained)),
+        ((explained, low), (explained, high)),
+    ):
+        assert required_chance(*one, done, total) <= required_chance(*other, done, total)
 
 
 @pytest.mark.parametrize("total", [4, 10, 100])
 def test_little_is_asked_where_little_is_left_to_save(total: int) -> None:
-    needed = [required_chance(0.1, done, total) for done in range(total)]
+    needed = [required_chance(0.1, 1.0, done, total) for done in range(total)]
     assert needed[-1] <= needed[total // 2]
     assert needed[-1] <= 2 * 0.1 / total * (1 + 1e-9)
 

@@ -53,6 +53,7 @@ def test_a_task_is_trained_and_recorded(
     assert recording.states == task.states
     assert recording.trials[0].values == outcome.losses
     assert recording.trials[0].params == params
+    assert recording.trials[0].seconds == pytest.approx(outcome.seconds["training"], abs=1e-3)
 
 
 def test_training_is_repeatable(monkeypatch: pytest.MonkeyPatch) -> None:

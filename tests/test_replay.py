@@ -1,8 +1,11 @@
 """Replay: recordings that travel, pruners judged through Optuna's own loop."""
 
+import dataclasses
 import gzip
 import json
 import math
+import time
+from collections.abc import Generator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,17 +18,21 @@ from optuna.trial import TrialState, create_trial
 
 import lyap_optuna as lyap
 from lyap_optuna.cli import main
+from lyap_optuna.records import Stretch, write_stretches
 from lyap_optuna.replay import (
+    REGRET_AT,
     Recording,
     RecordingError,
     compare_pruners,
     default_pruners,
     replay,
+    replay_freeze_thaw,
     summarize,
+    winners,
 )
 from lyap_optuna.replay._compare import fingerprint
 from lyap_optuna.replay._replay import order_of, run
-from lyap_optuna.visualization import plot_replay
+from lyap_optuna.visualization import plot_regret, plot_replay
 from studies.recordings.tasks import TASKS
 
 DATA = Path(__file__).parents[1] / "studies" / "recordings" / "data"
@@ -293,6 +300,118 @@ def test_processes_and_interruptions_change_nothing(tmp_path: Path) -> None:
     )
 
 
+def timed(recording: Recording, seconds: Sequence[float | None]) -> Recording:
+    trials = [
+        dataclasses.replace(t, seconds=s) for t, s in zip(recording.trials, seconds, strict=True)
+    ]
+    return dataclasses.replace(recording, trials=trials)
+
+
+COMPARED = {"none": NopPruner, "median": MedianPruner, "freeze_thaw": replay_freeze_thaw}
+
+
+def test_where_all_epochs_cost_the_same_seconds_are_epochs() -> None:
+    recording = timed(Recording.from_study(made_study(20)), [12.5] * 20)
+    for found in compare_pruners(recording, COMPARED, orders=3).values():
+        for result in found:
+            assert result.found_by_seconds == pytest.approx(result.found_by)
+
+
+def test_found_by_in_seconds_counts_what_each_trial_took() -> None:
+    seconds = [float(1 + i**2) for i in range(20)]
+    recording = timed(Recording.from_study(made_study(20)), seconds)
+    won = set(winners(recording))
+    for order in range(3):
+        spent = 0.0
+        for i in order_of(recording, order):
+            spent += seconds[i]
+            if i in won:
+                break
+        found = replay(recording, NopPruner(), order).found_by_seconds
+        assert found == pytest.approx(spent / sum(seconds))
+    summary = summarize(recording, compare_pruners(recording, COMPARED, orders=3))[0]
+    assert summary.found_by_seconds.value <= summary.found_by_seconds_late.value <= 1.0
+
+
+def test_where_one_trials_seconds_are_unknown_nothing_is_said_of_seconds() -> None:
+    recording = timed(Recording.from_study(made_study(12)), [1.0] * 11 + [None])
+    replays = compare_pruners(recording, COMPARED, orders=1)
+    assert all(r.found_by_seconds is None for found in replays.values() for r in found)
+    assert all(s.found_by_seconds is None for s in summarize(recording, replays))
+
+
+def test_seconds_come_from_the_study_and_survive_a_file(tmp_path: Path) -> None:
+    def objective(trial: optuna.Trial) -> Generator[None, None, float]:
+        x = trial.suggest_float("x", 0, 1)
+        for epoch in range(2):
+            time.sleep(0.02)
+            trial.report(x, epoch)
+            yield
+        return x
+
+    study = optuna.create_study()
+    lyap.freeze_thaw(study, objective, n_trials=3)
+    study.add_trial(create_trial(value=0.5, intermediate_values={0: 0.5, 1: 0.5}))  # no time passed
+    recording = Recording.from_study(study)
+    took = [t.seconds for t in recording.trials]
+    assert all(s >= 0.04 for s in took[:3])
+    assert took[3] is None
+    recording.save(tmp_path / "timed.json.gz")
+    assert [t.seconds for t in Recording.load(tmp_path / "timed.json.gz").trials] == took
+
+
+def test_a_rest_is_no_training() -> None:
+    study = optuna.create_study()
+    trial = study.ask()
+    for step, stretch in enumerate((Stretch(0.0, 1.5, 1), Stretch(3600.0, 2.0, 1, index=1))):
+        trial.report(1.0, step)
+        write_stretches(trial, [stretch] if step == 0 else [Stretch(0.0, 1.5, 1), stretch])
+    study.tell(trial, 1.0)
+    assert Recording.from_study(study).trials[0].seconds == 3.5
+
+
+def test_the_falls_of_the_regret_agree_with_what_is_told_at_some_shares(tmp_path: Path) -> None:
+    recording = Recording.from_study(made_study(20))
+    results = tmp_path / "replays.jsonl"
+    replays = compare_pruners(recording, COMPARED, orders=3, results=results)
+    # Lines that were written before the falls were are read, and tell what they know.
+    lines = [json.loads(line) for line in results.read_text().splitlines()]
+    for line in lines:
+        del line["fell"], line["found_by_seconds"]
+    results.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    told: list[tuple[int, int]] = []
+    earlier = compare_pruners(
+        recording,
+        COMPARED,
+        orders=3,
+        results=results,
+        progress=lambda done, total: told.append((done, total)),
+    )
+    assert told == [(9, 9)]
+    for name, found in replays.items():
+        for result, old in zip(found, earlier[name], strict=True):
+            assert [r for _, r in result.fell] == sorted((r for _, r in result.fell), reverse=True)
+            assert old.fell == ()
+            for share, regret in zip(REGRET_AT, result.regret_at, strict=True):
+                assert result.regret_after(share) == old.regret_after(share) == regret
+            assert result.regret_after(1.0) == old.regret_after(1.0) == result.regret
+
+
+def test_the_regret_falls_from_left_to_right_and_in_fewer_orders_later() -> None:
+    recording = Recording.from_study(made_study(20))
+    replays = compare_pruners(recording, COMPARED, orders=5)
+    figure = plot_regret(replays)
+    assert [trace.name for trace in figure.data] == [n for name in COMPARED for n in (name, name)]
+    for half, late in zip(figure.data[::2], figure.data[1::2], strict=True):
+        for trace in (half, late):
+            assert list(trace.x) == sorted(trace.x)
+            assert list(trace.y) == sorted(trace.y, reverse=True)
+            assert trace.x[-1] == 1.0
+        at = dict(zip(half.x, half.y, strict=True))
+        assert all(y >= at[x] for x, y in zip(late.x, late.y, strict=True))
+    assert figure.data[0].y[-1] == 1e-3  # without pruning every order ends the true best
+
+
 def test_bad_arguments_are_named() -> None:
     recording = Recording.from_study(made_study(3))
     with pytest.raises(ValueError, match="jobs=0"):
@@ -336,6 +455,10 @@ def test_command(tmp_path: Path) -> None:
     assert "MedianPruner" in table.output
     assert "Hyperband" not in table.output
     assert "plotly" in (tmp_path / "plot.html").read_text()
+    assert (tmp_path / "plot.html").read_text().count("Plotly.newPlot(") == 2
+    search = CliRunner().invoke(main, ["replay", str(file), "--orders", "1", "--pruner", "freeze"])
+    assert search.exit_code == 0, search.output
+    assert "freeze_thaw" in search.output
     rows = json.loads(CliRunner().invoke(main, [*args, "-q", "-f", "json"]).stdout)
     assert [row["pruner"] for row in rows][:2] == ["none", "MedianPruner"]
     assert rows[0]["epochs_spent"] == 1.0

@@ -10,9 +10,10 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from lyap_optuna.campaign._config import CampaignConfig, FreezeThaw
-from lyap_optuna.campaign._recovery import number_in, settle
+from lyap_optuna.campaign._recovery import settle
 from lyap_optuna.campaign._retry import INTERRUPTED, WORKER
 from lyap_optuna.campaign._strategies import COUNTED, Session, Strategy, Turn
+from lyap_optuna.records import number_in
 from lyap_optuna.records._keys import REPEATS, RESTING
 from lyap_optuna.search._freeze_thaw import Search, choice_of
 

@@ -13,15 +13,9 @@ from optuna.study import Study
 from optuna.trial import BaseTrial, FrozenTrial, TrialState
 
 from lyap_optuna.campaign._retry import INTERRUPTED, WORKER, retry_once
-from lyap_optuna.records import Decision, repeat, stored_trial, write_decision
+from lyap_optuna.records import Decision, number_in, repeat, stored_trial, write_decision
 from lyap_optuna.records._keys import CONTINUES, REPEATS, RESTING
 from lyap_optuna.search._sampling import as_pruned
-
-
-def number_in(trial: FrozenTrial, key: str) -> int | None:
-    """Return the trial number stored under ``key``, or None: attributes may be edited by hand."""
-    number = trial.user_attrs.get(key)
-    return number if isinstance(number, int) and not isinstance(number, bool) else None
 
 
 def previous_attempt(trial: BaseTrial) -> int | None:

@@ -8,10 +8,10 @@ from optuna.trial import FrozenTrial, TrialState
 
 from lyap_optuna._logging import get_logger
 from lyap_optuna.campaign._config import CampaignConfig
-from lyap_optuna.campaign._recovery import number_in
 from lyap_optuna.campaign._retry import INTERRUPTED
 from lyap_optuna.campaign._worker import strategy_of
 from lyap_optuna.prediction import TrialPrediction, rank_trials
+from lyap_optuna.records import number_in
 from lyap_optuna.records._keys import CONTINUES, RESTING
 
 _logger = get_logger(__name__)

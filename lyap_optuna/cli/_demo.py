@@ -1,36 +1,52 @@
-"""``lyap-optuna demo``: a real study from beginning to end, and what was measured in it."""
+"""``lyap-optuna demo``: two searches with the same budget, and what was measured in them."""
 
 import importlib.util
-import math
 import os
 import shlex
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from lyap_optuna.cli import _format, _storage
 from lyap_optuna.cli._rank import LEGEND, ranking_rows, ranking_table
+from lyap_optuna.cli._skill import skill_rows, skill_verdict
 
 if TYPE_CHECKING:
     import optuna
     from rich.console import Console
 
-    from lyap_optuna import EvidenceSkill
-
 _SETTINGS = "lyapunov-demo:settings"
-_FIRST_STEPS = 3
-_OURS = ("exponents", "displacement")
+_SEARCHES = {"MedianPruner": "lyap-optuna-demo-median", "freeze_thaw": "lyap-optuna-demo"}
+"""By the name of the search, that of its study."""
+
+_FOUND_AFTER = "lyapunov-demo:found_after"
+"""Epochs that the study had spent when its best trial ended."""
+
+_TOLD_EVERY = 50
 
 
 @click.command()
-@click.option("--trials", type=click.IntRange(min=1), default=60, show_default=True)
-@click.option("--epochs", type=click.IntRange(min=1), default=15, show_default=True)
+@click.option(
+    "--budget",
+    type=click.IntRange(min=1),
+    default=250,
+    show_default=True,
+    help="Epochs that each of the two searches may spend.",
+)
+@click.option(
+    "--epochs",
+    type=click.IntRange(min=2),
+    default=15,
+    show_default=True,
+    help="Epochs of a trial that runs to its end, at least 2.",
+)
 @click.option("--seed", type=click.IntRange(0, 1_000_000), default=0, show_default=True)
 @click.option(
     "-o",
@@ -38,42 +54,38 @@ _OURS = ("exponents", "displacement")
     type=click.Path(path_type=Path, file_okay=False),
     default=Path("lyap-optuna-demo"),
     show_default=True,
-    help="Folder of the study's SQLite file and of the HTML page.",
+    help="Folder of the studies' SQLite file and of the HTML page.",
 )
 @click.option("--storage", metavar="URL", help="DB URL, instead of study.db in the folder.")
 @click.pass_context
 def demo(
-    ctx: click.Context, trials: int, epochs: int, seed: int, output: Path, storage: str | None
+    ctx: click.Context, budget: int, epochs: int, seed: int, output: Path, storage: str | None
 ) -> None:
-    """Tune recurrent networks on handwritten digits, pruned by their Lyapunov exponents.
+    """Tune recurrent networks on handwritten digits, by MedianPruner and by freeze_thaw.
 
-    Sixty configurations of a GRU or LSTM learn to recognise a digit that they saw 56 steps ago: a
-    memory task, on which about half of all configurations never leave chance level. It uses the
+    GRUs and LSTMs learn to recognise a digit that they saw 56 steps ago: a memory task, on which
+    about half of all configurations never leave chance level. Two searches with the same seed spend
+    the same number of epochs on it, and what each found is told, whichever is better. It uses the
     1,797 real images that scikit-learn ships, one process and one thread. Ctrl-C stops it; the
     same command goes on with the same file.
     """
     console = _format.console()
-    command = _command(trials, epochs, seed, output, storage)
     output.mkdir(parents=True, exist_ok=True)
     url = storage or f"sqlite:///{(output / 'study.db').as_posix()}"
     with _quiet_and_single_threaded():
-        study = _open(url, epochs, seed)
-        left = trials - _n_done(study)
-        if left > 0:
-            print_line(console, _opening(study, trials, left, epochs))
-            try:
-                seconds = _run(console, study, left, epochs, seed)
-            except KeyboardInterrupt:
-                print_line(
-                    console,
-                    f"\nStopped after {_n_done(study)} of {trials} trials; everything so far is in "
-                    f"{_storage.shown_url(url)}.\nTo go on with it: {command}",
-                )
-                ctx.exit(130)
-            print_line(console, f"{left} trials in {seconds / 60:.1f} minutes.")
-        else:
-            print_line(console, f"The study already has its {trials} trials; nothing to train.")
-        _report(console, study, epochs, url, output)
+        studies = {name: _open(url, study, epochs, seed) for name, study in _SEARCHES.items()}
+        try:
+            for name, study in studies.items():
+                _search(console, name, study, budget, epochs, seed)
+        except KeyboardInterrupt:
+            spent = " and ".join(f"{_spent(study)}" for study in studies.values())
+            print_line(
+                console,
+                f"\nStopped after {spent} of {budget} epochs; everything so far is in "
+                f"{_storage.shown_url(url)}.\nTo go on with it: {_command(ctx)}",
+            )
+            ctx.exit(130)
+        _report(console, studies, epochs, url, output)
 
 
 def print_line(console: "Console", text: str) -> None:
@@ -87,7 +99,7 @@ def _quiet_and_single_threaded() -> Iterator[None]:
     import torch
 
     verbosity, threads = optuna.logging.get_verbosity(), torch.get_num_threads()
-    # The progress bar tells what Optuna would log; a Ctrl-C would be logged with its traceback.
+    # The lines below tell what Optuna would log; a Ctrl-C would be logged with its traceback.
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     torch.set_num_threads(1)
     try:
@@ -97,12 +109,12 @@ def _quiet_and_single_threaded() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def _open(url: str, epochs: int, seed: int) -> "optuna.Study":
+def _open(url: str, name: str, epochs: int, seed: int) -> "optuna.Study":
     from lyap_optuna.demo import create_study
 
     shown = _storage.shown_url(url)
     try:
-        study = create_study(url, seed)
+        study = create_study(url, seed, name)
         stored = study.user_attrs.get(_SETTINGS)
         has_trials = bool(study.get_trials(deepcopy=False))
     except Exception as error:
@@ -122,61 +134,78 @@ def _open(url: str, epochs: int, seed: int) -> "optuna.Study":
     return study
 
 
-def _n_done(study: "optuna.Study") -> int:
-    from optuna.trial import TrialState
-
-    states = (TrialState.COMPLETE, TrialState.PRUNED)
-    return len(study.get_trials(deepcopy=False, states=states))
+def _spent(study: "optuna.Study") -> int:
+    """Return the epochs that all trials of a study have been trained for."""
+    return sum(len(trial.intermediate_values) for trial in study.get_trials(deepcopy=False))
 
 
-def _opening(study: "optuna.Study", trials: int, left: int, epochs: int) -> str:
-    if left == trials:
-        return f"{trials} trials of at most {epochs} epochs each."
-    return f"{trials - left} of {trials} trials are there already; {left} more."
-
-
-def _run(console: "Console", study: "optuna.Study", left: int, epochs: int, seed: int) -> float:
+def _search(
+    console: "Console", name: str, study: "optuna.Study", budget: int, epochs: int, seed: int
+) -> None:
     import optuna
-    from optuna.trial import TrialState
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+    import lyap_optuna
     from lyap_optuna.demo import load_digits, objective
 
+    before = _spent(study)
+    if before >= budget:
+        print_line(console, f"{name}: the {budget} epochs are spent; nothing to train.")
+        return
+    there = f" ({before} of them are there already)" if before else ""
+    print_line(console, f"{name}: {budget} epochs{there}, trials of at most {epochs}.")
     digits = load_digits()
     started: list[int] = []
-    n_pruned = 0
+    told = before // _TOLD_EVERY
+    bar = console.is_terminal and name == "freeze_thaw"
 
     def remembered(trial: optuna.Trial) -> float:
         started.append(trial.number)
         return objective(trial, digits, epochs, seed)
 
-    progress = Progress(
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("{task.fields[news]}", markup=False),
-        console=console,
-        disable=not console.is_terminal,
-    )
-
-    def advance(study: optuna.Study, trial: optuna.trial.FrozenTrial) -> None:
-        nonlocal n_pruned
-        n_pruned += trial.state == TrialState.PRUNED
-        news = f"{n_pruned} pruned, best loss {_best(study)}"
-        progress.update(task, advance=1, news=news)
-        if not console.is_terminal and (len(started) % 10 == 0 or len(started) == left):
-            print_line(console, f"{len(started)}/{left} trials, {news}")
+    def tell(study: optuna.Study, trial: optuna.trial.FrozenTrial) -> None:
+        nonlocal told
+        spent = _spent(study)
+        if trial.state.name == "COMPLETE" and study.best_trial.number == trial.number:
+            study.set_user_attr(_FOUND_AFTER, spent)
+        if spent >= budget:
+            study.stop()
+        elif spent // _TOLD_EVERY > told and not bar:
+            told = spent // _TOLD_EVERY
+            print_line(console, f"  {spent}/{budget} epochs, best loss {_best(study)}")
 
     begin = time.perf_counter()
     try:
-        with progress:
-            task = progress.add_task("trials", total=left, news="")
-            study.optimize(remembered, n_trials=left, callbacks=[advance])
+        if name == "freeze_thaw":
+            lyap_optuna.freeze_thaw(
+                study,
+                remembered,
+                n_steps=budget - before,
+                seed=seed,
+                cost="steps",  # so that the same seed gives the same study
+                callbacks=[tell],
+                show_progress_bar=bar,
+            )
+        else:
+            study.pruner = _within(budget, optuna.pruners.MedianPruner())
+            study.optimize(remembered, callbacks=[tell])
     except KeyboardInterrupt:
         _fail_running(study, started)
         raise
-    return time.perf_counter() - begin
+    seconds = time.perf_counter() - begin
+    print_line(
+        console, f"  {len(started)} trials in {seconds / 60:.1f} minutes, best loss {_best(study)}"
+    )
+
+
+def _within(budget: int, pruner: "optuna.pruners.BasePruner") -> "optuna.pruners.BasePruner":
+    """Return a pruner that prunes as another does, and every trial once the epochs are spent."""
+    from optuna.pruners import BasePruner
+
+    class Within(BasePruner):
+        def prune(self, study: "optuna.Study", trial: "optuna.trial.FrozenTrial") -> bool:
+            return _spent(study) >= budget or pruner.prune(study, trial)
+
+    return Within()
 
 
 def _fail_running(study: "optuna.Study", numbers: Sequence[int]) -> None:
@@ -196,21 +225,26 @@ def _best(study: "optuna.Study") -> str:
         return "-"
 
 
-def _report(console: "Console", study: "optuna.Study", epochs: int, url: str, output: Path) -> None:
+def _report(
+    console: "Console",
+    studies: Mapping[str, "optuna.Study"],
+    epochs: int,
+    url: str,
+    output: Path,
+) -> None:
     import lyap_optuna
 
+    study = studies["freeze_thaw"]
     ranking = lyap_optuna.rank_trials(study)
     skills = lyap_optuna.prediction_skill(study)
 
-    print_line(console, "\nThe best trials")
+    found = comparison(studies)
+    print_line(console, "\nWhat each found")
+    console.print(_format.table(found, _FOUND))
+    better = comparison_verdict(found)
+    print_line(console, f"{better}\n\nThe best trials of freeze_thaw")
     console.print(ranking_table(ranking_rows(ranking)[:10]))
     print_line(console, f"{LEGEND}\n")
-    spent = epochs_spent(study, epochs)
-    print_line(console, spent)
-    best = _best_accuracy(study)
-    if best is not None:
-        print_line(console, best)
-    print_line(console, "")
     rows, columns = skill_rows(skills)
     if rows:
         print_line(
@@ -226,7 +260,7 @@ def _report(console: "Console", study: "optuna.Study", epochs: int, url: str, ou
     print_line(console, verdict)
 
     report = output / "report.html"
-    _write_page(study, [spent, *([best] if best else []), verdict], report)
+    _write_page(studies, [better, verdict], report)
     print_line(console, f"\nInteractive plots: {_format.printable(report)}")
     shown = shlex.quote(_storage.shown_url(url))
     ours = _program("lyap-optuna")
@@ -238,119 +272,68 @@ def _report(console: "Console", study: "optuna.Study", epochs: int, url: str, ou
     )
     pruned = next((p.number for p in ranking if p.state.name == "PRUNED"), None)
     if pruned is not None:
-        print_line(
-            console,
-            f"Why a trial was pruned: {ours} explain --storage {shown} --trial-number {pruned}",
-        )
+        of = f"--storage {shown} --study-name {study.study_name}"
+        print_line(console, f"Why a trial rested: {ours} explain {of} --trial-number {pruned}")
 
 
-def epochs_spent(study: "optuna.Study", epochs: int) -> str:
-    """Tell how many epochs were trained, of how many without pruning."""
-    from optuna.trial import TrialState
-
-    complete, pruned, failed = (
-        study.get_trials(deepcopy=False, states=(state,))
-        for state in (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
-    )
-    spent = sum(len(trial.intermediate_values) for trial in complete + pruned)
-    total = epochs * len(complete + pruned)
-    return (
-        f"{spent} of {total} epochs spent ({spent / max(total, 1):.0%}): {len(complete)} trials "
-        f"ran to the end, {len(pruned)} were pruned."
-        + (f" {len(failed)} more failed or were interrupted." if failed else "")
-    )
+_FOUND = {
+    "search": "search",
+    "trials": "trials",
+    "complete": "to the end",
+    "epochs": "epochs",
+    "best": "best loss",
+    "accuracy": "images read",
+    "after": "found after",
+}
 
 
-def skill_rows(
-    skills: Sequence["EvidenceSkill"], n_steps: int = _FIRST_STEPS
-) -> tuple[list[dict[str, Any]], dict[str, str]]:
-    """Return one row per kind of evidence and one column per early step, and the headings."""
-    steps = sorted({skill.step for skill in skills})[:n_steps]
-    columns = {"evidence": "evidence"}
-    for step in steps:
-        columns[f"step{step}"] = f"step {step}"
-        columns[f"share{step}"] = "share"
-    rows: dict[str, dict[str, Any]] = {}
-    for skill in skills:
-        if skill.step in steps:
-            name = "all together" if " + " in skill.evidence else skill.evidence
-            row = rows.setdefault(name, {"evidence": name})
-            correlation, share = skill.rank_correlation, skill.share
-            row[f"step{skill.step}"] = None if correlation is None else f"{correlation:.2f}"
-            row[f"share{skill.step}"] = None if share is None else f"{share:.0%}"
-    return list(rows.values()), columns
+def comparison(studies: Mapping[str, "optuna.Study"]) -> list[dict[str, Any]]:
+    """Return one row per search: what it spent and what it found."""
+    rows = []
+    for name, study in studies.items():
+        trials = study.get_trials(deepcopy=False)
+        row: dict[str, Any] = {"search": name, "trials": len(trials), "epochs": _spent(study)}
+        row["complete"] = sum(trial.state.name == "COMPLETE" for trial in trials)
+        if row["complete"]:
+            accuracy = study.best_trial.user_attrs.get("accuracy")
+            row["best"] = study.best_value
+            row["accuracy"] = f"{accuracy:.1%}" if isinstance(accuracy, float) else None
+            row["after"] = f"{study.user_attrs.get(_FOUND_AFTER, '?')} epochs"
+        rows.append(row)
+    return rows
 
 
-def skill_verdict(skills: Sequence["EvidenceSkill"]) -> str:
-    """Say whether exponents predicted better than the loss at one of the first two steps.
-
-    Only what was measured is said; without enough COMPLETE trials, that.
-    """
-    by_step: dict[int, dict[str, EvidenceSkill]] = {}
-    for skill in skills:
-        if skill.rank_correlation is not None:
-            by_step.setdefault(skill.step, {})[skill.evidence] = skill
-    compared = []
-    for _step, kinds in sorted(by_step.items()):
-        ours = max((kinds[name] for name in _OURS if name in kinds), key=_skill_of, default=None)
-        if ours is not None and "loss" in kinds:
-            compared.append((ours, kinds["loss"]))
-    compared = compared[:2]
-    if not compared:
-        return "Too few trials ran to the end to compare the kinds of evidence."
-    ours, loss = max(compared, key=lambda pair: _skill_of(pair[0]) - _skill_of(pair[1]))
-    error = 1 / math.sqrt(max(ours.n_trials - 1, 1))
-    gain = _skill_of(ours) - _skill_of(loss)
-    measured = (
-        f"rank correlation {_skill_of(ours):.2f} against {_skill_of(loss):.2f} on {ours.n_trials} "
-        "trials"
-    )
-    if gain <= 0:
+def comparison_verdict(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Say which search found the better network; no more than was measured."""
+    known = sorted((row for row in rows if "best" in row), key=lambda row: row["best"])
+    if len(known) < 2:
+        return "Too few trials ran to the end to compare the two searches."
+    first, second = known
+    if first["best"] == second["best"]:
         return (
-            "At the first two epochs the Lyapunov exponents predicted the final loss no better "
-            f"than the loss itself did (at best {measured})."
+            f"Both found a network of the same loss, {first['search']} after {first['after']} and "
+            f"{second['search']} after {second['after']}."
         )
-    others = [
-        kind
-        for kind in by_step[ours.step].values()
-        if kind.evidence == "hyperparameters" and _skill_of(kind) > _skill_of(ours)
-    ]
-    name = "displacement of the exponents" if ours.evidence == "displacement" else "exponents"
     return (
-        f"After epoch {ours.step} the {name} predicted the final loss better than the loss itself "
-        f"did: {measured}."
-        + (
-            f" So few trials leave each of the two uncertain by about {error:.2f}, so this study "
-            "alone does not settle it."
-            if gain < error
-            else f" Each of the two is uncertain by about {error:.2f}."
-        )
-        + "".join(f" The {o.evidence} predicted better still: {_skill_of(o):.2f}." for o in others)
+        f"{first['search']} found the better network: loss {first['best']:.3f} against "
+        f"{second['best']:.3f}. One seed does not settle which search is better; `lyap-optuna "
+        "replay` compares them in many orders."
     )
 
 
-def _skill_of(skill: "EvidenceSkill") -> float:
-    return -1.0 if skill.rank_correlation is None else skill.rank_correlation
-
-
-def _best_accuracy(study: "optuna.Study") -> str | None:
-    try:
-        best = study.best_trial
-    except ValueError:
-        return None
-    accuracy = best.user_attrs.get("accuracy")
-    if not isinstance(accuracy, float):
-        return None
-    return f"The best network, trial {best.number}, reads {accuracy:.1%} of the validation images."
-
-
-def _write_page(study: "optuna.Study", texts: Sequence[str], path: Path) -> None:
+def _write_page(studies: Mapping[str, "optuna.Study"], texts: Sequence[str], path: Path) -> None:
     from lyap_optuna import visualization
     from lyap_optuna.cli._page import page
 
+    study = studies["freeze_thaw"]
     figures = [
         (
-            "What was pruned when: each bar is a trial, its light part the epochs saved.",
+            "MedianPruner: each bar is a trial, its light part the epochs saved.",
+            visualization.plot_pruning_timeline(studies["MedianPruner"]),
+        ),
+        (
+            "freeze_thaw: when each trial ran, and, thin, when it rested. All that follows is of "
+            "this search.",
             visualization.plot_pruning_timeline(study),
         ),
         (
@@ -375,7 +358,7 @@ def _write_page(study: "optuna.Study", texts: Sequence[str], path: Path) -> None
             visualization.plot_prediction_skill(study),
         ),
     ]
-    _format.write_whole(path, page(f"lyap-optuna demo: {study.study_name}", texts, figures))
+    _format.write_whole(path, page("lyap-optuna demo", texts, figures))
 
 
 def _program(name: str) -> str:
@@ -388,16 +371,12 @@ def _program(name: str) -> str:
     return name
 
 
-def _command(trials: int, epochs: int, seed: int, output: Path, storage: str | None) -> str:
+def _command(ctx: click.Context) -> str:
+    """Return the command that goes on with this one."""
     parts = ["demo"]
-    if trials != 60:
-        parts += ["--trials", str(trials)]
-    if epochs != 15:
-        parts += ["--epochs", str(epochs)]
-    if seed != 0:
-        parts += ["--seed", str(seed)]
-    if output != Path("lyap-optuna-demo"):
-        parts += ["--output", str(output)]
-    if storage is not None:
-        parts += ["--storage", _storage.shown_url(storage)]
+    for option in ctx.command.params:
+        name = option.name or ""
+        if ctx.get_parameter_source(name) is not ParameterSource.DEFAULT:
+            value = str(ctx.params[name])
+            parts += [option.opts[-1], _storage.shown_url(value) if name == "storage" else value]
     return f"{_program('lyap-optuna')} {shlex.join(parts)}"

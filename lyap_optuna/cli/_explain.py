@@ -28,7 +28,7 @@ def explain(
     plot: Path | None,
     output_format: str,
 ) -> None:
-    """Tell why a trial was kept or pruned, from the decisions recorded while it ran."""
+    """Tell why a trial was kept or pruned, or why it rests, from what was recorded while it ran."""
     import lyap_optuna
 
     study = _storage.load_study(storage, storage_class, study_name)

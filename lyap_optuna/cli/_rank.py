@@ -39,6 +39,12 @@ OTHER_EVIDENCE = (
 @click.option("--step", type=int, help="Predict from what was known at this step.")
 @click.option("--top", type=click.IntRange(min=1), help="Only the best so many trials.")
 @click.option(
+    "--enqueue",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Queue at most N pruned trials that promise more than a new one.",
+)
+@click.option(
     "-f", "--format", "output_format", type=click.Choice(_format.FORMATS), default="table"
 )
 def rank(
@@ -47,6 +53,7 @@ def rank(
     study_name: str | None,
     step: int | None,
     top: int | None,
+    enqueue: int | None,
     output_format: str,
 ) -> None:
     """Rank the trials of a study, best first.
@@ -54,6 +61,9 @@ def rank(
     A COMPLETE trial stands by its value, beside the value predicted for it by a model that has
     not seen it; running and pruned trials stand by their prediction. Waiting and failed trials
     are left out. Lower and upper bound 80 % of the predicted outcomes.
+
+    With --enqueue, the pruned trials whose chance of ending among the best is now above that of a
+    new trial are queued as new trials, once each, to be run when the study goes on.
     """
     import lyap_optuna
 
@@ -74,6 +84,8 @@ def rank(
     audit = lyap_optuna.audited(study)
     if audit.condemned:
         _storage.note(str(audit))
+    if enqueue is not None:
+        _storage.note(str(lyap_optuna.second_chance(study, enqueue)))
 
 
 def ranking_rows(ranking: Sequence["TrialPrediction"]) -> list[dict[str, Any]]:

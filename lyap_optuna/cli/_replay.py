@@ -10,31 +10,33 @@ import click
 from lyap_optuna.cli import _format, _storage
 
 if TYPE_CHECKING:
-    from optuna.pruners import BasePruner
-
-    from lyap_optuna.replay import Interval, PrunerSummary, Recording
+    from lyap_optuna.replay import Compared, Interval, PrunerSummary, Recording
 
 _COLUMNS = {
     "pruner": "pruner",
     "epochs_spent": "epochs\nspent",
     "found_by": "found by",
     "found_by_late": "9 of 10\nfound by",
-    "success": "succeed",
+    "found_by_seconds": "both in\nseconds",
+    "success": "win",
     "regret": "regret at 10,\n25, 50, 100 %",
-    "wrongly_pruned": "wrongly\npruned",
+    "wrongly_pruned": "wrong",
     "calibration": "80 %\nholds",
-    "seconds": "seconds",
+    "seconds": "decide",
 }
+
+_SEARCH = "freeze_thaw"
 
 LEGEND = (
     "Over {orders} random orders of the trials, the same for every pruner; medians where nothing "
     "else is said. Found by: share of all epochs spent when the first winner ended, in half of the "
     "orders and in nine of ten, with 95 % bootstrap intervals (open where it may be never). "
     "Winners, of which there are {winners}: hardly any trial is better, and the regret is at most "
-    "0.05 (0 is the true best, 1 the median). Succeed: share of orders that end a winner. Regret: "
-    "when so many of the epochs were spent. Wrongly pruned: trials of the true top 5 %. 80 % "
+    "0.05 (0 is the true best, 1 the median). Win: share of orders that end a winner. Regret: "
+    "when so many of the epochs were spent. Wrong: pruned trials of the true top 5 %. 80 % "
     "holds: how often the final value of a pruned trial is in the 80 % interval of the decision "
-    "that pruned. Seconds: spent deciding."
+    "that pruned. Decide: seconds spent deciding. Both in seconds: found by, in per cent of the "
+    "seconds that training took; a dash where they were not recorded."
 )
 
 
@@ -51,7 +53,8 @@ LEGEND = (
     "--pruner",
     "pruners",
     multiple=True,
-    help="Only the pruner of this name, or those whose name contains this; may be repeated.",
+    help="Only the pruner of this name (or freeze_thaw), or those whose name contains this; may be "
+    "repeated.",
 )
 @click.option("--state", help="Which recorded exponents the pruner sees, hidden or full.")
 @click.option(
@@ -65,7 +68,7 @@ LEGEND = (
     help="Write the study as a recording (.json.gz) and replay nothing.",
 )
 @click.option(
-    "--plot", type=click.Path(path_type=Path, dir_okay=False), help="Write the figure, as HTML."
+    "--plot", type=click.Path(path_type=Path, dir_okay=False), help="Write the figures, as HTML."
 )
 @click.option(
     "-f", "--format", "output_format", type=click.Choice(_format.FORMATS), default="table"
@@ -85,6 +88,8 @@ def replay(
     output_format: str,
 ) -> None:
     """Run a finished study again with several pruners: what would each have spent and found?
+
+    The search freeze_thaw stands beside the pruners.
 
     RECORDING is a file that --record wrote; without one, the study comes from --storage. Every
     trial of it must have run to its end. The recorded values are reported anew, in many random
@@ -110,11 +115,16 @@ def replay(
         )
     summaries = summarize(source, replays)
     if plot is not None:
-        from lyap_optuna.visualization import plot_replay
+        from lyap_optuna.cli._page import page
+        from lyap_optuna.visualization import plot_regret, plot_replay
 
-        figure = plot_replay(summaries)
-        _format.write_whole(plot, figure.to_html(include_plotlyjs=True, full_html=True))
-        _storage.note(f"Figure: {plot}")
+        pruners_alone = [s for s in summaries if s.pruner != _SEARCH]
+        figures = [
+            ("What each spent, and how often it ended a winner.", plot_replay(pruners_alone)),
+            ("How soon each had a good trial.", plot_regret(replays)),
+        ]
+        _format.write_whole(plot, page(f"Replay of {source.name}", [source.summary()], figures))
+        _storage.note(f"Figures: {plot}")
     if output_format == "table":
         _format.console().print(_format.table([shown(s) for s in summaries], _COLUMNS))
         _storage.note(LEGEND.format(orders=orders, winners=len(winners(source))))
@@ -134,10 +144,10 @@ def _source(
     return Recording.load(recording)
 
 
-def _chosen(names: Sequence[str]) -> "dict[str, Callable[[], BasePruner]]":
-    from lyap_optuna.replay import default_pruners
+def _chosen(names: Sequence[str]) -> "dict[str, Compared]":
+    from lyap_optuna.replay import default_pruners, replay_freeze_thaw
 
-    known = default_pruners()
+    known: dict[str, Compared] = {**default_pruners(), _SEARCH: replay_freeze_thaw}
     for name in names:
         if not any(name.lower() in pruner.lower() for pruner in known):
             raise click.UsageError(f"No pruner is called {name!r}; there are {', '.join(known)}.")
@@ -171,10 +181,14 @@ def shown(summary: "PrunerSummary") -> dict[str, Any]:
     """Return a summary as a row of text, narrow enough that all fit into 120 columns."""
     held = summary.calibration
     return {
-        "pruner": summary.pruner.replace("LyapunovPruner without", "- no"),
-        "epochs_spent": share(summary.epochs_spent.value),
+        "pruner": summary.pruner.replace(
+            "LyapunovPruner without exponents, displacement", "- no exponents at all"
+        ).replace("LyapunovPruner without", "- no"),
+        # The search goes on for as long as it may.
+        "epochs_spent": None if summary.pruner == _SEARCH else share(summary.epochs_spent.value),
         "found_by": share_with_interval(summary.found_by),
         "found_by_late": share_with_interval(summary.found_by_late),
+        "found_by_seconds": _both(summary.found_by_seconds, summary.found_by_seconds_late),
         "success": share(summary.success.value),
         "regret": " ".join(_short(r.value) for r in (*summary.regret_at, summary.regret)),
         "wrongly_pruned": f"{summary.wrongly_pruned.value:.0f}",
@@ -194,6 +208,12 @@ def share_with_interval(interval: "Interval") -> str:
         return share(interval.value)
     upper = "" if math.isinf(interval.upper) else f"{100 * interval.upper:.0f}"
     return f"{share(interval.value)} ({100 * interval.lower:.0f}-{upper})"
+
+
+def _both(*found: "Interval | None") -> str | None:
+    """Return shares in per cent; a dash for never, None where nothing is known."""
+    known = [i.value for i in found if i is not None]
+    return " ".join("-" if math.isinf(v) else f"{100 * v:.0f}" for v in known) or None
 
 
 def _short(regret: float) -> str:

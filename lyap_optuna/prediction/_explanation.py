@@ -7,9 +7,9 @@ from optuna.trial import FrozenTrial, TrialState
 
 from lyap_optuna.prediction._audit import audited
 from lyap_optuna.prediction._ranking import NO_READOUTS, TrialPrediction, predict_trials
-from lyap_optuna.prediction._study import StudyModels, describe, single_direction
+from lyap_optuna.prediction._study import StudyModels, describe
 from lyap_optuna.prediction.evidence import EVIDENCE, TrialView
-from lyap_optuna.records import Decision, interval, read_decisions
+from lyap_optuna.records import Decision, _keys, interval, read_decisions, read_stretches
 
 
 @dataclass(frozen=True)
@@ -37,9 +37,11 @@ class Explanation:
 
 
 def explain(study: Study, trial_number: int) -> Explanation:
-    """Explain why a trial was kept or pruned.
+    """Explain why a trial was kept or pruned, or why it rests.
 
-    What the pruner recorded while the trial ran is told as it was. For a trial without a
+    What the pruner recorded while the trial ran is told as it was, and so is when
+    :func:`~lyap_optuna.freeze_thaw` let it rest and went on with it, and what was thought of it
+    then. For a trial without a
     recorded decision, the default predictor says what it makes of it now, and the story says so.
 
     Args:
@@ -60,16 +62,18 @@ def explain(study: Study, trial_number: int) -> Explanation:
         >>> print(explain(study, 0).lines[0])
         Trial 0 is COMPLETE with value 0.5, after 2 reports, the last at step 1.
     """
-    sign = single_direction(study)
+    models = StudyModels.of_study(study, tuple(EVIDENCE))
     trials = study.get_trials(deepcopy=False)
     found = [t for t in trials if t.number == trial_number]
     if not found:
         held = f"it has trials 0 to {len(trials) - 1}" if trials else "it has none"
         raise ValueError(f"Study {study.study_name!r} has no trial {trial_number!r}; {held}.")
     trial = found[0]
-    view = TrialView.of(trial, sign)
+    view = models.seen(trial)
     decisions = tuple(read_decisions(trial))
     lines = [_opening(trial, view), _measured(view)]
+    rests = _rests(trial)
+    lines += rests
     prediction: TrialPrediction | None = None
     if decisions:
         if len(decisions) > 1:
@@ -78,8 +82,11 @@ def explain(study: Study, trial_number: int) -> Explanation:
         if trial.state == TrialState.PRUNED and decisions[-1].verdict != "pruned":
             lines.append("The objective itself ended it: the pruner had kept it.")
     else:
-        lines.append("No decision is recorded: no check was due, or another pruner judged it.")
-        models = StudyModels(sign, tuple(EVIDENCE))
+        lines.append(
+            "No decision is recorded: it has only paused, and no pruner was asked."
+            if rests
+            else "No decision is recorded: no check was due, or another pruner judged it."
+        )
         models.update(trials)
         prediction, sentence = _now(trial, models)
         lines.append(sentence)
@@ -94,7 +101,7 @@ def explain(study: Study, trial_number: int) -> Explanation:
 def _opening(trial: FrozenTrial, view: TrialView) -> str:
     value = f" with value {trial.value:.4g}" if trial.state == TrialState.COMPLETE else ""
     reports = (
-        f", after {_count(len(view.steps), 'report')}, the last at step {view.steps[-1]}"
+        f", after {_count(len(view.steps), 'report')}, the last at step {view.reported[-1]}"
         if view.steps.size
         else "; it has reported nothing"
     )
@@ -103,10 +110,10 @@ def _opening(trial: FrozenTrial, view: TrialView) -> str:
 
 
 def _measured(view: TrialView) -> str:
-    if not view.readouts:
+    step = view.measured_at
+    if step is None:
         alone = ", only a baseline before training" if view.baseline is not None else ""
         return f"It has no Lyapunov readout in training{alone}."
-    step = max(view.readouts)
     readout = view.readouts[step]
     sentence = (
         f"Its latest readout, at step {step}: maximum exponent {readout.max:.3g}, mean exponent "
@@ -121,10 +128,61 @@ def _measured(view: TrialView) -> str:
     return f"{sentence}; displaced by {moved} since before training."
 
 
+_MOST_RESTS = 8
+"""Rests that a story tells one by one, the latest."""
+
+
+def _rests(trial: FrozenTrial) -> list[str]:
+    """Say how often a trial rested and went on, what was thought of it, and whether it rests."""
+    stretches = read_stretches(trial)
+    if not stretches:
+        return []
+    rests = trial.state == TrialState.RUNNING and trial.user_attrs.get(_keys.RESTING) is True
+    told = []
+    reports = max(len(trial.intermediate_values) - sum(s.reports for s in stretches), 0)
+    for stretch, then in zip(stretches, [*stretches[1:], None], strict=True):
+        reports += stretch.reports
+        so_far = f"{_chance(stretch.after)} after {_count(reports, 'report')}"
+        if then is not None:
+            seconds = then.start - stretch.start - stretch.seconds
+            told.append(f"{so_far} ({_duration(seconds)} later {_chance(then.before)})")
+        elif rests or stretch.after is not None:
+            told.append(so_far)
+    earlier = stretches[0].index + max(len(told) - _MOST_RESTS, 0)
+    times = stretches[0].index + len(told)
+    lines = [
+        f"freeze_thaw let it rest {'once' if times == 1 else f'{times} times'}. Its chance of "
+        "ending among the best then (and when it went on): "
+        + ("..., " if earlier else "")
+        + f"{', '.join(told[-_MOST_RESTS:])}."
+    ]
+    if rests:
+        other = stretches[-1].instead
+        lines.append(
+            "It rests because none that rested promised more than a new trial, which began."
+            if other is None
+            else f"It rests because trial {other} promised more for its cost, or was drawn to "
+            "explore, and went on."
+        )
+    return lines
+
+
+def _chance(chance: float | None) -> str:
+    return "unknown" if chance is None else f"{chance:.2g}"
+
+
+def _duration(seconds: float) -> str:
+    for unit, name in ((3600.0, "h"), (60.0, "min")):
+        if seconds >= 2 * unit:
+            return f"{seconds / unit:.0f} {name}"
+    return f"{max(seconds, 0.0):.2g} s"
+
+
 def _told(decision: Decision) -> str:
     verdict = "Pruned" if decision.verdict == "pruned" else "Kept"
     where = "" if (n := decision.copied_from) is None else f", as trial {n} of another study"
-    return f"{verdict} at step {decision.step}{where}. {decision.reason}"
+    when = f"at step {decision.step}" if decision.step >= 0 else "before training"
+    return f"{verdict} {when}{where}. {decision.reason}"
 
 
 def _now(trial: FrozenTrial, models: StudyModels) -> tuple[TrialPrediction | None, str]:

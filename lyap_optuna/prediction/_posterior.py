@@ -45,8 +45,10 @@ _AT_ONCE = 4_000_000  # numbers of a block of draws, or of trials that are predi
 class Columns:
     """Turns the columns of one kind of evidence into standardised normal scores.
 
-    Constant columns go; a missing value becomes the mean, with one further column that says
-    where values are missing; equal columns count once.
+    Constant columns go, and equal columns count once. Where some rows lack a column that they
+    could have, a missing value becomes the mean, with one further column that says where values
+    are missing. NaN, unknown, stay the values of a row that has none at all, and what is missing
+    where no row to learn from was.
 
     Args:
         features: Shape (n, n_columns), NaN where missing; infinity counts as the largest.
@@ -54,6 +56,7 @@ class Columns:
 
     def __init__(self, features: FloatArray) -> None:
         self._columns: list[tuple[int, FloatArray | None, float, float]] = []
+        self._lacked = [bool(np.isnan(column).any()) for column in features.T]
         fitted: dict[bytes, FloatArray] = {}  # equal columns have equal numbers, but for rounding
         for j, column in enumerate(features.T):
             known = np.sort(column[~np.isnan(column)])
@@ -62,21 +65,35 @@ class Columns:
                 present = raw[~np.isnan(raw)]
                 if np.ptp(present) < 1e-12:
                     continue
-                mean, std = float(present.mean()), float(present.std())
-                scaled = np.nan_to_num((raw - mean) / std)
+                self._columns.append((j, reference, float(present.mean()), float(present.std())))
+                scaled = self._scaled(features, self._columns[-1])
                 if (key := (scaled.round(9) + 0.0).tobytes()) in fitted:
-                    continue
-                fitted[key] = scaled
-                self._columns.append((j, reference, mean, std))
+                    self._columns.pop()
+                fitted.setdefault(key, scaled)
         parts = list(fitted.values())
         self.fitted = np.stack(parts, axis=1) if parts else np.zeros((len(features), 0))
 
     def __call__(self, features: FloatArray) -> FloatArray:
-        """Return the columns of further rows, shape (n, n_cleaned)."""
+        """Return the columns of further rows, shape (n, n_cleaned), NaN where unknown."""
         cleaned = np.zeros((len(features), len(self._columns)))
-        for i, (j, reference, mean, std) in enumerate(self._columns):
-            cleaned[:, i] = np.nan_to_num((_raw(features[:, j], reference) - mean) / std)
+        for i, column in enumerate(self._columns):
+            cleaned[:, i] = self._scaled(features, column)
         return cleaned
+
+    @property
+    def ranked(self) -> bool:
+        """Whether the first column holds values, not where they are missing."""
+        return bool(self._columns) and self._columns[0][1] is not None
+
+    def _scaled(
+        self, features: FloatArray, column: tuple[int, FloatArray | None, float, float]
+    ) -> FloatArray:
+        j, reference, mean, std = column
+        scaled: FloatArray = (_raw(features[:, j], reference) - mean) / std
+        if self._lacked[j]:
+            has_some = (~np.isnan(features)).any(axis=1)
+            scaled[np.isnan(scaled) & has_some] = 0.0
+        return scaled
 
 
 def _raw(column: FloatArray, reference: FloatArray | None) -> FloatArray:
@@ -89,20 +106,24 @@ def kernel(a: FloatArray, b: FloatArray) -> FloatArray:
     """Return the mean of a linear, an additive and a joint squared-exponential kernel, (n, m).
 
     Each has a mean diagonal of 1 on standardised columns. One kernel for all kinds: a straight
-    line, a curve in each column, and what depends on several at once.
+    line, a curve in each column, and what depends on several at once. An unknown value (NaN) says
+    nothing of any other: two rows have nothing in common there.
     """
     columns = a.shape[1]
     additive, exponent = np.zeros((len(a), len(b))), np.zeros((len(a), len(b)))
     for j in range(columns):
-        squares = -0.5 * (np.subtract.outer(a[:, j], b[:, j]) / LENGTH) ** 2
+        gaps = np.subtract.outer(a[:, j], b[:, j]) / LENGTH
+        squares = np.where(np.isnan(gaps), -np.inf, -0.5 * gaps**2)
         additive += np.exp(squares) / columns
         exponent += squares / columns
-    mean: FloatArray = (a @ b.T / columns + additive + np.exp(exponent)) / 3
+    linear = np.nan_to_num(a) @ np.nan_to_num(b).T / columns
+    mean: FloatArray = (linear + additive + np.exp(exponent)) / 3
     return mean
 
 
 def _own(a: FloatArray) -> FloatArray:
-    diagonal: FloatArray = ((a**2).mean(axis=1) + 2.0) / 3
+    """Return the kernel of each row with itself, (n,): an unknown value has the mean square."""
+    diagonal: FloatArray = (np.nan_to_num(a**2, nan=1.0).mean(axis=1) + 2.0) / 3
     return diagonal
 
 
@@ -138,13 +159,14 @@ def _covariances(shares: FloatArray, matrices: FloatArray) -> FloatArray:
 
 
 def _log_evidence(shares: FloatArray, matrices: FloatArray, y: FloatArray) -> FloatArray:
-    """Return the log marginal likelihood of each draw, less a constant, shape (draws,)."""
-    n = len(y)
+    """Return the log marginal likelihood of each draw's y, less a constant, shape (draws,)."""
+    n = y.shape[1]
     found = []
-    for part in np.array_split(shares, -(-len(shares) * n**2 // _AT_ONCE)):
+    blocks = -(-len(shares) * n**2 // _AT_ONCE)
+    for part, own in zip(np.array_split(shares, blocks), np.array_split(y, blocks), strict=True):
         bordered = np.full((len(part), n + 1, n + 1), 1 / _JITTER**2)
         bordered[:, :n, :n] = _covariances(part, matrices)
-        bordered[:, n, :n] = y  # whose row of the factor is what a solve would give
+        bordered[:, n, :n] = own  # whose row of the factor is what a solve would give
         factors = np.linalg.cholesky(bordered)
         logs = np.log(np.diagonal(factors, axis1=1, axis2=2)[:, :n]).sum(axis=1)
         found.append(-0.5 * (factors[:, n, :n] ** 2).sum(axis=1) - logs)
@@ -191,7 +213,8 @@ class Posterior:
 
     Args:
         features: By kind of evidence, shape (n, n_columns), NaN where missing.
-        scores: Normal scores of the final values, shape (n,).
+        scores: Normal scores of the final values, shape (n,); where they are known to a margin,
+            draws of what they may be, shape (n_draws, n), which the draws of shares take in turn.
         prior: The prior mean's column, shape (n,), NaN where missing: larger is expected to be
             worse. None without one.
 
@@ -215,7 +238,8 @@ class Posterior:
         scores: FloatArray,
         prior: FloatArray | None = None,
     ) -> None:
-        n = len(scores)
+        scores = np.atleast_2d(scores)
+        n = scores.shape[1]
         for kind, matrix in features.items():
             if matrix.ndim != 2 or len(matrix) != n:
                 raise ValueError(
@@ -229,15 +253,18 @@ class Posterior:
         self._level = float(scores.mean())
         self._prior = None if prior is None else Columns(prior[:, None])
         m = self._mean_column(prior, n)
-        y = scores - self._level - PRIOR_WEIGHT * m
         draws = shares_prior(len(self.kinds))
+        y = np.resize(scores, (len(draws), n)) - self._level - PRIOR_WEIGHT * m
         kernels = [kernel(c.fitted, c.fitted) for c in self._columns.values()]
+        for own, c in zip(kernels, self._columns.values(), strict=True):
+            np.fill_diagonal(own, _own(c.fitted))
         kernels.append(PRIOR_WEIGHT**2 * np.outer(m, m) + _JITTER * np.eye(n))
         matrices = np.array(kernels)
         if n > 2 * _ROUGH:  # what a part of the trials makes very unlikely is not looked at
             part = np.linspace(0, n - 1, _ROUGH).round().astype(np.intp)
-            rough = _log_evidence(draws, matrices[:, part][:, :, part], y[part])
-            draws = draws[rough > rough.max() - _FAR]
+            rough = _log_evidence(draws, matrices[:, part][:, :, part], y[:, part])
+            likely = rough > rough.max() - _FAR
+            draws, y = draws[likely], y[likely]
         evidence = _log_evidence(draws, matrices, y)
         weights = np.exp(evidence - evidence.max())
         kept = weights > _NEGLIGIBLE
@@ -245,15 +272,19 @@ class Posterior:
         self._weights: FloatArray = (weights[kept] / weights[kept].sum())[:, None]
         inverses = np.linalg.inv(_covariances(self._shares, matrices))
         self._precisions = np.asarray(inverses, dtype=np.float64)
-        self._alphas = self._precisions @ y
+        self._y = y[kept]
+        self._alphas = (self._precisions @ self._y[:, :, None])[..., 0]
         self._m = m
-        self._y = y
-        self._given = scores
 
     def _mean_column(self, prior: FloatArray | None, n: int) -> FloatArray:
-        if prior is None or self._prior is None or not self._prior.fitted.shape[1]:
+        if prior is None or self._prior is None or not self._prior.ranked:
             return np.zeros(n)
-        return self._prior(prior[:, None])[:, 0]
+        return np.nan_to_num(self._prior(prior[:, None])[:, 0])
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that it takes: nearly all are those of an inverse covariance for each draw."""
+        return self._precisions.nbytes
 
     @property
     def shares(self) -> dict[str, tuple[float, float, float]]:
@@ -277,8 +308,8 @@ class Posterior:
         own = -0.5 * ((self._y - means) ** 2 / variances + np.log(variances))
         logs = np.log(self._weights) - own
         weights = np.exp(logs - logs.max(axis=0))
-        shift = self._given - self._y
-        return Prediction(weights / weights.sum(axis=0), means + shift, np.sqrt(variances))
+        means = means + self._level + PRIOR_WEIGHT * self._m
+        return Prediction(weights / weights.sum(axis=0), means, np.sqrt(variances))
 
     def predict(
         self, features: Mapping[str, FloatArray], prior: FloatArray | None = None
@@ -287,7 +318,7 @@ class Posterior:
         rows = {kind: columns(features[kind]) for kind, columns in self._columns.items()}
         n = len(next(iter(features.values())))
         m = self._mean_column(prior, n)
-        size = max(1, _AT_ONCE // (len(self._shares) * len(self._y)))
+        size = max(1, _AT_ONCE // self._y.size)
         parts = [
             self._part({k: x[i : i + size] for k, x in rows.items()}, m[i : i + size])
             for i in range(0, n, size)

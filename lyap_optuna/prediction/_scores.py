@@ -10,8 +10,8 @@ import numpy.typing as npt
 from lyap_optuna.prediction.evidence.base import FloatArray
 
 EQUALLY_GOOD = 0.05
-"""Final values nearer to one another than this share of the distance from the median to the best
-are equally good: on a plateau all are, once one trial has left it."""
+"""Final values are known to within this share of the distance from the median to the best: the
+order of those on a plateau, once one trial has left it, says nothing."""
 
 
 def normal_scores(values: FloatArray, reference: FloatArray, margin: float = 0.0) -> FloatArray:
@@ -69,7 +69,7 @@ class Scale:
 
     @cached_property
     def margin(self) -> float:
-        """The distance within which values are equally good."""
+        """What values are known to, either way."""
         finite = self.values[np.isfinite(self.values)]
         if not self.best.size or not finite.size:
             return 0.0
@@ -83,8 +83,32 @@ class Scale:
         return EQUALLY_GOOD * (1 + 1e-6) * spread if 0.0 < spread < math.inf else 0.0
 
     def score_of(self, values: FloatArray) -> FloatArray:
-        """Return the scores of oriented values."""
+        """Return the scores of oriented values as they stand."""
+        return normal_scores(np.asarray(values, np.float64), self.values)
+
+    def tied_score_of(self, values: FloatArray) -> FloatArray:
+        """Return the scores of oriented values, those nearer than the margin equal."""
         return normal_scores(np.asarray(values, np.float64), self.values, self.margin)
+
+    def draws(self, values: FloatArray, n_draws: int) -> FloatArray:
+        """Return scores that the values may have, each known to within the margin, (n_draws, n).
+
+        Each draw moves every value by an amount that is uniform within the margin either way, and
+        ranks them; what is equal then stands in a random order. The amounts are the same for
+        everyone, and go with the order of the values, not with that of the trials.
+
+        Args:
+            values: Oriented values, shape (n,), infinity allowed.
+            n_draws: Number of draws.
+        """
+        n = len(values)
+        moves = np.empty((n_draws, n))
+        by_value = np.argsort(values, kind="stable")
+        moves[:, by_value] = np.random.default_rng(0).uniform(-1.0, 1.0, (n_draws, n))
+        order = np.lexsort((moves, values + self.margin * moves))
+        scores = np.empty((n_draws, n))
+        np.put_along_axis(scores, order, np.broadcast_to(_score_table(n)[1::2], scores.shape), 1)
+        return scores
 
     @cached_property
     def _finite(self) -> tuple[FloatArray, FloatArray]:

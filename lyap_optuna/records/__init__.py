@@ -1,8 +1,10 @@
 """What is stored with a trial, and the only code that touches storage."""
 
 from lyap_optuna.records._artifacts import upload_spectrum, write_study_spectra
+from lyap_optuna.records._attempts import number_in, repeat
 from lyap_optuna.records._decisions import Decision, interval, read_decisions, write_decision
 from lyap_optuna.records._json import FLOOR
+from lyap_optuna.records._order import keeps_order, report_order, watch_order
 from lyap_optuna.records._readouts import (
     ReadoutRecord,
     baseline_step,
@@ -16,7 +18,6 @@ from lyap_optuna.records._readouts import (
     write_failure,
     write_readouts,
 )
-from lyap_optuna.records._repeats import repeat
 from lyap_optuna.records._spectra import (
     NoDatabaseError,
     SpectraError,
@@ -27,6 +28,7 @@ from lyap_optuna.records._spectra import (
     upgrade_spectra,
     write_spectrum,
 )
+from lyap_optuna.records._stretches import Stretch, read_stretches, write_stretches
 
 __all__ = [
     "Decision",
@@ -35,6 +37,7 @@ __all__ = [
     "ReadoutRecord",
     "SpectraError",
     "SpectrumRecord",
+    "Stretch",
     "baseline_step",
     "begins_training",
     "checked_url",
@@ -42,18 +45,24 @@ __all__ = [
     "has_readout",
     "is_own",
     "is_untouched",
+    "keeps_order",
     "prevailing_state",
     "load_spectra",
     "interval",
+    "number_in",
     "read_decisions",
     "read_readouts",
+    "read_stretches",
     "repeat",
+    "report_order",
     "stored_trial",
     "upgrade_spectra",
     "upload_spectrum",
+    "watch_order",
     "write_decision",
     "write_failure",
     "write_readouts",
     "write_spectrum",
+    "write_stretches",
     "write_study_spectra",
 ]

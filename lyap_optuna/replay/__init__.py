@@ -1,6 +1,7 @@
 """Judge pruners on recorded studies: which would have served, at what cost, at what risk?"""
 
 from lyap_optuna.replay._compare import (
+    Compared,
     Interval,
     PrunerSummary,
     compare_pruners,
@@ -9,11 +10,13 @@ from lyap_optuna.replay._compare import (
 )
 from lyap_optuna.replay._recording import RecordedTrial, Recording, RecordingError
 from lyap_optuna.replay._replay import REGRET_AT, Replay, replay, replay_freeze_thaw
-from lyap_optuna.replay._truth import Calibration, winners
+from lyap_optuna.replay._truth import MAX_REGRET, Calibration, winners
 
 __all__ = [
     "Calibration",
+    "Compared",
     "Interval",
+    "MAX_REGRET",
     "REGRET_AT",
     "PrunerSummary",
     "RecordedTrial",

@@ -116,6 +116,9 @@ class PrunerSummary:
             orders.
         epochs_against_median: Epochs spent over those of ``MedianPruner`` in the same orders,
             median; None where that was not compared.
+        found_by_seconds: Like ``found_by``, as a share of the seconds of training of all trials;
+            None where the recording does not say how long each trial ran.
+        found_by_seconds_late: Like ``found_by_late``, in the same way.
     """
 
     recording: str
@@ -133,6 +136,8 @@ class PrunerSummary:
     coverage: float | None
     calibration: Calibration
     epochs_against_median: float | None = None
+    found_by_seconds: Interval | None = None
+    found_by_seconds_late: Interval | None = None
 
 
 def compare_pruners(
@@ -260,6 +265,7 @@ def _play(recording: Recording, make: Compared, order: int) -> Replay:
 
 def fingerprint(recording: Recording) -> str:
     """Return a hash of what a replay depends on."""
+    # (Seconds are left out: they change no decision.)
     digest = hashlib.sha256(f"{recording.name} {recording.direction} {recording.state}".encode())
     for trial in recording.trials:
         digest.update(repr((trial.params, trial.distributions, trial.values, trial.final)).encode())
@@ -274,9 +280,11 @@ def _read(path: Path, mark: str) -> dict[tuple[str, int], Replay]:
             if stored.pop("recording") != mark:
                 continue
             name = stored.pop("pruner")
-            for key in ("regret", "found_by"):
-                stored[key] = float(stored[key])
+            for key in ("regret", "found_by", "found_by_seconds"):
+                if stored.get(key) is not None:
+                    stored[key] = float(stored[key])
             stored["regret_at"] = tuple(map(float, stored["regret_at"]))
+            stored["fell"] = tuple((float(a), float(b)) for a, b in stored.get("fell", ()))
             stored["calibration"] = Calibration(**stored["calibration"])
             done[name, stored["order"]] = Replay(**stored)
         except (ValueError, KeyError, TypeError):
@@ -291,6 +299,8 @@ def summarize(recording: Recording, replays: Mapping[str, Sequence[Replay]]) -> 
     summaries = []
     for name, results in replays.items():
         predictions = sum(r.predictions for r in results)
+        seconds = [r.found_by_seconds for r in results if r.found_by_seconds is not None]
+        timed = len(seconds) == len(results)
         against = [r.epochs_spent / median[r.order] for r in results if median.get(r.order)]
         summaries.append(
             PrunerSummary(
@@ -311,6 +321,8 @@ def summarize(recording: Recording, replays: Mapping[str, Sequence[Replay]]) -> 
                 coverage=sum(r.covered for r in results) / predictions if predictions else None,
                 calibration=sum((r.calibration for r in results), Calibration()),
                 epochs_against_median=float(np.median(against)) if against else None,
+                found_by_seconds=order_statistic(seconds, 0.5) if timed else None,
+                found_by_seconds_late=order_statistic(seconds, 0.9) if timed else None,
             )
         )
     return summaries

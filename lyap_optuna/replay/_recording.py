@@ -1,10 +1,10 @@
 """Recordings: studies whose every trial ran to the end, as small files that travel.
 
 A recording is one JSON document, compressed by gzip where its name ends in ``.gz``. It holds the
-hyperparameters with their distributions, the value reported at every step, the final value, and
-the readouts, by state where several were measured (an entry in another series says its own where
-that is not ``"hidden"``). Numbers that JSON cannot hold stand as the
-strings ``"nan"``, ``"inf"`` and ``"-inf"``.
+hyperparameters with their distributions, the value reported at every step, the final value, how
+long each trial ran where that is known, and the readouts, by state where several were measured (an
+entry in another series says its own where that is not ``"hidden"``). Numbers that JSON cannot hold
+stand as the strings ``"nan"``, ``"inf"`` and ``"-inf"``.
 """
 
 import contextlib
@@ -29,7 +29,15 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from lyap_optuna.dynamics import STATES
 from lyap_optuna.prediction._study import single_direction
-from lyap_optuna.records import ReadoutRecord, _keys, is_own, read_readouts
+from lyap_optuna.records import (
+    ReadoutRecord,
+    _keys,
+    is_own,
+    keeps_order,
+    read_readouts,
+    read_stretches,
+    report_order,
+)
 
 FORMAT = "lyap-optuna recording"
 VERSION = 1
@@ -46,9 +54,10 @@ class RecordedTrial:
     Args:
         params: Hyperparameters.
         distributions: Their distributions.
-        values: Reported value by step, at least one.
+        values: Reported value by step, in the order of the reports, at least one.
         final: The value it ended with; NaN where it failed for want of a number.
         readouts: By state, by step, as :class:`~lyap_optuna.LyapunovProbe` stores them.
+        seconds: How long it ran, from its beginning to its end; None where that is not known.
     """
 
     params: Mapping[str, Any]
@@ -56,6 +65,7 @@ class RecordedTrial:
     values: Mapping[int, float]
     final: float
     readouts: Mapping[str, Mapping[int, Mapping[str, Any]]] = field(default_factory=dict)
+    seconds: float | None = None
 
 
 @dataclass(frozen=True)
@@ -153,7 +163,7 @@ class Recording:
                     f"at step {min(trial.intermediate_values)}, and Optuna reports from 0 on."
                 )
         recorded = [
-            _of_trial(trial, first)
+            _of_trial(trial, first, keeps_order(study._storage))
             for trial in trials
             if trial.intermediate_values
             and (
@@ -193,6 +203,11 @@ class Recording:
         for trial in self.trials:
             failed = math.isnan(trial.final)
             readouts = stored_readouts(trial, self.state)
+            attributes: dict[str, Any] = {}
+            if readouts:
+                attributes[_keys.READOUTS] = {str(s): r for s, r in readouts.items()}
+            if list(trial.values) != sorted(trial.values):
+                attributes[_keys.ORDER] = list(trial.values)
             study.add_trial(
                 create_trial(
                     state=TrialState.FAIL if failed else TrialState.COMPLETE,
@@ -200,9 +215,7 @@ class Recording:
                     params=dict(trial.params),
                     distributions=dict(trial.distributions),
                     intermediate_values=dict(trial.values),
-                    user_attrs={_keys.READOUTS: {str(s): r for s, r in readouts.items()}}
-                    if readouts
-                    else {},
+                    user_attrs=attributes,
                 )
             )
         return study
@@ -243,6 +256,7 @@ class Recording:
                     "distributions": held,
                     "values": {str(s): _to_json(v) for s, v in trial.values.items()},
                     "final": _to_json(trial.final),
+                    **({} if trial.seconds is None else {"seconds": trial.seconds}),
                     "readouts": {
                         state: {str(s): dict(r) for s, r in series.items()}
                         for state, series in trial.readouts.items()
@@ -337,9 +351,10 @@ def _of_document(document: dict[str, Any]) -> Recording:
             RecordedTrial(
                 params=stored["params"],
                 distributions=held,
-                values=dict(sorted(values.items())),
+                values=values,
                 final=_from_json(stored["final"]),
                 readouts=readouts,
+                seconds=_duration(stored.get("seconds")),
             )
         )
     if not trials:
@@ -354,7 +369,7 @@ def _of_document(document: dict[str, Any]) -> Recording:
     return recording if state is None else recording.with_state(state)
 
 
-def _of_trial(trial: FrozenTrial, first: str) -> RecordedTrial:
+def _of_trial(trial: FrozenTrial, first: str, ordered: bool) -> RecordedTrial:
     counting = {step: _entry(record, first) for step, record in read_readouts(trial).items()}
     readouts: dict[str, dict[int, dict[str, Any]]] = {first: counting} if counting else {}
     own = is_own(trial, trial.user_attrs.get(_keys.TRIAL))
@@ -372,10 +387,27 @@ def _of_trial(trial: FrozenTrial, first: str) -> RecordedTrial:
     return RecordedTrial(
         params=dict(trial.params),
         distributions=dict(trial.distributions),
-        values=dict(sorted(trial.intermediate_values.items())),
+        values={step: trial.intermediate_values[step] for step in report_order(trial, ordered)},
         final=trial.values[0] if trial.values is not None else math.nan,
         readouts=readouts,
+        seconds=_ran(trial),
     )
+
+
+def _ran(trial: FrozenTrial) -> float | None:
+    """Return the seconds that a trial ran, its rests left out; None where it was added whole."""
+    stretches = read_stretches(trial)
+    if stretches and stretches[0].index == 0:
+        return _duration(round(sum(s.seconds for s in stretches), 3))
+    took = trial.duration
+    return None if took is None else _duration(round(took.total_seconds(), 3))
+
+
+def _duration(seconds: Any) -> float | None:
+    if seconds is None:
+        return None
+    took = _from_json(seconds)
+    return took if 0.0 < took < math.inf else None
 
 
 def stored_readouts(trial: RecordedTrial, state: str | None) -> dict[int, dict[str, Any]]:

@@ -4,7 +4,7 @@ import math
 import time
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import optuna
@@ -54,6 +54,10 @@ class Replay:
             trials.
         predictions: Trials behind ``covered``: those for which an interval was recorded.
         calibration: What the intervals of the decisions that pruned were worth.
+        found_by_seconds: Like ``found_by``, in seconds of training: those spent when the first
+            winner ended, over those of all trials. A step is taken to cost the mean of its trial's.
+            None where the recording does not say how long each trial ran.
+        fell: After which shares of all epochs the regret fell, and to what.
     """
 
     order: int
@@ -69,6 +73,17 @@ class Replay:
     covered: float
     predictions: int
     calibration: Calibration
+    found_by_seconds: float | None = None
+    fell: tuple[tuple[float, float], ...] = ()
+
+    def regret_after(self, share: float) -> float:
+        """Return the regret of the trials that had ended when that share of epochs was spent."""
+        # A replay that was stored before the falls were knows the regret at some shares.
+        known = self.fell or (
+            *zip(REGRET_AT, self.regret_at, strict=True),
+            (self.epochs_spent, self.regret),
+        )
+        return min((regret for at, regret in known if at <= share + 1e-9), default=math.inf)
 
 
 def order_of(recording: Recording, order: int) -> list[int]:
@@ -157,7 +172,7 @@ def run(recording: Recording, pruner: BasePruner, order: int) -> tuple[Replay, S
             _run_trial(study, recorded, recording.state, log)
     finally:
         optuna.logging.set_verbosity(verbosity)
-    return log.judged(order, sum(len(t.values) for t in trials)), study
+    return log.judged(order, trials), study
 
 
 def replay_freeze_thaw(recording: Recording, order: int = 0) -> Replay:
@@ -222,7 +237,7 @@ def run_freeze_thaw(recording: Recording, order: int) -> tuple[Replay, Study]:
         series = _series(recorded, recording.state)
         for step, value in recorded.values.items():
             trial.report(value, step)
-            log.spent += 1
+            log.reported(recorded)
             if step in series:
                 trial.set_user_attr(_keys.READOUTS, series[step])
             since = time.perf_counter()
@@ -232,14 +247,13 @@ def run_freeze_thaw(recording: Recording, order: int) -> tuple[Replay, Study]:
 
     def ended(study: Study, trial: FrozenTrial) -> None:
         recorded = trials[trial.number]
-        value = log.truth.oriented(recorded.final)
         if trial.state == TrialState.COMPLETE:
-            log.complete.append((log.spent, value))
-            found = any(log.truth.wins(v) for _, v in log.complete)
+            log.ends(recorded)
+            found = any(log.truth.wins(ended.value) for ended in log.complete)
             if found and log.spent >= REGRET_AT[-1] * total:
                 study.stop()
         elif trial.state == TrialState.PRUNED:
-            log.pruned.append(value)
+            log.pruned.append(log.truth.oriented(recorded.final))
             said = read_decisions(trial)
             if said:
                 log.calibration += log.truth.judge(said[-1], recorded.final)
@@ -264,7 +278,7 @@ def run_freeze_thaw(recording: Recording, order: int) -> tuple[Replay, Study]:
         )
     finally:
         optuna.logging.set_verbosity(verbosity)
-    return log.judged(order, total), study
+    return log.judged(order, trials), study
 
 
 def _run_trial(study: Study, recorded: RecordedTrial, state: str | None, log: "_Log") -> None:
@@ -279,7 +293,7 @@ def _run_trial(study: Study, recorded: RecordedTrial, state: str | None, log: "_
         if pruned:
             break
         trial.report(value, step)
-        log.spent += 1
+        log.reported(recorded)
         if step in series:
             trial.set_user_attr(_keys.READOUTS, series[step])
         pruned = log.asks(trial, step, recorded.final, hits)
@@ -292,26 +306,39 @@ def _run_trial(study: Study, recorded: RecordedTrial, state: str | None, log: "_
         study.tell(trial, state=TrialState.FAIL)
     else:
         study.tell(trial, recorded.final)
-        log.complete.append((log.spent, log.truth.oriented(recorded.final)))
+        log.ends(recorded)
 
 
 def _baseline(trial: RecordedTrial, state: str | None) -> dict[str, Any] | None:
     """Return the readout before training; None where none was recorded."""
     measured = stored_readouts(trial, state)
-    step = max((s for s in measured if s < min(trial.values)), default=None)
+    before = [s for s in measured if s < min(trial.values)]
+    step = max([s for s in before if s < 0] or before, default=None)
     return None if step is None else measured[step]
 
 
 def _series(trial: RecordedTrial, state: str | None) -> dict[int, dict[str, Any]]:
     """Return the readouts known after each reported step at which one was taken."""
+    steps = list(trial.values)
     measured = stored_readouts(trial, state)
-    known: dict[int, dict[str, Any]] = {}
+    places: dict[int, int] = {}
     for step in measured:
-        # Taken between two reports, it is known at the second; after the last, nobody asks.
-        at = next((reported for reported in trial.values if reported >= step), None)
+        # Taken between two steps, it is known at the second; after the last, nobody asks.
+        at = min((reported for reported in steps if reported >= step), default=None)
         if at is not None:
-            known[at] = {str(s): r for s, r in measured.items() if s <= at}
-    return known
+            places[step] = 0 if step < min(steps) else steps.index(at)
+    return {
+        steps[place]: {str(s): measured[s] for s, before in places.items() if before <= place}
+        for place in set(places.values())
+    }
+
+
+class _Ended(NamedTuple):
+    """A COMPLETE trial: reports and seconds spent by its end, and its oriented final value."""
+
+    spent: int
+    seconds: float
+    value: float
 
 
 @dataclass
@@ -321,20 +348,33 @@ class _Log:
     Args:
         truth: How every trial truly ended.
         spent: Reports made so far.
+        trained: Seconds of training so far; NaN where a trial's are not known.
         seconds: What each ``should_prune`` took.
         inside: For each trial with intervals, the share that held its final value.
-        complete: Reports made when each COMPLETE trial ended, and its oriented final value.
+        complete: The COMPLETE trials, in the order in which they ended.
         pruned: Oriented final values that pruned trials would have had.
         calibration: Of the decisions that pruned.
     """
 
     truth: Truth
     spent: int = 0
+    trained: float = 0.0
     seconds: list[float] = field(default_factory=list)
     inside: list[float] = field(default_factory=list)
-    complete: list[tuple[int, float]] = field(default_factory=list)
+    complete: list[_Ended] = field(default_factory=list)
     pruned: list[float] = field(default_factory=list)
     calibration: Calibration = field(default_factory=Calibration)
+
+    def reported(self, recorded: RecordedTrial) -> None:
+        """Count a report of a trial, and what it took."""
+        self.spent += 1
+        took = math.nan if recorded.seconds is None else recorded.seconds
+        self.trained += took / len(recorded.values)
+
+    def ends(self, recorded: RecordedTrial) -> None:
+        """Write down a trial that is COMPLETE now."""
+        value = self.truth.oriented(recorded.final)
+        self.complete.append(_Ended(self.spent, self.trained, value))
 
     def asks(self, trial: optuna.Trial, step: int | None, final: float, hits: list[bool]) -> bool:
         """Ask ``should_prune``; add to ``hits`` whether the interval of the decision held."""
@@ -354,16 +394,23 @@ class _Log:
         if said and said[-1].verdict == "pruned":
             self.calibration += self.truth.judge(said[-1], final)
 
-    def judged(self, order: int, total: int) -> Replay:
-        """Return what became of the study, whose trials have ``total`` reports in all."""
-        best = min((value for _, value in self.complete), default=math.inf)
+    def judged(self, order: int, trials: Sequence[RecordedTrial]) -> Replay:
+        """Return what became of the study of these trials."""
+        total = sum(len(t.values) for t in trials)
+        seconds = [t.seconds for t in trials if t.seconds is not None]
+        best, fell = math.inf, list[tuple[float, float]]()
+        for ended in self.complete:
+            if ended.value < best:
+                best = ended.value
+                fell.append((ended.spent / total, self.truth.regret(best)))
+        won = next((ended for ended in self.complete if self.truth.wins(ended.value)), None)
+        in_seconds = None
+        if len(seconds) == len(trials):
+            in_seconds = math.inf if won is None else won.seconds / sum(seconds)
         return Replay(
             order=order,
             epochs_spent=self.spent / total,
-            found_by=next(
-                (spent / total for spent, value in self.complete if self.truth.wins(value)),
-                math.inf,
-            ),
+            found_by=math.inf if won is None else won.spent / total,
             regret=self.truth.regret(best),
             regret_at=tuple(self._regret_at(share, total) for share in REGRET_AT),
             succeeded=self.truth.wins(best),
@@ -374,11 +421,13 @@ class _Log:
             covered=sum(self.inside),
             predictions=len(self.inside),
             calibration=self.calibration,
+            found_by_seconds=in_seconds,
+            fell=tuple(fell),
         )
 
     def _regret_at(self, share: float, total: int) -> float:
-        ended = [value for spent, value in self.complete if spent / total <= share]
-        return self.truth.regret(min(ended, default=math.inf))
+        values = [ended.value for ended in self.complete if ended.spent / total <= share]
+        return self.truth.regret(min(values, default=math.inf))
 
 
 def _decisions(trial: optuna.Trial) -> list[Decision]:

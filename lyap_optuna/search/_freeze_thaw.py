@@ -8,6 +8,8 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
+from datetime import datetime
 from typing import Any, Literal
 
 import numpy as np
@@ -20,9 +22,16 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 
 from lyap_optuna._logging import get_logger
 from lyap_optuna._warnings import LyapunovWarning
-from lyap_optuna.prediction._study import TOP_FRACTION, StudyModels, single_direction
+from lyap_optuna.prediction._study import TOP_FRACTION, StudyModels
 from lyap_optuna.prediction.evidence import check_evidence
-from lyap_optuna.records import _keys, repeat, write_decision
+from lyap_optuna.records import (
+    Stretch,
+    _keys,
+    repeat,
+    watch_order,
+    write_decision,
+    write_stretches,
+)
 from lyap_optuna.search._choice import Begun, Choice
 from lyap_optuna.search._drivers import (
     Objective,
@@ -144,7 +153,8 @@ def freeze_thaw(
         cost: What a step costs: its measured ``"seconds"`` (trials of one study may differ
             sixty-fold), or the same for all (``"steps"``): then the same seeds make the same
             choices.
-        show_progress_bar: Show steps, the best value and how many trials rest.
+        show_progress_bar: Show steps spent of ``n_steps``, the time left, the best value, which
+            trial runs and how many rest.
 
     Raises:
         ValueError: An argument is out of its range, or the study has several objectives.
@@ -164,18 +174,19 @@ def freeze_thaw(
     choice = choice_of(study, evidence, cost, entropy)
     if study._thread_local.in_optimize_loop:
         raise RuntimeError("freeze_thaw cannot be called within a search.")
+    deadline = math.inf if timeout is None else time.perf_counter() + timeout
     search = Search(
         study,
         objective,
         choice=choice,
         n_trials=n_trials,
         n_steps=n_steps,
-        timeout=timeout,
+        deadline=deadline,
         max_paused=max_paused,
         seed=entropy,
         catch=caught,
         callbacks=tuple(callbacks or ()),
-        progress=_Progress(show_progress_bar, n_steps),
+        progress=_Progress(show_progress_bar, n_trials, n_steps, deadline),
     )
     with search.in_study():
         search.run()
@@ -187,7 +198,7 @@ def choice_of(study: Study, evidence: Iterable[str] | None, cost: str, entropy: 
     Raises:
         ValueError: The study has several objectives, or there is no such evidence.
     """
-    models = StudyModels(single_direction(study), check_evidence(evidence), TOP_FRACTION)
+    models = StudyModels.of_study(study, check_evidence(evidence), TOP_FRACTION)
     rng = np.random.default_rng([entropy, 0x66741])  # apart from the trials' generators
     return Choice(models, TOP_FRACTION, cost == "seconds", rng)
 
@@ -201,7 +212,7 @@ class Search:
         choice: Who is to go on.
         n_trials: Trials after which no new one begins.
         n_steps: Steps after which trials rest.
-        timeout: Seconds after which they do.
+        deadline: When they do, by :func:`time.perf_counter`.
         max_paused: Trials that rest at a time.
         seed: Seeds each trial's generators.
         catch: Exceptions that fail a trial and do not end the search.
@@ -217,7 +228,7 @@ class Search:
         choice: Choice,
         n_trials: int | None = None,
         n_steps: int | None = None,
-        timeout: float | None = None,
+        deadline: float = math.inf,
         max_paused: int,
         seed: int,
         catch: tuple[type[BaseException], ...],
@@ -226,15 +237,15 @@ class Search:
     ) -> None:
         self._study, self._objective, self._choice = study, objective, choice
         self._n_trials, self._n_steps = n_trials, n_steps
-        self._timeout = timeout
-        self._deadline = math.inf if timeout is None else time.perf_counter() + timeout
+        self._deadline = deadline
         self._max_paused, self._seed = max_paused, seed
         self._catch, self._callbacks = catch, callbacks
-        self._progress = progress or _Progress(False, None)
+        self._progress = progress or _Progress(False, n_trials, n_steps, deadline)
         self._heartbeat = Heartbeat(study._storage)
         self._start = Surroundings.here()
         self._live: dict[int, Begun] = {}  # begun and not ended, by trial id
         self._resting: set[int] = set()  # trial ids
+        self._stretches: dict[int, list[Stretch]] = {}  # by trial id
         self._last: Begun | None = None
         self.sampler = SeesRestingAsPruned(study.sampler, study, self._resting)
         self._begun = self._steps = 0
@@ -307,7 +318,7 @@ class Search:
             return None
         if not self.sampler.is_out([begun.frozen for begun in resting]):
             return self._begin()
-        budget = self._n_steps is not None or self._timeout is not None
+        budget = self._n_steps is not None or math.isfinite(self._deadline)
         return self._choice.best(resting) if budget and resting else None
 
     def _begin(self, again: bool = False) -> Begun:
@@ -340,7 +351,8 @@ class Search:
         if begun is None:
             return False
         self._go_on(begun)
-        self._mark_last()
+        if self._last is not None and self._last.trial._trial_id in self._live:
+            self._mark(self._last, True)
         return True
 
     def goes_on(self, trial: Trial) -> None:
@@ -357,17 +369,25 @@ class Search:
         """Say of the trial that ran last that it rests, where another runs now."""
         last, self._last = self._last, chosen
         if last is not None and last is not chosen and last.trial._trial_id in self._live:
+            with contextlib.suppress(UpdateFinishedTrialError):  # `_finish` sees to it
+                stretches = self._stretches[last.trial._trial_id]
+                instead = None if chosen is None else chosen.trial.number
+                stretches[-1] = replace(stretches[-1], after=_chance(last), instead=instead)
+                write_stretches(last.trial, stretches)
             self._mark(last, True)
 
     def _mark(self, begun: Begun, rests: bool) -> None:
         if begun.marked != rests:
             begun.marked = rests
-            with contextlib.suppress(UpdateFinishedTrialError):  # `_finish` sees to it
+            with contextlib.suppress(UpdateFinishedTrialError):
                 begun.trial.set_user_attr(_keys.RESTING, rests)
 
     def _go_on(self, begun: Begun) -> None:
         """Run a trial until it rests or ends."""
         trial_id = begun.trial._trial_id
+        stretches = self._stretches.setdefault(trial_id, [])
+        if begun is not self._last or not stretches:
+            stretches.append(Stretch(_age(begun), 0.0, 0, _chance(begun), index=len(stretches)))
         self._mark_last(begun)
         self._resting.discard(trial_id)
         self._mark(begun, False)
@@ -428,14 +448,20 @@ class Search:
         since = time.perf_counter()
         outcome = begun.driver.advance()
         begun.seconds += time.perf_counter() - since
-        begun.frozen = self._study._storage.get_trial(begun.trial._trial_id)
+        storage = self._study._storage
+        begun.frozen = storage.get_trial(begun.trial._trial_id)
+        if watch_order(storage, begun.frozen):
+            begun.frozen = storage.get_trial(begun.trial._trial_id)
         new = len(begun.frozen.intermediate_values) - before
         if not begun.frozen.intermediate_values and not first and isinstance(outcome, Paused):
             new = 1  # an objective that never reports: its pauses are counted
         begun.steps += new
         self._steps += new
+        stretches = self._stretches[begun.trial._trial_id]
+        ran = stretches[-1]
+        stretches[-1] = replace(ran, seconds=_age(begun) - ran.start, reports=ran.reports + new)
         self._choice.paused(begun)
-        self._progress.update(self._study, new, len(self._live) - 1)
+        self._progress.update(new, self._begun, begun.trial.number, len(self._live) - 1)
         return outcome
 
     def _finish(
@@ -479,8 +505,13 @@ class Search:
             message = _UNTRAINED
         if ended and error is None and values is None and message != _ELSEWHERE:
             write_decision(self._study, begun.frozen, self._choice.decision(begun))
+        with contextlib.suppress(UpdateFinishedTrialError):
+            if len(stretches := self._stretches.pop(trial._trial_id, [])) > 1:
+                write_stretches(trial, stretches)
         self._mark(begun, False)
         self._study.tell(trial, values, state, skip_if_finished=True)
+        self._progress.ended(self._study)
+        self._progress.update(0, self._begun, None, len(self._live))
         _log(begun, state, values, message, error)
         self._update()
         if error is not None and not forgiven and not isinstance(error, self._catch):
@@ -549,6 +580,17 @@ def _release(error: BaseException | None) -> None:
         error = error.__cause__ or error.__context__
 
 
+def _age(begun: Begun) -> float:
+    """Return the seconds since a trial began, by the clock that Optuna stores."""
+    began = begun.frozen.datetime_start
+    return 0.0 if began is None else (datetime.now() - began).total_seconds()
+
+
+def _chance(begun: Begun) -> float | None:
+    """Return what was last thought of a trial; None where nothing could be predicted."""
+    return None if begun.predicted is None else begun.predicted.probability
+
+
 def _values_of(value: Any) -> tuple[list[float] | None, str]:
     """Return the final value that an objective returned as Optuna takes it, or what is wrong."""
     items = list(value) if isinstance(value, Sequence) and not isinstance(value, str) else [value]
@@ -583,25 +625,40 @@ def _log(
 
 
 class _Progress:
-    """Steps done of the budget, the best value, and how many trials rest."""
+    """Steps done of the budget, time left, the best value, what runs and how many trials rest."""
 
-    def __init__(self, show: bool, n_steps: int | None) -> None:
+    def __init__(
+        self, show: bool, n_trials: int | None, n_steps: int | None, deadline: float
+    ) -> None:
         self._bar: Any = None
+        self._n_trials, self._deadline = n_trials, deadline
+        self._best = ""
         if show:
             from tqdm.auto import tqdm
 
             self._bar = tqdm(total=n_steps, unit="step")
 
-    def update(self, study: Study, new: int, resting: int) -> None:
-        """Show ``new`` steps more."""
+    def update(self, new: int, begun: int, running: int | None, resting: int) -> None:
+        """Show ``new`` steps more, and what runs: a trial number, None between two trials."""
         if self._bar is None:
             return
+        parts = [self._best] if self._best else []
+        if self._n_trials is not None:
+            parts.append(f"{begun}/{self._n_trials} trials begun")
+        if running is not None:
+            parts.append(f"trial {running} runs")
+        parts.append(f"{resting} rest")
+        if math.isfinite(self._deadline):
+            left = max(self._deadline - time.perf_counter(), 0.0)
+            parts.append(f"{self._bar.format_interval(left)} left at most")
+        self._bar.set_postfix_str(", ".join(parts), refresh=False)
         self._bar.update(new)
-        try:
-            best = f"best {study.best_value:.4g}, "
-        except ValueError:  # no trial is COMPLETE
-            best = ""
-        self._bar.set_postfix_str(f"{best}{resting} resting")
+
+    def ended(self, study: Study) -> None:
+        """Look for the best value: a trial has ended."""
+        if self._bar is not None:
+            with contextlib.suppress(ValueError):  # no trial is COMPLETE
+                self._best = f"best {study.best_value:.4g}"
 
     def close(self) -> None:
         """Leave the bar as it stands."""

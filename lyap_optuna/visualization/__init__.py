@@ -12,7 +12,7 @@ from lyap_optuna.visualization._exponent_value import plot_exponent_value
 from lyap_optuna.visualization._prediction_skill import plot_prediction_skill
 from lyap_optuna.visualization._predictions import plot_predictions
 from lyap_optuna.visualization._pruning_timeline import plot_pruning_timeline
-from lyap_optuna.visualization._replay import plot_replay
+from lyap_optuna.visualization._replay import plot_regret, plot_replay
 from lyap_optuna.visualization._spectrum import plot_spectrum
 from lyap_optuna.visualization._spectrum_evolution import plot_spectrum_evolution
 
@@ -23,6 +23,7 @@ __all__ = [
     "plot_prediction_skill",
     "plot_predictions",
     "plot_pruning_timeline",
+    "plot_regret",
     "plot_replay",
     "plot_spectrum",
     "plot_spectrum_evolution",

@@ -88,7 +88,7 @@ def published_figures(study: "Study", info: StudyInfo) -> dict[str, "go.Figure"]
         draw["lyapunov-predictions"] = lambda most: _predictions._draw(
             list(info.predictions), study, most
         )
-    if info.pruning.n_saved:
+    if info.pruning.n_saved or info.pruning.paused:
         draw["lyapunov-pruning"] = lambda most: _pruning_timeline._draw(info.pruning, most)
     if info.spectra:
         draw["lyapunov-spectra"] = lambda most: _spectrum._draw_study(

@@ -9,6 +9,7 @@ what is missing, and then writes ``OUTPUT/TASK.json.gz``.
 
 import math
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from datetime import timedelta
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -36,16 +37,18 @@ def store(
     for i, (state, series) in enumerate(outcome.readouts.items()):
         attributes["lyapunov:readouts" if i == 0 else f"lyapunov:readouts:{state}"] = series
     failed = math.isnan(value)
-    study.add_trial(
-        create_trial(
-            state=TrialState.FAIL if failed else TrialState.COMPLETE,
-            value=None if failed else value,
-            params=params,
-            distributions=distributions,
-            intermediate_values=outcome.losses,
-            user_attrs=attributes,
-        )
+    trial = create_trial(
+        state=TrialState.FAIL if failed else TrialState.COMPLETE,
+        value=None if failed else value,
+        params=params,
+        distributions=distributions,
+        intermediate_values=outcome.losses,
+        user_attrs=attributes,
     )
+    if trial.datetime_complete is not None:  # so that the recording holds how long it trained
+        took = timedelta(seconds=outcome.seconds["training"])
+        trial.datetime_start = trial.datetime_complete - took
+    study.add_trial(trial)
 
 
 @click.command()
