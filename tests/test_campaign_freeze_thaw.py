@@ -352,9 +352,8 @@ def test_a_killed_worker_loses_no_report(
     with held(campaign) as (process, pid, number):
         before = resting(campaign.trials, pid)
         status = CliRunner().invoke(main, ["campaign", "status", "--once", str(campaign.file)])
-        assert (
-            f"{len(resting(campaign.trials))}" in status.output.split("resting")[1].split("\n")[0]
-        )
+        shown = int(status.output.split("resting")[1].split()[0])
+        assert shown == len(before) if kind == "sqlite" else shown >= len(before)
         os.kill(pid, signal.SIGKILL)
         go_on(campaign)
         output, _ = process.communicate(timeout=100)
