@@ -39,6 +39,7 @@ from studies.pruning import constants
 from studies.pruning.recorded import DATA, load
 
 OURS = "LyapunovPruner"
+WITHOUT_EXPONENTS = f"{OURS} without exponents, displacement"
 THAW = "freeze_thaw"
 KEPT_OUT = ("wide_digits", "wide_text")
 """Recordings that were not replayed while the rule was chosen."""
@@ -342,7 +343,8 @@ def timing_table() -> str:
 @click.argument("names", nargs=-1)
 @click.option("--orders", default=100, show_default=True, help="Orders for Optuna's pruners.")
 @click.option("--ours", default=100, show_default=True, help="Orders for ours.")
-@click.option("--ablations", default=30, show_default=True, help="Orders without each evidence.")
+@click.option("--ablations", default=30, show_default=True, help="Orders without exponents.")
+@click.option("--kinds", is_flag=True, help="Without each kind of evidence, too.")
 @click.option("--thawing", default=30, show_default=True, help="Orders for freeze_thaw; 0: none.")
 @click.option(
     "--constants",
@@ -367,6 +369,7 @@ def main(
     orders: int,
     ours: int,
     ablations: int,
+    kinds: bool,
     thawing: int,
     only_constants: bool,
     write: Path | None,
@@ -387,7 +390,11 @@ def main(
             write_block(write, f"{MARK}: constants", block)
         return
     output.mkdir(parents=True, exist_ok=True)
-    pruners: dict[str, Compared] = {**default_pruners()}
+    pruners: dict[str, Compared] = {
+        name: make
+        for name, make in default_pruners().items()
+        if kinds or name == WITHOUT_EXPONENTS or not name.startswith(f"{OURS} without")
+    }
     if thawing:
         pruners[THAW] = replay_freeze_thaw
     counts = {
@@ -407,11 +414,8 @@ def main(
         replays[name] = replay_all(recording, pruners, counts, jobs, output, name)
         summaries += summarize(recording, replays[name])
     ours_alone = [s for s in summaries if s.pruner == OURS]
-    without = [name for name in default_pruners() if name.startswith(f"{OURS} without")]
-    exponents = {
-        name: {p: r for p, r in found.items() if p not in without[:-1]}
-        for name, found in replays.items()
-    }
+    both = (OURS, WITHOUT_EXPONENTS)
+    exponents = {name: {p: found[p] for p in both} for name, found in replays.items()}
     blocks = {
         "spent": overview(summaries, spent_and_success),
         "found": overview(summaries, found_when),
@@ -419,7 +423,7 @@ def main(
         "winners": found_table(summaries),
         "intervals": calibration_table(ours_alone),
         "exponents": ablation_table(exponents),
-        "kinds": ablation_table(replays),
+        **({"kinds": ablation_table(replays)} if kinds else {}),
         "states": state_table(chosen),
         "timing": timing_table(),
     }
