@@ -2,8 +2,10 @@
 """freeze_thaw: no trial is thrown away while it may still win, and each is as it would be alone."""
 
 import _thread
+import copy
 import functools
 import math
+import pickle
 import random
 import threading
 import time
@@ -11,6 +13,7 @@ import warnings
 import weakref
 from collections import Counter
 from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -1145,3 +1148,183 @@ def test_the_memory_of_what_failed_and_ended_is_free_when_it_is_tried_again() ->
     lyap.freeze_thaw(random_study(), objective, n_steps=70, seed=0, cost="steps")
     assert set(at_failure) == {4}
     assert set(at_retry) == {2}
+
+
+# Objectives of other people
+
+
+def test_n_steps_ends_a_search_whose_trials_never_report() -> None:
+    def silent(trial: optuna.Trial) -> float:
+        return trial.suggest_float("x", -1.0, 1.0)
+
+    def broken(trial: optuna.Trial) -> Generator[None, None, float]:
+        raise OSError("no such data")
+        yield
+
+    study = random_study()
+    with pytest.warns(lyap.LyapunovWarning, match="neither yields nor"):
+        lyap.freeze_thaw(study, silent, n_steps=7)
+    assert [t.state for t in study.trials] == [TrialState.COMPLETE] * 7
+    failing = random_study()
+    lyap.freeze_thaw(failing, broken, n_steps=5, catch=OSError)
+    assert [t.state for t in failing.trials] == [TrialState.FAIL] * 5
+
+
+class _NoNumber:
+    def __float__(self) -> float:
+        raise RuntimeError("on another device")
+
+    def __repr__(self) -> str:
+        raise RuntimeError("nor can it be shown")
+
+
+@pytest.mark.parametrize("value", [10**400, _NoNumber(), [_NoNumber()], "much", 1j, {}])
+def test_a_value_that_is_no_number_leaves_nothing_running(value: Any) -> None:
+    def objective(trial: optuna.Trial) -> Generator[None, None, Any]:
+        trial.report(1.0, 0)
+        yield
+        return value
+
+    study = random_study()
+    lyap.freeze_thaw(study, objective, n_trials=3)
+    assert [t.state for t in study.trials] == [TrialState.FAIL] * 3
+
+
+def test_who_does_not_heed_should_prune_is_ended_at_the_next_report() -> None:
+    def heedless(trial: optuna.Trial) -> float:
+        x = trial.suggest_float("x", -1.0, 1.0)
+        for epoch in range(EPOCHS):
+            trial.report(x**2 + 1 / (1 + epoch), epoch)
+            trial.should_prune()
+        return x**2
+
+    def asks_twice(trial: optuna.Trial) -> float:
+        x = trial.suggest_float("x", -1.0, 1.0)
+        for epoch in range(EPOCHS):
+            trial.report(x**2 + 1 / (1 + epoch), epoch)
+            if trial.should_prune():
+                assert trial.should_prune()
+                trial.set_user_attr("told", True)
+                raise optuna.TrialPruned
+        return x**2
+
+    study, other = random_study(), random_study()
+    lyap.freeze_thaw(study, heedless, n_steps=80, seed=0, cost="steps")
+    lyap.freeze_thaw(other, asks_twice, n_steps=80, seed=0, cost="steps")
+    assert [t.state for t in study.trials] == [t.state for t in other.trials]
+    pruned = other.get_trials(states=[TrialState.PRUNED])
+    assert pruned
+    assert all(t.user_attrs["told"] for t in pruned)
+    assert reports(study) <= reports(other) + len(pruned)
+
+
+def test_an_objective_may_ask_from_threads_of_its_own() -> None:
+    def folds(trial: optuna.Trial) -> float:
+        x = trial.suggest_float("x", -1.0, 1.0)
+
+        def fold(k: int) -> None:
+            for epoch in range(EPOCHS):
+                trial.report(x**2 + 1 / (1 + epoch), 3 * epoch + k)
+                if trial.should_prune():
+                    raise optuna.TrialPruned
+
+        with ThreadPoolExecutor(3) as pool:
+            list(pool.map(fold, range(3)))
+        return x**2
+
+    study = random_study()
+    lyap.freeze_thaw(study, folds, n_steps=300, seed=0, cost="steps")
+    states = Counter(t.state for t in study.trials)
+    assert set(states) == {TrialState.COMPLETE, TrialState.PRUNED}
+    assert states[TrialState.COMPLETE] >= 4
+
+
+def test_a_thread_that_outlives_its_objective_is_told_to_end() -> None:
+    late: list[bool] = []
+    threads: list[threading.Thread] = []
+
+    def objective(trial: optuna.Trial) -> float:
+        returned = threading.Event()
+
+        def straggler() -> None:
+            returned.wait()
+            time.sleep(0.01)
+            late.append(trial.should_prune())
+
+        threads.append(threading.Thread(target=straggler))
+        threads[-1].start()
+        try:
+            return asking_curve(trial)
+        finally:
+            returned.set()
+
+    lyap.freeze_thaw(random_study(), objective, n_trials=6, seed=0)
+    for thread in threads:
+        thread.join(timeout=20)
+    assert late == [True] * 6
+
+
+@pytest.mark.parametrize("objective", [curve, asking_curve])
+def test_a_trial_can_be_copied(objective: Callable[[optuna.Trial], Any], tmp_path: Any) -> None:
+    def asks_a_copy(trial: optuna.Trial) -> Any:
+        assert not pickle.loads(pickle.dumps(trial.should_prune))()
+        return objective(copy.deepcopy(copy.copy(trial)))
+
+    study = random_study(storage=f"sqlite:///{tmp_path}/study.db")  # shared by copies
+    lyap.freeze_thaw(study, asks_a_copy, n_steps=60, seed=0)
+    assert reports(study) == 60
+    assert TrialState.FAIL not in {t.state for t in study.trials}
+
+
+def test_an_objective_that_catches_an_interrupt_does_not_keep_the_search_going() -> None:
+    """As Lightning's trainer does: it ends its training in good order, and returns."""
+
+    def objective(trial: optuna.Trial) -> float:
+        trial.report(0.5, 0)
+        trial.should_prune()
+        if trial.number == 2:
+            try:
+                _thread.interrupt_main()
+                for _ in range(2000):  # the interrupt arrives between two instructions
+                    time.sleep(0.01)
+            except KeyboardInterrupt:
+                return 0.25
+        return 0.5
+
+    study = random_study()
+    with pytest.raises(KeyboardInterrupt):
+        lyap.freeze_thaw(study, objective, n_trials=50, seed=0)
+    assert [t.state for t in study.trials] == [TrialState.COMPLETE] * 3
+    assert study.trials[2].value == 0.25
+
+
+@pytest.mark.parametrize("threaded", [False, True])
+def test_context_variables_are_a_trials_own(threaded: bool) -> None:
+    """``np.errstate`` and ``decimal.localcontext`` are such."""
+
+    def generator(trial: optuna.Trial) -> Generator[None, None, float]:
+        kind = "raise" if trial.number % 2 else "ignore"
+        before = np.geterr()
+        with np.errstate(over=kind):
+            for epoch in range(EPOCHS):
+                trial.report(trial.number % 5 + 1 / (1 + epoch), epoch)
+                yield
+                assert np.geterr()["over"] == kind
+        assert np.geterr() == before
+        return float(trial.number % 5)
+
+    def asking(trial: optuna.Trial) -> float:
+        running = generator(trial)
+        try:
+            while True:
+                next(running)
+                if trial.should_prune():
+                    running.throw(optuna.TrialPruned())
+        except StopIteration as stop:
+            return float(stop.value)
+
+    before = np.geterr()
+    study = random_study()
+    lyap.freeze_thaw(study, asking if threaded else generator, n_steps=120, seed=0, cost="steps")
+    assert {t.state for t in study.trials} == {TrialState.COMPLETE, TrialState.PRUNED}
+    assert np.geterr() == before

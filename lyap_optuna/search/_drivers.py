@@ -51,6 +51,29 @@ class Driver(Protocol):
         """End a paused objective: :class:`optuna.TrialPruned` is raised at its pause."""
 
 
+def _never() -> bool:
+    return False
+
+
+class _Asked:
+    """Stands for ``trial.should_prune`` where that waits; of copies of the trial too.
+
+    In another process, such as a worker that loads data, nothing can wait: there it is False.
+    """
+
+    def __init__(self, pause: Callable[[], bool]) -> None:
+        self._pause = pause
+
+    def __call__(self) -> bool:
+        return self._pause()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "_Asked":
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _Asked, (_never,)
+
+
 def drive(objective: Objective, trial: Trial, world: World) -> Driver:
     """Return the driver for an objective: its own thread, unless it is a generator function."""
     called = getattr(type(objective), "__call__", None)  # noqa: B004 (its code is asked for)
@@ -66,7 +89,8 @@ class _GeneratorDriver:
         self.paused = False
         self._objective, self._trial, self._world = objective, trial, world
         # A library within may ask; the trial rests at its `yield` alone, and asks no pruner.
-        setattr(trial, "should_prune", lambda: False)  # noqa: B010
+        setattr(trial, "should_prune", _never)  # noqa: B010
+        self._context = contextvars.copy_context()  # of its own, as in a thread
         self._generator: Generator[Any, None, Any] | None = None
 
     def advance(self) -> Outcome:
@@ -91,7 +115,7 @@ class _GeneratorDriver:
         outcome: Outcome
         self._world.enter()
         try:
-            step()
+            self._context.run(step)
             self.paused = True
             outcome = Paused()
         except StopIteration as stop:
@@ -113,8 +137,11 @@ class _ThreadDriver:
     def __init__(self, objective: Objective, trial: Trial, world: World) -> None:
         self.paused = False
         self._objective, self._trial, self._world = objective, trial, world
-        setattr(trial, "should_prune", self._pause)  # noqa: B010
+        setattr(trial, "should_prune", _Asked(self._pause))  # noqa: B010
         self._ending = False
+        self._told_after: int | None = None  # reports when the objective was told to end
+        # An objective may ask from several threads of its own: one at a time.
+        self._asking = threading.Lock()
         self._outcome: Outcome | None = None
         self._go, self._back = threading.Semaphore(0), threading.Semaphore(0)
         # Context variables are the caller's, as if the objective had been called by it.
@@ -140,8 +167,8 @@ class _ThreadDriver:
         assert outcome is not None
         if not isinstance(outcome, Paused):
             self._thread.join()
-        elif interrupt is not None:
-            raise interrupt
+        if interrupt is not None and not _is(outcome, type(interrupt)):
+            raise interrupt  # it came too late, or the objective caught it: the search ends
         return outcome
 
     def end(self) -> Outcome:
@@ -170,11 +197,13 @@ class _ThreadDriver:
                 outcome = Returned(value)
             except BaseException as error:
                 outcome = Raised(error)
-            self._world.leave()
         except BaseException as error:
             outcome = Raised(error)
-        self._outcome = outcome
-        self._back.release()
+        with self._asking:
+            self._world.leave()
+            self._ending = True  # a thread of the objective that is left over may still ask
+            self._outcome = outcome
+            self._back.release()
 
     def _exhaust(self, generator: Generator[Any, None, Any]) -> Any:
         try:
@@ -189,12 +218,28 @@ class _ThreadDriver:
             return stop.value
 
     def _pause(self) -> bool:
-        """Wait until the search goes on with the trial; return whether it is to end."""
-        if not self._ending:
-            self._world.leave()
-            self.paused = True
-            self._outcome = Paused()
-            self._back.release()
-            self._go.acquire()
-            self._world.enter()
-        return self._ending
+        """Wait until the search goes on with the trial; return whether it is to end.
+
+        Raises:
+            optuna.TrialPruned: The objective was told to end, and has reported since.
+        """
+        with self._asking:
+            if not self._ending:
+                self._world.leave()
+                self.paused = True
+                self._outcome = Paused()
+                self._back.release()
+                self._go.acquire()
+                self._world.enter()
+            if not self._ending:
+                return False
+            n_reports = len(self._trial._cached_frozen_trial.intermediate_values)
+            if self._told_after is None:
+                self._told_after = n_reports
+            if n_reports > self._told_after:
+                raise optuna.TrialPruned
+            return True
+
+
+def _is(outcome: Outcome, kind: type[BaseException]) -> bool:
+    return isinstance(outcome, Raised) and isinstance(outcome.error, kind)

@@ -4,6 +4,7 @@ import contextlib
 import copy
 import gc
 import math
+import reprlib
 import time
 import traceback
 import warnings
@@ -140,8 +141,9 @@ def freeze_thaw(
         study: A study of one objective, in any storage.
         objective: What each trial runs; see above.
         n_trials: The search ends when it would begin one trial more.
-        n_steps: Steps of all trials together, after which it ends. A step is a report. (A trial as
-            long as the longest COMPLETE one is then let go on once more: it has only to return.)
+        n_steps: Steps of all trials together, after which it ends. A step is a report; a trial
+            that ends without one counts as one step. (A trial as long as the longest COMPLETE one
+            is then let go on once more: it has only to return.)
         timeout: Seconds after which it ends, at the next pause.
         max_paused: Trials that rest at a time; their models stay in memory.
         seed: Seeds each trial's generators and the exploration; None: at random. The sampler has
@@ -433,7 +435,8 @@ class Search:
         self._finish(begun, outcome, self._callbacks, forgiven=True)
         if again:
             self._end(least, self._callbacks)
-            self._begun -= 1
+            self._begun -= 1  # its repetition counts in its place
+            self._steps -= int(begun.steps == 0)
             repeat(self._study, begun.frozen)
         del others, least
         gc.collect()
@@ -475,6 +478,8 @@ class Search:
     ) -> None:
         """Tell the study how a trial ended; raise what its objective raised, unless caught."""
         trial = begun.trial
+        new = int(begun.steps == 0)  # a search of nothing but such trials is to end, too
+        self._steps += new
         del self._live[trial._trial_id]
         self._resting.discard(trial._trial_id)
         self._heartbeat.remove(trial._trial_id)
@@ -511,7 +516,7 @@ class Search:
         self._mark(begun, False)
         self._study.tell(trial, values, state, skip_if_finished=True)
         self._progress.ended(self._study)
-        self._progress.update(0, self._begun, None, len(self._live))
+        self._progress.update(new, self._begun, None, len(self._live))
         _log(begun, state, values, message, error)
         self._update()
         if error is not None and not forgiven and not isinstance(error, self._catch):
@@ -593,16 +598,23 @@ def _chance(begun: Begun) -> float | None:
 
 def _values_of(value: Any) -> tuple[list[float] | None, str]:
     """Return the final value that an objective returned as Optuna takes it, or what is wrong."""
-    items = list(value) if isinstance(value, Sequence) and not isinstance(value, str) else [value]
     try:
-        numbers = [float(item) for item in items]
-    except (TypeError, ValueError):
-        return None, f"the value {value!r} could not be cast to float"
+        several = isinstance(value, Sequence) and not isinstance(value, str)
+        numbers = [float(item) for item in (value if several else [value])]
+    except Exception:  # whatever the objective has returned: an int may overflow
+        return None, f"the value {_shown(value)} could not be cast to float"
     if len(numbers) != 1:
         return None, f"the study has one objective, but {len(numbers)} values were returned"
     if math.isnan(numbers[0]):
         return None, "the value nan is not acceptable"
     return numbers, ""
+
+
+def _shown(value: Any) -> str:
+    try:
+        return reprlib.repr(value)
+    except Exception:
+        return f"of type {type(value).__name__}"
 
 
 def _log(

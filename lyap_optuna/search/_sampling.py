@@ -44,6 +44,8 @@ class _SeenStorage:
         self._seen, self._rests = storage, rests
 
     def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):  # asked by `copy` before there is a `_seen`
+            raise AttributeError(name)
         return getattr(self._seen, name)
 
     def get_all_trials(
@@ -99,6 +101,8 @@ class SeesRestingAsPruned(BaseSampler):
         self._seen_by: tuple[int, _SeenStudy] | None = None
 
     def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
         return getattr(self.__dict__["sampler"], name)
 
     def __str__(self) -> str:
