@@ -24,6 +24,8 @@ from lyap_optuna.campaign import (
     CampaignConfig,
     CampaignError,
     RetryingStorage,
+    campaign_status,
+    load_config,
     previous_attempt,
 )
 from lyap_optuna.campaign._freeze_thaw import FreezeThawStrategy, _stale
@@ -219,6 +221,8 @@ def test_all_workers_together_make_as_many_steps_as_the_file_says(
     assert len({t.user_attrs[WORKER]["pid"] for t in trials}) == workers
     assert campaign.run().states == {}
     assert reports(campaign.trials) == 90
+    status = campaign_status(load_config(campaign.file), campaign.study)
+    assert (status.total, status.tried, status.missing) == (500, len(trials), 0)
 
 
 @pytest.mark.slow

@@ -204,6 +204,9 @@ MINIMAL = "study: tune\nobjective: package.module:function\ntrials: 20\n"
         (MINIMAL + "pruner: Lyapunov\n", "Did you mean LyapunovPruner"),
         (MINIMAL + "strategy: {name: screen}\n", "FILE, line 4: strategy"),
         (MINIMAL + "strategy: {name: freeze_thaw, steps: 2}\n", "steps: unknown key"),
+        (MINIMAL + "strategy: {name: freeze_thaw, max_pause: 2}\n", "Did you mean max_paused?"),
+        (MINIMAL + "strategy: freezethaw\n", "line 4: strategy: give prune or freeze_thaw, or"),
+        (MINIMAL + "strategy: {n_steps: 9}\n", "line 4: strategy: give prune or freeze_thaw, or"),
         (
             MINIMAL + "pruner: MedianPruner\nstrategy: freeze_thaw\n",
             "pruner has no place beside the strategy freeze_thaw",

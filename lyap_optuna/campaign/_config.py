@@ -263,10 +263,20 @@ def load_config(path: str | Path) -> CampaignConfig:
     except ValidationError as error:
         # Without the input: it may hold a password.
         details = error.errors(include_url=False, include_input=False, include_context=False)
-        problems = [_told(detail["loc"], detail["msg"], node, path) for detail in details]
+        problems = [_told(detail["loc"], _plain(detail), node, path) for detail in details]
         raise CampaignFileError("\n".join(problems)) from None
     config._path = path.resolve()
     return config
+
+
+_STRATEGIES: dict[str, type[_Model]] = {"prune": Prune, "freeze_thaw": FreezeThaw}
+
+
+def _plain(detail: Any) -> str:
+    """Return what is wrong, where pydantic speaks of tags."""
+    if detail["type"] in ("union_tag_invalid", "union_tag_not_found"):
+        return f"give {' or '.join(_STRATEGIES)}, or a mapping in which name is one of them"
+    return str(detail["msg"])
 
 
 def _told(location: tuple[int | str, ...], message: str, node: Any, path: Path) -> str:
@@ -283,7 +293,10 @@ def _told(location: tuple[int | str, ...], message: str, node: Any, path: Path) 
         keys.append(str(part))
     message = message.removeprefix("Value error, ")
     if message == "Extra inputs are not permitted":
-        known = list(CampaignConfig.model_fields) if len(keys) == 1 else []
+        within: type[_Model] | None = CampaignConfig
+        if len(location) > 1:
+            within = _STRATEGIES.get(str(location[-2]))
+        known = list(within.model_fields) if within is not None else []
         near = difflib.get_close_matches(keys[-1], known, n=1)
         message = "unknown key." + (f" Did you mean {near[0]}?" if near else "")
     key = ".".join(keys)

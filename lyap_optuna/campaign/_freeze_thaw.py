@@ -12,7 +12,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from lyap_optuna.campaign._config import CampaignConfig, FreezeThaw
 from lyap_optuna.campaign._recovery import settle
 from lyap_optuna.campaign._retry import INTERRUPTED, WORKER
-from lyap_optuna.campaign._strategies import COUNTED, Session, Strategy, Turn
+from lyap_optuna.campaign._strategies import Session, Strategy, Turn
 from lyap_optuna.records import number_in
 from lyap_optuna.records._keys import REPEATS, RESTING
 from lyap_optuna.search._freeze_thaw import Search, choice_of
@@ -36,11 +36,23 @@ class FreezeThawStrategy(Strategy):
         self._config, self.options = config, options
         self._idle = 0  # turns in a row that found nothing to go on with
 
+    def tried(self, trials: Sequence[FrozenTrial]) -> int:
+        """Return how many are done with; also those that rested untrained to the end."""
+        again = {number_in(trial, REPEATS) for trial in trials}
+        return super().tried(trials) + sum(
+            trial.state == TrialState.FAIL
+            and RESTING in trial.user_attrs
+            and not trial.intermediate_values
+            and trial.user_attrs.get(INTERRUPTED) is not True
+            and trial.number not in again
+            for trial in trials
+        )
+
     def missing(self, trials: Sequence[FrozenTrial]) -> int:
         """Return the total less the trials that have ended, or 0 where the steps are spent."""
         if self._steps_left(trials) == 0:
             return 0
-        return max(self._config.trials - _tried(trials), 0)
+        return max(self._config.trials - self.tried(trials), 0)
 
     def _steps_left(self, trials: Sequence[FrozenTrial]) -> int | None:
         if self.options.n_steps is None:
@@ -61,7 +73,7 @@ class FreezeThawStrategy(Strategy):
         live = [t for t in trials if t.state == TrialState.RUNNING]
         signed = {_task(trial) for trial in live}
         coming = sum(turn.begin and turn.task not in signed for turn in running)
-        begun = _tried(trials) + len(live) + coming
+        begun = self.tried(trials) + len(live) + coming
         begin = begun < self._config.trials and not self.exhausted
         if not begin and self._idle >= alive - len(running):
             return None
@@ -82,22 +94,6 @@ class FreezeThawStrategy(Strategy):
             return False
         folder = Path(self.options.checkpoint)
         return (folder / str(number)).exists() or any(folder.glob(f"{number}.*"))
-
-
-def _tried(trials: Sequence[FrozenTrial]) -> int:
-    """Return how many configurations are done with; also those that rested untrained to the end."""
-    again = {number_in(trial, REPEATS) for trial in trials}
-    return sum(
-        trial.state in COUNTED
-        or (
-            trial.state == TrialState.FAIL
-            and RESTING in trial.user_attrs
-            and not trial.intermediate_values
-            and trial.user_attrs.get(INTERRUPTED) is not True
-            and trial.number not in again
-        )
-        for trial in trials
-    )
 
 
 def _task(trial: FrozenTrial) -> object:

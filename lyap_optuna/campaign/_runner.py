@@ -37,11 +37,11 @@ class CampaignError(RuntimeError):
 class View:
     """What a campaign tells while it runs. This one shows nothing."""
 
-    def started(self, study: Study, missing: int, total: int) -> None:
+    def started(self, study: Study, tried: int, total: int) -> None:
         """The study is open and workers are starting."""
 
-    def progress(self, missing: int, total: int) -> None:
-        """The number of trials that are still to end has changed."""
+    def progress(self, tried: int, total: int) -> None:
+        """The number of trials that are done with has changed."""
 
     def reported(self, worker: int, number: int, epochs: int) -> None:
         """A trial has reported a value."""
@@ -110,10 +110,10 @@ def run_campaign(
         _threads(config, n_workers, where),
         run=uuid.uuid4().hex,
     )
-    missing = strategy.missing(study.get_trials(deepcopy=False))
-    if missing == 0:
+    trials = study.get_trials(deepcopy=False)
+    if strategy.missing(trials) == 0:
         return CampaignResult()
-    view.started(study, missing, config.trials)
+    view.started(study, strategy.tried(trials), config.trials)
     pool: Pool
     with _signals() as signals:
         if where is not None:
@@ -210,7 +210,7 @@ class _Run:
             self._stop_if_told()
             if changed:
                 trials = self._study.get_trials(deepcopy=False)
-                self._view.progress(self._strategy.missing(trials), self._config.trials)
+                self._view.progress(self._strategy.tried(trials), self._config.trials)
             if self._result.stopped is not None:
                 if not self._pool.running or len(self._signals) > 1:
                     break
@@ -248,7 +248,7 @@ class _Run:
             raise CampaignError(self._error)
         trials = self._study.get_trials(deepcopy=False)
         self._result.missing = self._strategy.missing(trials)
-        self._view.progress(self._result.missing, self._config.trials)
+        self._view.progress(self._strategy.tried(trials), self._config.trials)
         if self._result.missing and self._strategy.exhausted:
             self._result.stopped = self._result.stopped or "exhausted"
         return self._result

@@ -23,7 +23,8 @@ class CampaignStatus:
 
     Args:
         total: Trials that it will have, COMPLETE and PRUNED.
-        missing: Those still to end.
+        tried: Those that are done with. With ``n_steps`` a campaign may be done before the total.
+        missing: Those still to end; 0 when it is done.
         running: Trials that run.
         resting: Trials that a worker has paused and may go on with (strategy ``freeze_thaw``).
         waiting: Trials that are queued.
@@ -39,6 +40,7 @@ class CampaignStatus:
     """
 
     total: int
+    tried: int
     missing: int
     running: int
     resting: int
@@ -61,13 +63,15 @@ def campaign_status(config: CampaignConfig, study: Study) -> CampaignStatus:
         study: Its study.
     """
     trials = study.get_trials(deepcopy=False)
+    strategy = strategy_of(config)
     rests = [t.user_attrs.get(RESTING) is True and t.state == TrialState.RUNNING for t in trials]
     states = [trial.state for trial in trials]
     values = [t.value for t in trials if t.state == TrialState.COMPLETE and t.value is not None]
     best = min if config.direction == "minimize" else max
     return CampaignStatus(
         total=config.trials,
-        missing=strategy_of(config).missing(trials),
+        tried=strategy.tried(trials),
+        missing=strategy.missing(trials),
         running=states.count(TrialState.RUNNING) - sum(rests),
         resting=sum(rests),
         waiting=states.count(TrialState.WAITING),

@@ -50,6 +50,10 @@ class Strategy(abc.ABC):
     exhausted = False
     """Whether the sampler has no more to suggest, though trials that rest may go on."""
 
+    def tried(self, trials: Sequence[FrozenTrial]) -> int:
+        """Return how many configurations are done with: COMPLETE and PRUNED ones."""
+        return sum(trial.state in COUNTED for trial in trials)
+
     @abc.abstractmethod
     def missing(self, trials: Sequence[FrozenTrial]) -> int:
         """Return how many trials are still to end as COMPLETE or PRUNED, those running included."""
@@ -90,7 +94,7 @@ class PruneStrategy(Strategy):
 
     def missing(self, trials: Sequence[FrozenTrial]) -> int:
         """Return the total less the COMPLETE and PRUNED trials."""
-        return max(self._config.trials - sum(t.state in COUNTED for t in trials), 0)
+        return max(self._config.trials - self.tried(trials), 0)
 
     def turn(
         self, trials: Sequence[FrozenTrial], running: Sequence[Turn], alive: int

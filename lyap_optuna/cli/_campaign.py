@@ -145,13 +145,13 @@ def _progress(console: "Console", config: "CampaignConfig") -> "Iterator[View]":
     states: dict[str, int] = {}
 
     class Bars(View):
-        def started(self, study: Any, missing: int, total: int) -> None:
-            self.progress(missing, total)
-            self.note(f"{total - missing} of {total} trials are done.")
+        def started(self, study: Any, tried: int, total: int) -> None:
+            self.progress(tried, total)
+            self.note(f"{tried} of {total} trials are done.")
 
-        def progress(self, missing: int, total: int) -> None:
+        def progress(self, tried: int, total: int) -> None:
             news = ", ".join(f"{n} {state.lower()}" for state, n in sorted(states.items()))
-            progress.update(overall, completed=total - missing, total=total, news=news)
+            progress.update(overall, completed=tried, total=total, news=news)
 
         def reported(self, worker: int, number: int, epochs: int) -> None:
             nonlocal longest
@@ -236,15 +236,17 @@ def _status_table(config: "CampaignConfig", status: "CampaignStatus") -> "Table"
             f"trial {best.number} ({best.state.name.lower()}), {known} {_format.cell(value)}"
         )
     stopped = f" ({status.interrupted} interrupted)" if status.interrupted else ""
+    n_steps = getattr(config.strategy, "n_steps", None)
+    budget = "" if n_steps is None else f" of {n_steps}"
     rows = [
-        ("trials", f"{status.total - status.missing} of {status.total}"),
+        ("trials", f"{status.tried} of {status.total}"),
         ("running", str(status.running)),
         ("resting", str(status.resting)),
         ("waiting", str(status.waiting)),
         ("complete", str(status.complete)),
         ("pruned", str(status.pruned)),
         ("failed", f"{status.failed}{stopped}"),
-        ("epochs spent", str(status.epochs_spent)),
+        ("epochs spent", f"{status.epochs_spent}{budget}"),
         ("epochs saved", _format.cell(status.epochs_saved)),
         ("best value", _format.cell(status.best_value)),
         ("predicted best", predicted),
