@@ -29,6 +29,7 @@ from lyap_optuna.replay import Recording, replay_freeze_thaw
 from lyap_optuna.search import _freeze_thaw
 from lyap_optuna.search._choice import GROWTH, Begun, Choice
 from lyap_optuna.search._sampling import SeesRestingAsPruned, as_pruned
+from lyap_optuna.search._worlds import World
 
 EPOCHS = 8
 OVER = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL)
@@ -1328,3 +1329,58 @@ def test_context_variables_are_a_trials_own(threaded: bool) -> None:
     lyap.freeze_thaw(study, asking if threaded else generator, n_steps=120, seed=0, cost="steps")
     assert {t.state for t in study.trials} == {TrialState.COMPLETE, TrialState.PRUNED}
     assert np.geterr() == before
+
+
+@pytest.mark.parametrize("objective", [curve, asking_curve])
+@pytest.mark.parametrize("at", [0, 5])
+@pytest.mark.parametrize(
+    "place", ["World", "drive", "_values_of", "write_decision", "write_stretches", "_log"]
+)
+def test_an_interrupt_between_two_steps_leaves_nothing_running(
+    place: str, at: int, objective: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = [0]
+    whole = getattr(_freeze_thaw, place)
+
+    def interrupted(*args: Any, **options: Any) -> Any:
+        calls[0] += 1
+        if calls[0] == at + 1:
+            raise KeyboardInterrupt
+        return whole(*args, **options)
+
+    monkeypatch.setattr(_freeze_thaw, place, interrupted)
+    study = random_study()
+    with pytest.raises(KeyboardInterrupt):
+        lyap.freeze_thaw(study, objective, n_steps=80, seed=0, cost="steps", max_paused=4)
+    assert calls[0] > at
+    assert all(t.state in OVER for t in study.trials)
+    if place == "_values_of":  # what has returned is not lost
+        assert study.trials[-1].state == TrialState.COMPLETE or at
+        whole_ones = [t for t in study.trials if len(t.intermediate_values) == EPOCHS]
+        assert {t.state for t in whole_ones} == {TrialState.COMPLETE}
+
+
+def test_an_interrupt_amid_a_change_of_worlds_leaves_the_callers_world(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def objective(trial: optuna.Trial) -> Generator[None, None, float]:
+        torch.set_default_dtype(torch.float64)
+        with torch.no_grad():
+            return (yield from curve(trial))
+
+    calls = [0]
+    leave = World.leave
+
+    def interrupted(world: World) -> None:
+        calls[0] += 1
+        if calls[0] == 11:
+            raise KeyboardInterrupt
+        leave(world)
+
+    monkeypatch.setattr(World, "leave", interrupted)
+    study = random_study()
+    with pytest.raises(KeyboardInterrupt):
+        lyap.freeze_thaw(study, objective, n_steps=80, seed=0)
+    assert torch.get_default_dtype() == torch.float32
+    assert torch.is_grad_enabled()
+    assert all(t.state in OVER for t in study.trials)

@@ -48,7 +48,10 @@ class Driver(Protocol):
         """Run the objective to its next pause, or its end."""
 
     def end(self) -> Outcome:
-        """End a paused objective: :class:`optuna.TrialPruned` is raised at its pause."""
+        """End a paused objective: :class:`optuna.TrialPruned` is raised at its pause.
+
+        How one that is over has ended is told again.
+        """
 
 
 def _never() -> bool:
@@ -92,6 +95,7 @@ class _GeneratorDriver:
         setattr(trial, "should_prune", _never)  # noqa: B010
         self._context = contextvars.copy_context()  # of its own, as in a thread
         self._generator: Generator[Any, None, Any] | None = None
+        self._over: Outcome | None = None
 
     def advance(self) -> Outcome:
         return self._run(self._next)
@@ -103,6 +107,8 @@ class _GeneratorDriver:
 
     def end(self) -> Outcome:
         generator = self._generator
+        if self._over is not None:
+            return self._over
         if generator is None:
             return Raised(optuna.TrialPruned())
         outcome = self._run(lambda: generator.throw(optuna.TrialPruned()))
@@ -124,6 +130,7 @@ class _GeneratorDriver:
             outcome = Raised(error)
         finally:
             self._world.leave()
+        self._over = None if isinstance(outcome, Paused) else outcome
         return outcome
 
 

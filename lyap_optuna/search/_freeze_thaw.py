@@ -278,6 +278,7 @@ class Search:
                 self._go_on(begun)
         except BaseException:
             self.end_all(callbacks=())
+            self._start.restore()  # an interrupt may have come between two worlds
             raise
         error = self.end_all(self._callbacks)
         if error is not None:
@@ -326,13 +327,17 @@ class Search:
     def _begin(self, again: bool = False) -> Begun:
         self._mark_last()
         trial = self.ask()
-        self._begun += 1
-        if _keys.RESTING in trial.user_attrs:  # a repeated trial, copied with its attributes
-            trial.set_user_attr(_keys.RESTING, False)
-        world = World(self._start, (self._seed, trial.number))
-        frozen = self._study._storage.get_trial(trial._trial_id)
-        begun = Begun(trial, drive(self._objective, trial, world), frozen, again=again)
-        self._live[trial._trial_id] = begun
+        try:
+            self._begun += 1
+            if _keys.RESTING in trial.user_attrs:  # a repeated trial, copied with its attributes
+                trial.set_user_attr(_keys.RESTING, False)
+            world = World(self._start, (self._seed, trial.number))
+            frozen = self._study._storage.get_trial(trial._trial_id)
+            begun = Begun(trial, drive(self._objective, trial, world), frozen, again=again)
+            self._live[trial._trial_id] = begun
+        except BaseException:
+            self._study.tell(trial, state=TrialState.FAIL, skip_if_finished=True)
+            raise
         self._heartbeat.add(trial._trial_id)
         return begun
 
@@ -480,11 +485,11 @@ class Search:
         trial = begun.trial
         new = int(begun.steps == 0)  # a search of nothing but such trials is to end, too
         self._steps += new
-        del self._live[trial._trial_id]
         self._resting.discard(trial._trial_id)
         self._heartbeat.remove(trial._trial_id)
         if begun.frozen.state.is_finished():  # by another process, which held this one for dead
             _logger.warning(f"Trial {trial.number} was ended by another process.")
+            del self._live[trial._trial_id]
             if isinstance(outcome, Raised) and not isinstance(
                 outcome.error, (Exception, *self._catch)
             ):
@@ -515,6 +520,7 @@ class Search:
                 write_stretches(trial, stretches)
         self._mark(begun, False)
         self._study.tell(trial, values, state, skip_if_finished=True)
+        del self._live[trial._trial_id]  # not before: what fails until here is tried again
         self._progress.ended(self._study)
         self._progress.update(new, self._begun, None, len(self._live))
         _log(begun, state, values, message, error)
