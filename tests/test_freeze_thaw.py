@@ -1384,3 +1384,26 @@ def test_an_interrupt_amid_a_change_of_worlds_leaves_the_callers_world(
     assert torch.get_default_dtype() == torch.float32
     assert torch.is_grad_enabled()
     assert all(t.state in OVER for t in study.trials)
+
+
+def test_two_threads_do_not_search_one_study() -> None:
+    refused: list[BaseException] = []
+
+    def other(study: optuna.Study) -> None:
+        try:
+            lyap.freeze_thaw(study, curve, n_steps=5)
+        except RuntimeError as error:
+            refused.append(error)
+
+    def objective(trial: optuna.Trial) -> Generator[None, None, float]:
+        thread = threading.Thread(target=other, args=(trial.study,))
+        thread.start()
+        thread.join()
+        return (yield from curve(trial))
+
+    study = random_study()
+    sampler = study.sampler
+    lyap.freeze_thaw(study, objective, n_trials=2, seed=0)
+    assert [("another thread" in str(error)) for error in refused] == [True, True]
+    assert len(study.trials) == 2
+    assert study.sampler is sampler

@@ -174,8 +174,12 @@ def freeze_thaw(
     caught = tuple(catch) if isinstance(catch, Iterable) else (catch,)
     entropy = int(np.random.SeedSequence(seed).generate_state(1)[0]) if seed is None else seed
     choice = choice_of(study, evidence, cost, entropy)
-    if study._thread_local.in_optimize_loop:
-        raise RuntimeError("freeze_thaw cannot be called within a search.")
+    # Its sampler tells of a search in another thread, too.
+    if study._thread_local.in_optimize_loop or isinstance(study.sampler, SeesRestingAsPruned):
+        raise RuntimeError(
+            "freeze_thaw cannot be called within a search, nor while another thread searches the "
+            "same study."
+        )
     deadline = math.inf if timeout is None else time.perf_counter() + timeout
     search = Search(
         study,
