@@ -14,7 +14,7 @@ from optuna.trial import TrialState
 
 import lyap_optuna
 from lyap_optuna.cli import main
-from lyap_optuna.cli._format import cell, dump, printable, write_whole
+from lyap_optuna.cli._format import cell, dump, printable
 from lyap_optuna.cli._storage import scrub, shown_url
 
 NASTY = "<script>alert(1)</script>[bold]x[/bold]:smile:\x1b[31m\nline two"
@@ -302,19 +302,3 @@ def test_cells() -> None:
     assert cell(None) == "-"
     assert cell(True) == "yes"
     assert cell(0.123456) == "0.1235"
-
-
-def test_a_failed_write_leaves_the_old_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = tmp_path / "a.csv"
-    write_whole(path, "old")
-
-    def full(*_: object) -> None:
-        raise OSError("disk full")
-
-    monkeypatch.setattr("os.replace", full)
-    with pytest.raises(OSError, match="disk full"):
-        write_whole(path, "new")
-    assert path.read_text() == "old"
-    assert [p.name for p in tmp_path.iterdir()] == ["a.csv"]

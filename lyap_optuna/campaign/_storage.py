@@ -17,17 +17,16 @@ from optuna.exceptions import ExperimentalWarning, UpdateFinishedTrialError
 from optuna.storages import (
     BaseStorage,
     GrpcStorageProxy,
-    JournalStorage,
     RDBStorage,
     get_storage,
 )
 from optuna.storages._rdb import models
-from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
 from lyap_optuna._logging import get_logger
 from lyap_optuna.campaign._config import CampaignConfig
 from lyap_optuna.campaign._retry import retry_once
+from lyap_optuna.records import open_journal
 
 _logger = get_logger(__name__)
 _T = TypeVar("_T")
@@ -314,7 +313,7 @@ def open_storage(url: str, *, retry_seconds: float, heartbeat_interval: int) -> 
         return proxy
     if "://" not in url:
         Path(url).parent.mkdir(parents=True, exist_ok=True)
-        return JournalStorage(JournalFileBackend(url))
+        return open_journal(url)
     return get_storage(
         RetryingStorage(url, retry_seconds=retry_seconds, heartbeat_interval=heartbeat_interval)
     )

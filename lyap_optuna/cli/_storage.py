@@ -191,8 +191,7 @@ def _open_redis(url: str) -> "BaseStorage":
 
 
 def _open_journal(path: str) -> "BaseStorage":
-    from optuna.storages import JournalStorage
-    from optuna.storages.journal import JournalFileBackend
+    from lyap_optuna.records import JournalError, open_journal
 
     try:
         with open(path, "rb") as file:
@@ -206,7 +205,9 @@ def _open_journal(path: str) -> "BaseStorage":
             f"{printable(path)} is an SQLite file. Write --storage sqlite:///{printable(path)}"
         )
     try:
-        return JournalStorage(JournalFileBackend(path))
+        return open_journal(path)
+    except JournalError as error:
+        raise click.ClickException(printable(error)) from None
     except Exception as error:
         raise click.ClickException(
             f"{printable(path)} is not an Optuna journal file ({type(error).__name__})."

@@ -3,6 +3,7 @@
 from lyap_optuna.records._artifacts import upload_spectrum, write_study_spectra
 from lyap_optuna.records._attempts import number_in, repeat
 from lyap_optuna.records._decisions import Decision, interval, read_decisions, write_decision
+from lyap_optuna.records._journal import JournalError, open_journal
 from lyap_optuna.records._json import FLOOR
 from lyap_optuna.records._readouts import (
     ReadoutRecord,
@@ -32,6 +33,7 @@ from lyap_optuna.records._stretches import Stretch, read_stretches, write_stretc
 __all__ = [
     "Decision",
     "FLOOR",
+    "JournalError",
     "NoDatabaseError",
     "ReadoutRecord",
     "SpectraError",
@@ -48,6 +50,7 @@ __all__ = [
     "load_spectra",
     "interval",
     "number_in",
+    "open_journal",
     "read_decisions",
     "read_readouts",
     "read_stretches",

@@ -1,6 +1,7 @@
 """Whole spectra as files in Optuna's artifact stores, which optuna-dashboard opens."""
 
 import csv
+import io
 import math
 import os
 import shutil
@@ -12,6 +13,7 @@ from optuna.storages import BaseStorage
 from optuna.study import Study
 from optuna.trial import BaseTrial, Trial
 
+from lyap_optuna._files import written_whole
 from lyap_optuna.records import _json
 from lyap_optuna.records._readouts import baseline_step, read_readouts
 from lyap_optuna.records._spectra import holds_spectra, load_spectra
@@ -80,8 +82,9 @@ def write_study_spectra(path: str, study: Study) -> int:
     head = ["trial", "state", *values, "step", "baseline", "layer", "layer_state", "kind"]
     in_database = holds_spectra(study)
     n_rows = widest = 0
-    with tempfile.TemporaryFile("w+", newline="", encoding="utf-8") as body:
-        writer = csv.writer(body, lineterminator="\n")
+    with tempfile.TemporaryFile() as body:
+        text = io.TextIOWrapper(body, encoding="utf-8", newline="", write_through=True)
+        writer = csv.writer(text, lineterminator="\n")
         for trial in study.get_trials(deepcopy=False):
             readouts = {s: r for s, r in read_readouts(trial).items() if r.spectra()}
             if not trial.state.is_finished() or not readouts:
@@ -106,7 +109,8 @@ def write_study_spectra(path: str, study: Study) -> int:
                     widest = max(widest, len(exponents))
                     n_rows += 1
         body.seek(0)
-        with open(path, "w", newline="", encoding="utf-8") as file:
-            file.write(",".join([*head, *(f"exponent_{i + 1}" for i in range(widest))]) + "\n")
+        with written_whole(path) as file:
+            columns = [*head, *(f"exponent_{i + 1}" for i in range(widest))]
+            file.write((",".join(columns) + "\n").encode())
             shutil.copyfileobj(body, file)
     return n_rows

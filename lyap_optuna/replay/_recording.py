@@ -27,6 +27,7 @@ from optuna.storages import BaseStorage
 from optuna.study import Study, StudyDirection, create_study
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
+from lyap_optuna._files import write_whole
 from lyap_optuna.dynamics import STATES
 from lyap_optuna.prediction._study import single_direction
 from lyap_optuna.records import ReadoutRecord, _keys, is_own, read_readouts, read_stretches
@@ -231,7 +232,6 @@ class Recording:
             RecordingError: A hyperparameter holds what JSON cannot (infinity among the choices).
         """
         path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
         distributions: dict[str, int] = {}
         trials = []
         for trial in self.trials:
@@ -271,12 +271,7 @@ class Recording:
             ) from None
         if path.suffix == ".gz":
             content = gzip.compress(content, compresslevel=9, mtime=0)
-        unfinished = path.with_name(f".{path.name}.{os.getpid()}.part")
-        try:
-            unfinished.write_bytes(content)
-            unfinished.replace(path)
-        finally:
-            unfinished.unlink(missing_ok=True)
+        write_whole(path, content)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "Recording":

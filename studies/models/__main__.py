@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 import lyap_optuna as lyap
+from lyap_optuna._files import write_whole
 from studies.models.cases import CASES, Case, Comparison, compare
 from studies.models.libraries import LIBRARIES
 
@@ -186,7 +187,7 @@ def main(libraries: bool, only: str, write: Path | None, repeats: int) -> None:
         before, _, rest = page.partition(BEGIN)
         after = rest.partition(END)[2]
         block = table(measured, rows_of(page), _versions(cases))
-        write.write_text(f"{before}{BEGIN}\n\n{block}\n\n{END}{after}")
+        write_whole(write, f"{before}{BEGIN}\n\n{block}\n\n{END}{after}")
 
 
 if __name__ == "__main__":

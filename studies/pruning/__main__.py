@@ -19,6 +19,7 @@ import optuna
 from tqdm import tqdm
 
 import lyap_optuna as lyap
+from lyap_optuna._files import write_whole
 from lyap_optuna.replay import (
     REGRET_AT,
     Calibration,
@@ -371,7 +372,7 @@ def main(
     text += "\n## What each kind of evidence adds\n\n" + ablation_table(replays)
     text += "\n## Which state of an LSTM\n\n" + state_table(chosen)
     text += "\n## What a decision costs\n\n" + timing_table()
-    (output / "tables.md").write_text(text, encoding="utf-8")
+    write_whole(output / "tables.md", text)
     figure = plot_replay([s for s in summaries if "without" not in s.pruner])
     figure.write_html(output / "replay.html")
     click.echo(text)
