@@ -3,11 +3,12 @@
 import contextlib
 import json
 import os
+import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import count
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from optuna.storages.journal import JournalFileSymlinkLock
 
@@ -46,6 +47,30 @@ def write_whole(path: str | os.PathLike[str], content: str | bytes) -> None:
     """Write a file whole or not at all, text as UTF-8; see :func:`written_whole`."""
     with written_whole(path) as file:
         file.write(content.encode() if isinstance(content, str) else content)
+
+
+def harmless(cells: Iterable[Any]) -> list[Any]:
+    """Return the cells of a CSV row so that no spreadsheet takes text for a formula.
+
+    Text that begins as one, whatever blanks stand before it, gets an apostrophe in front; numbers,
+    and text that is one, stay.
+    """
+    return [_text(cell) if isinstance(cell, str) else cell for cell in cells]
+
+
+def _text(cell: str) -> str:
+    cell = f"'{cell}" if _FORMULA.match(cell) else cell
+    return cell.replace(
+        "\r", "\n"
+    )  # `csv` quotes the one that ends its lines, and readers take both
+
+
+# Also the wide forms of the signs, and the control characters at which an import may cut.
+_FORMULA = re.compile(
+    r"(?![-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?\Z)"
+    r"([\t\r\n]|[\s\u200b\ufeff]*[=+\-@\uff1d\uff0b\uff0d\uff20])",
+    re.IGNORECASE,
+)
 
 
 class AppendLock(JournalFileSymlinkLock):

@@ -1,5 +1,7 @@
 """Files survive a full disk, a kill and what others have planted beside them."""
 
+import csv
+import io
 import logging
 import os
 import shutil
@@ -14,13 +16,15 @@ import pytest
 from _campaigns import Campaign, counts
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from optuna.artifacts import FileSystemArtifactStore
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
-from lyap_optuna._files import write_whole, written_whole
+from lyap_optuna._files import harmless, write_whole, written_whole
 from lyap_optuna.campaign import CampaignError, open_storage
+from lyap_optuna.cli._format import dump
 from lyap_optuna.cli._storage import open_storage as open_for_reading
-from lyap_optuna.records import JournalError, open_journal
+from lyap_optuna.records import JournalError, open_journal, upload_spectrum, write_study_spectra
 from lyap_optuna.replay._lines import append_line, read_lines
 
 # A journal whose last line is torn
@@ -237,6 +241,49 @@ def test_a_line_that_does_not_fit_on_the_disk_costs_no_other(tmp_path: Path) -> 
     assert path.stat().st_size == 40
     append_line(path, {"row": 1})
     assert list(read_lines(path)) == [{"row": 0}, {"row": 1}]
+
+
+# Cells of exported tables
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("=1+1", "+1+1", "-1+1", "@SUM(A1)", "=cmd|' /C calc'!A0", "--1", "-", "+1e", "-inf"),
+        *(" =1", "\t=1", "\r=1", "\n1", "\ufeff=1", "\u00a0@x", "＝1", "＋1", "－1", "＠x"),
+    ],
+)
+def test_text_never_begins_as_a_formula(text: str) -> None:
+    assert harmless([text, "a"]) == ["'" + text.replace("\r", "\n"), "a"]
+    for table in (dump([{text: text}], "csv"), dump([{"a": [text]}], "csv")):
+        for row in csv.reader(io.StringIO(table, newline="")):
+            for cell in row:
+                assert cell.strip()[0] in "'a"
+
+
+@pytest.mark.parametrize("cell", ["", "a=1", "-1.5", "+.5e-3", "1", -1.5, 3, None, True, "a-b"])
+def test_numbers_and_plain_text_stay(cell: object) -> None:
+    assert harmless([cell]) == [cell]
+
+
+def test_exported_spectra_hold_no_formula(tmp_path: Path) -> None:
+    entry = {"max": -1.0, "mean": -2.0, "quantiles": [-2.0, -1.0]}
+    study = optuna.create_study()
+    layers = {"=HYPERLINK(1)": entry, "@b": entry}
+    study.add_trial(
+        optuna.create_trial(
+            value=-1.0, user_attrs={"lyapunov:readouts": {"1": {**entry, "layers": layers}}}
+        )
+    )
+    write_study_spectra(str(tmp_path / "s.csv"), study)
+    rows = list(csv.reader((tmp_path / "s.csv").open(newline="")))
+    assert {row[5] for row in rows[1:]} == {"'=HYPERLINK(1)", "'@b"}
+    assert rows[1][2] == "-1"
+    trial = study.ask()
+    store = FileSystemArtifactStore(tmp_path)
+    artifact = upload_spectrum(store, trial, 1, {"+b": ([-1.0], [0.5])})
+    assert artifact is not None
+    assert store.open_reader(artifact).read().decode().splitlines()[1] == "'+b,1,-1,0.5"
 
 
 # Files that are replaced

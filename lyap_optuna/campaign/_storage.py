@@ -23,7 +23,7 @@ from optuna.storages import (
 from optuna.storages._rdb import models
 from optuna.trial import FrozenTrial, TrialState
 
-from lyap_optuna._logging import get_logger
+from lyap_optuna._logging import get_logger, lost_scheme
 from lyap_optuna.campaign._config import CampaignConfig
 from lyap_optuna.campaign._retry import retry_once
 from lyap_optuna.records import open_journal
@@ -311,6 +311,11 @@ def open_storage(url: str, *, retry_seconds: float, heartbeat_interval: int) -> 
             proxy = GrpcStorageProxy(host=host, port=int(port))
         proxy.wait_server_ready(timeout=_CONNECT_SECONDS)
         return proxy
+    if lost_scheme(url):
+        raise ValueError(
+            "The storage holds a login, as the URL of a database does, but begins with no scheme "
+            "such as postgresql+psycopg://."
+        )
     if "://" not in url:
         Path(url).parent.mkdir(parents=True, exist_ok=True)
         return open_journal(url)

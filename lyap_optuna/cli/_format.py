@@ -7,6 +7,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from lyap_optuna._files import harmless
+
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
@@ -66,7 +68,7 @@ def dump(records: Sequence[Row] | Row, output_format: str) -> str:
     """Return records as JSON, YAML or CSV.
 
     JSON knows no infinity and no NaN; there they are null. In CSV a list becomes one column per
-    element and an absent value an empty field.
+    element and an absent value an empty field, and no cell begins as a spreadsheet's formula.
     """
     if output_format == "json":
         return json.dumps(_finite(records), ensure_ascii=False, indent=2) + "\n"
@@ -79,9 +81,9 @@ def dump(records: Sequence[Row] | Row, output_format: str) -> str:
         rows = [_flat(row) for row in (records if isinstance(records, Sequence) else [records])]
         header = list(dict.fromkeys(key for row in rows for key in row))
         buffer = io.StringIO()
-        writer = csv.DictWriter(buffer, header, restval="", lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+        writer = csv.writer(buffer, lineterminator="\n")
+        writer.writerow(harmless(header))
+        writer.writerows(harmless(row.get(key, "") for key in header) for row in rows)
         return buffer.getvalue()
     raise ValueError(f"output_format must be one of {FORMATS}, not {output_format!r}")
 

@@ -13,7 +13,7 @@ from optuna.storages import BaseStorage
 from optuna.study import Study
 from optuna.trial import BaseTrial, Trial
 
-from lyap_optuna._files import written_whole
+from lyap_optuna._files import harmless, written_whole
 from lyap_optuna.records import _json
 from lyap_optuna.records._readouts import baseline_step, read_readouts
 from lyap_optuna.records._spectra import holds_spectra, load_spectra
@@ -57,7 +57,8 @@ def upload_spectrum(
             for layer, (exponents, std) in layers.items():
                 for i, (e, s) in enumerate(zip(exponents, std, strict=True), start=1):
                     error = f"{s:.6g}" if math.isfinite(s) else ""
-                    writer.writerow([layer, i, f"{max(e, _json.FLOOR):.6g}", error])
+                    number = f"{max(e, _json.FLOOR):.6g}"
+                    writer.writerow(harmless([layer, i, number, error]))
         return upload_artifact(artifact_store=artifact_store, file_path=path, study_or_trial=trial)
 
 
@@ -105,7 +106,7 @@ def write_study_spectra(path: str, study: Study) -> int:
                 for *about, exponents in rows:
                     is_baseline = "yes" if step == baseline else "no"
                     cells = [trial.number, trial.state.name, *known, step, is_baseline, *about]
-                    writer.writerow([*cells, *(f"{e:.6g}" for e in exponents)])
+                    writer.writerow(harmless([*cells, *(f"{e:.6g}" for e in exponents)]))
                     widest = max(widest, len(exponents))
                     n_rows += 1
         body.seek(0)
