@@ -60,9 +60,8 @@ def harmless(cells: Iterable[Any]) -> list[Any]:
 
 def _text(cell: str) -> str:
     cell = f"'{cell}" if _FORMULA.match(cell) else cell
-    return cell.replace(
-        "\r", "\n"
-    )  # `csv` quotes the one that ends its lines, and readers take both
+    # `csv` quotes cells with the character that ends its lines; readers end them at both.
+    return cell.replace("\r", "\n")
 
 
 # Also the wide forms of the signs, and the control characters at which an import may cut.

@@ -13,6 +13,7 @@ from click.testing import CliRunner, Result
 from optuna.trial import TrialState
 
 import lyap_optuna
+from lyap_optuna._logging import without_passwords
 from lyap_optuna.cli import main
 from lyap_optuna.cli._format import cell, dump, printable
 from lyap_optuna.cli._storage import scrub, shown_url
@@ -273,6 +274,22 @@ def test_ctrl_c_has_its_own_exit_code(url: str, monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setattr(lyap_optuna, "rank_trials", interrupted)
     _run("rank", "--storage", url, code=130)
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("no me:hunter2@host/db here", "no me:***@host/db here"),
+        ("'me:hunt/er2@host'", "'me:***@host'"),
+        ("postgresql:/me:hunter2@host/db", "postgresql:***@host/db"),
+        ("postgresql//me:hunter2@host", "postgresql//me:***@host"),
+        ("cannot open (:hunter2@host)", "cannot open (:***@host)"),
+        ("at 12:30: ask me@host", "at 12:30: ask me@host"),
+        ("https://host/path", "https://host/path"),
+    ],
+)
+def test_a_login_without_a_scheme_is_hidden_too(text: str, shown: str) -> None:
+    assert without_passwords(text) == shown
 
 
 def test_shown_url_and_scrub() -> None:

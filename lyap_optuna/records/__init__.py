@@ -2,6 +2,7 @@
 
 from lyap_optuna.records._artifacts import upload_spectrum, write_study_spectra
 from lyap_optuna.records._attempts import number_in, repeat
+from lyap_optuna.records._copies import copy_study, is_incomplete
 from lyap_optuna.records._decisions import Decision, interval, read_decisions, write_decision
 from lyap_optuna.records._journal import JournalError, open_journal
 from lyap_optuna.records._json import FLOOR
@@ -23,7 +24,6 @@ from lyap_optuna.records._spectra import (
     SpectraError,
     SpectrumRecord,
     checked_url,
-    copy_spectra,
     load_spectra,
     upgrade_spectra,
     write_spectrum,
@@ -42,8 +42,9 @@ __all__ = [
     "baseline_step",
     "begins_training",
     "checked_url",
-    "copy_spectra",
+    "copy_study",
     "has_readout",
+    "is_incomplete",
     "is_own",
     "is_untouched",
     "prevailing_state",

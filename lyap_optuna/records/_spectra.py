@@ -305,13 +305,15 @@ def copy_spectra(from_study: Study, to_study: Study) -> int:
     import sqlalchemy as sa
 
     _table.create(target)
-    with target.connect() as connection:
+    of_copy = _table.identities().where(_table.STUDIES.c.study_name == to_study.study_name)
+    with target.begin() as connection:
         identities = {
-            row["trial_number"]: dict(row)
-            for row in connection.execute(
-                _table.identities().where(_table.STUDIES.c.study_name == to_study.study_name)
-            ).mappings()
+            row["trial_number"]: dict(row) for row in connection.execute(of_copy).mappings()
         }
+        if target.dialect.name == "sqlite":
+            # Of an earlier copy that was deleted: nothing but its ids could tell it from this one.
+            ids = of_copy.with_only_columns(_table.TRIALS.c.trial_id, maintain_column_froms=True)
+            connection.execute(sa.delete(_table.SPECTRA).where(_table.SPECTRA.c.trial_id.in_(ids)))
     copied = 0
     batch: list[dict[str, Any]] = []
 
