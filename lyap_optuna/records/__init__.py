@@ -1,6 +1,6 @@
 """What is stored with a trial, and the only code that touches storage."""
 
-from lyap_optuna.records._artifacts import upload_spectrum, write_study_spectra
+from lyap_optuna.records._artifacts import publish_spectra, upload_spectrum, write_study_spectra
 from lyap_optuna.records._attempts import number_in, repeat
 from lyap_optuna.records._copies import copy_study, is_incomplete
 from lyap_optuna.records._decisions import Decision, interval, read_decisions, write_decision
@@ -48,6 +48,7 @@ __all__ = [
     "is_own",
     "is_untouched",
     "prevailing_state",
+    "publish_spectra",
     "load_spectra",
     "interval",
     "number_in",
