@@ -26,7 +26,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from lyap_optuna._logging import get_logger, without_passwords
 from lyap_optuna.prediction import audited
-from lyap_optuna.records import _keys, publish_spectra, read_stretches
+from lyap_optuna.records import SpectraError, _keys, publish_spectra, read_stretches
 from lyap_optuna.visualization._publication import StudyInfo, gather, published_figures
 
 if TYPE_CHECKING:
@@ -413,7 +413,8 @@ class Publisher:
             self._warned.add((name, kind))
             # The type only: messages of database drivers may hold the URL with its password.
             what = f"Study {name!r}" if name else "The storage"
-            _logger.warning(f"{what} could not be published ({kind}); trying again later.")
+            why = f"{error} " if isinstance(error, SpectraError) else ""
+            _logger.warning(f"{what} could not be published ({kind}); trying again later. {why}")
             trace = "".join(traceback.format_exception(error))
             _logger.debug(f"Publishing failed.\n{without_passwords(trace)}")
 

@@ -31,6 +31,7 @@ from lyap_optuna.records import (
     _table,
     copy_study,
     is_incomplete,
+    upgrade_spectra,
     write_spectrum,
 )
 
@@ -637,6 +638,84 @@ def test_copying_a_study_without_spectra(new_database):
     optuna.create_study(study_name="a", storage=source)
     output = run("storage", "copy", "--storage", source, "--to-storage", target)
     assert "0 trials, 0 spectra" in output
+
+
+# A table that is not as this package made it ----------------------------------------------------
+
+
+FOREIGN = {
+    "few columns": "CREATE TABLE lyapunov_spectra (a INTEGER)",
+    "our names": "CREATE TABLE lyapunov_spectra (study_name VARCHAR(50), trial_number INTEGER, "
+    "trial_id INTEGER, step INTEGER, theirs VARCHAR(9))",
+    "a view": "CREATE VIEW lyapunov_spectra AS SELECT study_name, study_id AS step FROM studies",
+    "their versions": "CREATE TABLE lyapunov_version (version INTEGER)",
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("foreign", FOREIGN)
+def test_a_foreign_table_is_left_alone(new_database, kind, foreign):
+    url = new_database(kind)
+    study = optuna.create_study(study_name="s", storage=url)
+    execute(url, FOREIGN[foreign])
+    trial = study.ask()
+    with pytest.warns(lyap.LyapunovWarning, match="that lyap-optuna did not make"):
+        make_probe().report(trial, 0.5, 1)
+    assert len(study.trials[0].user_attrs["lyapunov:readouts"]) == 2
+    for attempt in (
+        lambda: lyap.load_spectra(optuna.load_study(study_name="s", storage=url)),
+        lambda: upgrade_spectra(RDBStorage(url)),
+    ):
+        with pytest.raises(SpectraError, match=r"did not make.*Rename it"):
+            attempt()
+    inspector = sa.inspect(sa.create_engine(url))
+    assert not inspector.has_table("lyapunov_version") or foreign == "their versions"
+    if foreign in ("few columns", "our names"):
+        assert inspector.get_indexes("lyapunov_spectra") == []
+    if foreign == "their versions":
+        assert not inspector.has_table("lyapunov_spectra")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        ("DELETE FROM lyapunov_version", "its row in lyapunov_version is not"),
+        ("DROP TABLE lyapunov_version", "its row in lyapunov_version is not"),
+        ("INSERT INTO lyapunov_version VALUES ('v9')", "holds several versions"),
+        ("ALTER TABLE lyapunov_spectra DROP COLUMN std", "has lost column std"),
+        ("ALTER TABLE lyapunov_spectra DROP COLUMN max_exponent", "has lost column max_exponent"),
+        ("DROP TABLE lyapunov_spectra", "lyapunov_spectra is gone"),
+    ],
+)
+def test_damage_is_an_error_with_a_way_out_and_never_an_empty_list(
+    new_database, kind, damage, message
+):
+    url = new_database(kind)
+    study = optuna.create_study(study_name="s", storage=url)
+    trial = study.ask()
+    make_probe().report(trial, 0.5, 1)
+    before = lyap.load_spectra(study)
+    assert len(before) == 2
+    execute(url, damage)
+    again = optuna.load_study(study_name="s", storage=url)
+    with pytest.raises(SpectraError, match=message) as caught:
+        lyap.load_spectra(again)
+    way_out = str(caught.value)
+    if "storage upgrade" in way_out:
+        assert "from schema" not in run("storage", "upgrade", "--storage", url)
+        assert lyap.load_spectra(optuna.load_study(study_name="s", storage=url)) == before
+    elif "Delete the rows" in way_out:
+        execute(url, f"DELETE FROM lyapunov_version WHERE NOT version_num = '{_table.head()}'")
+        assert lyap.load_spectra(optuna.load_study(study_name="s", storage=url)) == before
+    else:
+        if "drop it" in way_out:
+            execute(url, "DROP TABLE lyapunov_spectra")
+        execute(url, "DROP TABLE lyapunov_version")
+        again = optuna.load_study(study_name="s", storage=url)
+        assert lyap.load_spectra(again) == []
+        write(again.ask(), step=2)
+        assert len(lyap.load_spectra(again)) == 1
 
 
 # Databases that refuse --------------------------------------------------------------------------
