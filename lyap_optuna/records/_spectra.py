@@ -219,9 +219,9 @@ def write_spectrum(
         _table.create(engine)
         _insert(engine, measured, trial_id, elsewhere, instead_of)
 
-    # A storage that waits for its database (the campaigns') waits here too: a spectrum that is
-    # written twice is there once.
-    repeat = getattr(unwrapped(storage), "_repeat", None) if spectra_url is None else None
+    # A storage that waits for its database (the campaigns') waits here too, whichever database it
+    # is: a spectrum that is written twice is there once.
+    repeat = getattr(unwrapped(storage), "_repeat", None)
     if repeat is None:
         write()
     else:
