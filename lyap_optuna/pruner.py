@@ -19,8 +19,14 @@ from lyap_optuna.prediction._study import (
     model_step,
     single_direction,
 )
-from lyap_optuna.prediction.evidence import check_evidence
-from lyap_optuna.records import Decision, _keys, baseline_step, read_readouts, write_decision
+from lyap_optuna.prediction.evidence import TrialView, check_evidence
+from lyap_optuna.records import (
+    Decision,
+    baseline_step,
+    read_readouts,
+    watch_order,
+    write_decision,
+)
 
 
 class LyapunovPruner(BasePruner):
@@ -56,7 +62,9 @@ class LyapunovPruner(BasePruner):
     NaN and infinite values count as worse than every finite one. As with
     :class:`optuna.pruners.MedianPruner`, a trial that has reported nothing but NaN is pruned
     once the startup trials are done. A trial that has come as far as every COMPLETE one is kept:
-    stopping it would save nothing. Where steps do not ascend, reports are counted in their place.
+    stopping it would save nothing. Where the steps of a trial do not ascend, reports are counted
+    in place of steps, also by ``n_warmup_steps`` and ``interval_steps``. (Databases do not keep
+    the order of reports; the pruner sees it at each check and stores it with the trial.)
 
     Each check records a decision with the trial; :func:`~lyap_optuna.explain` tells it in words.
     Where the prediction itself fails, the trial is kept, with one
@@ -92,7 +100,8 @@ class LyapunovPruner(BasePruner):
         top_fraction: The fraction of COMPLETE trials that count as the best, in (0, 1).
         min_probability: The chance of ending among the best that a trial needs half way through
             training where the evidence explains everything, in [0, 1]; in proportion less where
-            it explains less. With 0 nothing is pruned.
+            it explains less. With 0 only trials that report nothing but NaN
+            are pruned.
         evidence: Kinds of evidence that may count, of ``"loss"``, ``"exponents"``,
             ``"displacement"`` and ``"hyperparameters"``; all of them for None.
         audit: The share of condemned trials that run on all the same, in [0, 1], so that
@@ -184,46 +193,47 @@ class LyapunovPruner(BasePruner):
         Returns:
             Whether it should be pruned.
         """
+        watch_order(study._storage, trial)
         trials = study.get_trials(deepcopy=False)
         n_complete = sum(t.state == TrialState.COMPLETE for t in trials)
-        if n_complete < max(self._n_startup_trials, 1) or not self._is_due(trial):
+        if n_complete < max(self._n_startup_trials, 1):
             return False
         try:
             with self._lock:
                 models = self._models_of(study)
                 models.update(trials)
-                decision = self._judge(models, self._stored(trials, trial))
+                stored = self._stored(trials, trial)
+                view = models.view(stored)
+                decision = self._judge(models, stored, view) if self._is_due(view) else None
         except Exception as error:
             self._warn_once(trial, error)
+            return False
+        if decision is None:
             return False
         write_decision(study, trial, decision)
         return decision.verdict == "pruned"
 
-    def _is_due(self, trial: FrozenTrial) -> bool:
-        step = trial.last_step
-        if step is None:  # before training: where a baseline has been measured
-            return self._n_warmup_steps == 0 and bool(trial.user_attrs.get(_keys.READOUTS))
-        if list(trial.intermediate_values) != sorted(trial.intermediate_values):
-            return len(trial.intermediate_values) > self._n_warmup_steps
+    def _is_due(self, view: TrialView) -> bool:
+        if not view.steps.size:  # before training: where a baseline has been measured
+            return self._n_warmup_steps == 0 and view.baseline is not None
         # As in optuna/pruners/_percentile.py: the first report in each interval after warm-up.
-        if step < self._n_warmup_steps:
+        since = int(view.steps[-1]) - self._n_warmup_steps
+        if since < 0:
             return False
-        since = step - self._n_warmup_steps
         start = self._n_warmup_steps + since // self._interval_steps * self._interval_steps
-        return max((s for s in trial.intermediate_values if s != step), default=-1) < start
+        return len(view.steps) == 1 or int(view.steps[-2]) < start
 
     def _stored(self, trials: list[FrozenTrial], trial: FrozenTrial) -> FrozenTrial:
         # The storage's copy has the readouts that other processes of this trial wrote.
         stored = trials[trial.number] if trial.number < len(trials) else trial
         same = stored._trial_id == trial._trial_id
-        return stored if same and stored.last_step == trial.last_step else trial
+        as_far = len(stored.intermediate_values) == len(trial.intermediate_values)
+        return stored if same and as_far else trial
 
-    def _judge(self, models: StudyModels, trial: FrozenTrial) -> Decision:
-        view = models.view(trial)
+    def _judge(self, models: StudyModels, trial: FrozenTrial, view: TrialView) -> Decision:
         done, total = len(view.steps), models.length
-        reported = list(trial.intermediate_values)  # in the order in which they came
         known: dict[str, Any] = {
-            "step": reported[-1] if reported else baseline_step(trial, read_readouts(trial)) or 0,
+            "step": view.reported[-1] if done else baseline_step(trial, read_readouts(trial)) or 0,
             "n_trials": models.n_complete,
         }
         if done and all(map(math.isnan, trial.intermediate_values.values())):
@@ -249,12 +259,11 @@ class LyapunovPruner(BasePruner):
         return Decision(verdict="pruned", **known)
 
     def _models_of(self, study: Study) -> StudyModels:
-        sign = single_direction(study)
         of_storage = self._studies.setdefault(study._storage, {})
         key = (study._study_id, study.study_name)
-        if key not in of_storage or of_storage[key].sign != sign:
+        if key not in of_storage or of_storage[key].sign != single_direction(study):
             kinds = check_evidence(self._evidence)
-            of_storage[key] = StudyModels(sign, kinds, self._top_fraction)
+            of_storage[key] = StudyModels.of_study(study, kinds, self._top_fraction)
         return of_storage[key]
 
     def _warn_once(self, trial: FrozenTrial, error: Exception) -> None:

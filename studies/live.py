@@ -1,4 +1,4 @@
-"""Pruners live: equal budgets of epochs, and the best value that each finds in them.
+"""Pruners and ``freeze_thaw`` live: equal budgets of epochs, and the best value found in them.
 
     python -m studies.live demo --jobs 2
     python -m studies.live copying --trials 30 --seeds 5
@@ -12,7 +12,7 @@ value at a quarter, a half and the whole of the budget, seed by seed.
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -40,6 +40,8 @@ PRUNERS: dict[str, Callable[[], BasePruner]] = {
     "HyperbandPruner": HyperbandPruner,
     "LyapunovPruner": lyap.LyapunovPruner,
 }
+
+FREEZE_THAW = "freeze_thaw"
 
 TOLD_AT = (0.25, 0.5, 1.0)
 """Shares of the budget at which the best value is told."""
@@ -90,7 +92,7 @@ class Setting:
 
     Args:
         task: Name of the task.
-        pruner: Name of the pruner.
+        pruner: Name of the pruner, or :data:`FREEZE_THAW`.
         seed: Of the sampler and of the networks.
         budget: Epochs in all.
         epochs: Epochs of a whole trial.
@@ -109,8 +111,8 @@ class Live:
 
     Args:
         complete: For every COMPLETE trial, the epochs spent when it ended, and its value.
-        n_pruned: Pruned trials.
-        n_failed: Trials that ended without a number.
+        n_pruned: Pruned trials; of ``freeze_thaw`` those that rested when the budget was spent.
+        n_failed: Trials that ended without a number, or rested untrained.
         seconds: What the study took.
     """
 
@@ -124,15 +126,56 @@ class Live:
         return min((value for spent, value in self.complete if spent <= epochs), default=math.inf)
 
 
-def run_study(setting: Setting, task: Task, pruner: BasePruner, data: Path | None = None) -> Live:
-    """Train trials until the budget is spent."""
-    begin = time.perf_counter()
+def create_study(setting: Setting, pruner: BasePruner) -> optuna.Study:
+    """Return a study in memory."""
     # Hyperband draws brackets from the name, so that it must not be a random one.
-    study = optuna.create_study(
+    return optuna.create_study(
         study_name=f"{setting.task}-{setting.seed}",
         sampler=optuna.samplers.TPESampler(seed=setting.seed),
         pruner=pruner,
     )
+
+
+def run_freeze_thaw(setting: Setting, task: Task, data: Path | None = None) -> Live:
+    """Train trials, which may rest after each epoch and before the first, until it is spent."""
+    begin = time.perf_counter()
+    study = create_study(setting, NopPruner())
+    spent, complete = 0, list[tuple[int, float]]()
+
+    def objective(trial: optuna.Trial) -> Generator[None, None, float]:
+        nonlocal spent
+        torch.manual_seed(1_000 * setting.seed + trial.number)  # as for every pruner
+        run = task.start(trial, data)
+        probe = lyap.LyapunovProbe(run.model, run.probe_inputs, trial=trial, full_spectrum=True)
+        loss = math.nan
+        yield
+        for epoch in range(1, setting.epochs + 1):
+            run.train_epoch()
+            spent += 1
+            loss = run.validate()
+            probe.report(trial, loss, epoch)
+            if epoch < setting.epochs:
+                yield
+        return loss
+
+    def note(study: optuna.Study, trial: optuna.trial.FrozenTrial) -> None:
+        if trial.state == TrialState.COMPLETE and trial.value is not None:
+            complete.append((spent, trial.value))
+
+    lyap.freeze_thaw(study, objective, n_steps=setting.budget, seed=setting.seed, callbacks=[note])
+    states = [trial.state for trial in study.get_trials(deepcopy=False)]
+    return Live(
+        complete=tuple(complete),
+        n_pruned=states.count(TrialState.PRUNED),
+        n_failed=states.count(TrialState.FAIL),
+        seconds=round(time.perf_counter() - begin, 1),
+    )
+
+
+def run_study(setting: Setting, task: Task, pruner: BasePruner, data: Path | None = None) -> Live:
+    """Train trials until the budget is spent."""
+    begin = time.perf_counter()
+    study = create_study(setting, pruner)
     spent, complete = 0, list[tuple[int, float]]()
     states = dict.fromkeys((TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL), 0)
     # A trial that is pruned before training spends nothing: more trials than epochs are too many.
@@ -191,7 +234,10 @@ def run_setting(setting: Setting, data: Path | None) -> Live:
     """Run a study in whatever process it is called."""
     torch.set_num_threads(1)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    return run_study(setting, TASKS[setting.task], PRUNERS[setting.pruner](), data)
+    task = TASKS[setting.task]
+    if setting.pruner == FREEZE_THAW:
+        return run_freeze_thaw(setting, task, data)
+    return run_study(setting, task, PRUNERS[setting.pruner](), data)
 
 
 def run_all(
@@ -287,7 +333,11 @@ def main(
     """Compare pruners live on TASK: demo, or one that is recorded."""
     epochs = TASKS[name].epochs if epochs is None else epochs
     budget = trials * epochs
-    settings = [Setting(name, p, seed, budget, epochs) for seed in range(seeds) for p in PRUNERS]
+    settings = [
+        Setting(name, searched, seed, budget, epochs)
+        for seed in range(seeds)
+        for searched in (*PRUNERS, FREEZE_THAW)
+    ]
     done = read(output / "live.jsonl")
     missing = [setting for setting in settings if setting not in done]
     with tqdm(total=len(settings), initial=len(settings) - len(missing), unit="study") as bar:

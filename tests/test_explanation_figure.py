@@ -50,6 +50,29 @@ def test_it_shows_the_recorded_decisions() -> None:
     assert "loss" in figure.layout.title.text
 
 
+@pytest.mark.parametrize("reports", [0, 2])
+def test_what_was_decided_before_training_is_said_to_be(
+    reports: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    study, _ = pruned_study()
+    study.enqueue_trial({"x": 1.0 if reports == 0 else 0.1})
+    trial = study.ask({"x": optuna.distributions.FloatDistribution(0.1, 1.0)})
+    trial.set_user_attr("lyapunov:readouts", {"-1": {"max": 0.1, "mean": -1.0}})
+    assert trial.should_prune() == (reports == 0)
+    for step in range(1, 1 + reports):
+        trial.report(0.1 + 1 / step, step)
+        trial.should_prune()
+    figure = plot_explanation(study, trial.number)
+    ticks = zip(figure.layout.xaxis.tickvals, figure.layout.xaxis.ticktext, strict=True)
+    expected = ["before training", *(str(step) for step in range(1, 1 + reports))]
+    assert list(ticks) == list(zip([-1, 1, 2][: 1 + reports], expected, strict=True))
+    assert "reported nothing" not in caplog.text
+    verdict = "Pruned" if reports == 0 else "Kept"
+    story = str(lyap.explain(study, trial.number))
+    assert f"{verdict} before training. Predicted to end at" in story
+    assert "step -1" not in story
+
+
 def test_a_trial_without_a_decision_is_judged_now() -> None:
     study, _ = pruned_study()
     figure = plot_explanation(study, 0)

@@ -22,7 +22,7 @@ def start(trial: optuna.trial.BaseTrial, data: Path | None) -> Run:
     """A network that ends at 10 less its number; the sixth diverges."""
     trial.suggest_float("x", 0.0, 1.0)
     value = math.nan if trial.number == 5 else 10.0 - trial.number
-    return Run(torch.nn.Linear(1, 1), torch.zeros(1, 1), lambda: None, lambda: value)
+    return Run(torch.nn.RNN(1, 2), torch.ones(4, 1, 1), lambda: None, lambda: value)
 
 
 TASK = Task("task", "easy", "", 4, ("full",), start)
@@ -72,6 +72,15 @@ def test_trials_pruned_before_training_cost_nothing_and_come_to_an_end() -> None
     assert run(8, All(0)).n_pruned == 8
 
 
+@pytest.mark.parametrize("budget", [8, 30])
+def test_freeze_thaw_spends_no_more_than_the_budget(budget: int) -> None:
+    found = live.run_freeze_thaw(live.Setting("task", live.FREEZE_THAW, 0, budget, 4), TASK)
+    whole = len(found.complete) * 4
+    assert found.complete[:2] == ((4, 10.0), (8, 9.0))  # the first trials run through
+    assert whole <= found.complete[-1][0] <= budget
+    assert (found.n_pruned > 0) == (budget > whole)
+
+
 def test_the_demo_is_the_demo() -> None:
     study, same = (
         optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0)) for _ in range(2)
@@ -92,9 +101,10 @@ def test_the_command_prints_every_seed_and_is_resumed(tmp_path: Path, jobs: str)
     done = CliRunner().invoke(live.main, [*arguments, "--seeds", "1"], catch_exceptions=False)
     assert done.exit_code == 0
     lines = (tmp_path / "live.jsonl").read_text()
-    assert lines.count("\n") == len(live.PRUNERS)
+    assert lines.count("\n") == len(live.PRUNERS) + 1
     done = CliRunner().invoke(live.main, [*arguments, "--seeds", "2"], catch_exceptions=False)
-    for name in (*live.PRUNERS, "seed 0", "seed 1", "median", "after 25% / 50% / 100% of 1 epochs"):
+    rows = ("seed 0", "seed 1", "median", "after 25% / 50% / 100% of 1 epochs")
+    for name in (*live.PRUNERS, live.FREEZE_THAW, *rows):
         assert name in done.output
     both = (tmp_path / "live.jsonl").read_text()
     assert both.startswith(lines)

@@ -310,15 +310,77 @@ def test_constant_columns_go_and_equal_ones_count_once() -> None:
 
 
 def test_what_is_missing_is_the_mean_and_said_to_be_missing() -> None:
-    d = np.random.default_rng(0).normal(size=(40, 1))
-    d[::4] = math.nan
+    d = np.random.default_rng(0).normal(size=(40, 2))
+    d[::4, 0] = math.nan
+    d[8] = math.nan  # has none at all: unknown
     columns = Columns(d)
-    assert columns.fitted.shape == (40, 2)
-    assert (columns.fitted[::4, 0] == 0.0).all()
-    assert len(np.unique(columns.fitted[:, 1])) == 2
+    assert columns.fitted.shape == (40, 4)
+    expected = np.where(np.arange(40)[::4] == 8, math.nan, 0.0)
+    np.testing.assert_array_equal(columns.fitted[::4, 0], expected)
+    assert len(np.unique(columns.fitted[:, 1])) == len(np.unique(columns.fitted[:, 3])) == 2
     np.testing.assert_allclose(columns(d), columns.fitted)
-    (row,) = columns(np.array([[math.nan]]))
-    np.testing.assert_allclose(row, columns.fitted[0])
+    rows = columns(np.array([[math.nan, d[0, 1]], [math.nan, math.nan]]))
+    np.testing.assert_allclose(rows, columns.fitted[[0, 8]])
+
+
+@pytest.mark.parametrize("n_lacking", [0, 1, 4, 15])
+@pytest.mark.parametrize("telling", ["loss", "displacement"])
+def test_who_lacks_the_evidence_that_tells_all_is_as_uncertain_as_without_it(
+    n_lacking: int, telling: str
+) -> None:
+    rng = np.random.default_rng(n_lacking)
+    y = norm.ppf((rng.permutation(45) + 0.5) / 45)
+    features = {
+        "loss": rng.normal(size=(45, 1)),
+        "displacement": rng.normal(size=(45, 2)),
+        "hyperparameters": rng.normal(size=(45, 3)),
+    }
+    width = features[telling].shape[1]
+    features[telling] = y[:, None] + 0.03 * rng.normal(size=(45, width))
+    features[telling][:n_lacking] = np.nan
+    posterior = Posterior(features, y)
+    assert posterior.shares[telling][0] > 0.5
+    further = {kind: rng.normal(size=(20, x.shape[1])) for kind, x in features.items()}
+    further[telling] = np.repeat(further[telling][:, :1], width, axis=1)
+    further[telling][10:] = np.nan
+    predicted = posterior.predict(further)
+    assert predicted.spread[:10].max() < 0.5
+    assert predicted.spread[10:].min() > 0.7
+    assert np.abs(predicted.mean[10:]).max() < 0.8
+    top = float(norm.ppf(0.1))
+    assert predicted.chance_below(top)[10:] == pytest.approx(0.1, abs=0.09)
+    if n_lacking > 1:  # nor do those that lack it vouch for one another
+        assert posterior.out_of_fold.spread[:n_lacking].min() > 0.7
+
+
+def test_a_column_that_no_trial_to_learn_from_lacked_is_unknown_where_it_is_missing() -> None:
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(40, 2))
+    y = norm.ppf((rankdata(x[:, 0]) - 0.5) / 40)
+    posterior = Posterior({"hyperparameters": x}, y)
+    row = np.array([[-1.0, 0.3], [np.nan, 0.3], [-1.0, np.nan]])
+    told, *unknown = posterior.predict({"hyperparameters": row}).spread
+    assert told < 0.5 < 0.7 < min(unknown)
+
+
+@pytest.mark.parametrize("columns", [1, 2, 5])
+def test_kernels_with_unknown_values_are_covariances(columns: int) -> None:
+    rng = np.random.default_rng(columns)
+    a = rng.normal(size=(60, columns))
+    a[rng.random(a.shape) < 0.3] = np.nan
+    full = kernel(a, a)
+    np.fill_diagonal(full, _posterior._own(a))
+    assert np.linalg.eigvalsh(full).min() > -1e-9
+    assert np.isfinite(full).all()
+
+
+def test_where_a_constant_is_missing_the_prior_mean_says_nothing() -> None:
+    features, y = arrays(30)
+    prior = np.where(np.arange(30) % 3 == 0, np.nan, 16.0)
+    with_it, without = Posterior(features, y, prior), Posterior(features, y)
+    row = {kind: x[:3] for kind, x in features.items()}
+    expected = without.predict(row).mean
+    assert with_it.predict(row, np.array([np.nan, 16.0, 1.0])).mean == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("odd", [1e300, math.inf])

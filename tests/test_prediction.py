@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import datetime, timedelta
 
 import numpy as np
 import optuna
@@ -357,6 +358,58 @@ def test_refits_grow_by_a_tenth() -> None:
     assert len(sizes) < 70
 
 
+@pytest.mark.parametrize("held", [["A", "B"], ["A", "B", None], list("ABCDE")])
+def test_a_category_that_was_not_seen_is_unknown(held: list[str | None]) -> None:
+    space = optuna.distributions.CategoricalDistribution(list("ABCDEF"))
+    rng = np.random.default_rng(0)
+
+    def of(category: str | None, **trial: object) -> TrialView:
+        given = {} if category is None else {"c": category}
+        return view(params=given, distributions=dict.fromkeys(given, space), **trial)
+
+    rows = []
+    for i in range(40):
+        where = i % len(held)
+        value = where + 0.01 * float(rng.normal())
+        rows.append(of(held[where], value=value, state=TrialState.COMPLETE))
+    rows = [replace(row, number=i) for i, row in enumerate(rows)]
+    model = StepModel(rows, None, ("hyperparameters",), 1)
+    unseen = {"F", None} - set(held)
+    for i, category in enumerate([*held, *unseen]):
+        (row,) = model._table.matrices([of(category)])["hyperparameters"]
+        assert np.isnan(row).all() == (category in unseen)
+        (predicted,) = model.predict([replace(of(category), number=100 + i)])
+        assert predicted is not None
+        if category in unseen:
+            assert predicted.probability == pytest.approx(0.1, abs=0.09)
+            assert predicted.lower is None or predicted.lower <= min(v.value for v in rows) + 0.05
+
+
+@pytest.mark.parametrize("late", [(), (33,)])  # known later than those that ended after them
+@pytest.mark.parametrize("failed", [(), (6, 11), (10, 12, 23)])
+def test_who_saw_every_trial_end_and_who_comes_later_predict_the_same(
+    failed: tuple[int, ...], late: tuple[int, ...]
+) -> None:
+    trials = study_of(specs("easy", 45, seed=1)).trials
+    for i, trial in enumerate(trials):
+        trial.datetime_complete = datetime(2026, 1, 1) + timedelta(minutes=i)
+        if i in failed:
+            trial.state, trial.values = TrialState.FAIL, None
+            trial.intermediate_values[9] = math.nan
+    running = trials[43:]
+
+    def predicted(models: StudyModels) -> list[object]:
+        return [models.at(step).predict([models.view(t) for t in running]) for step in (0, 2)]
+
+    models = StudyModels(1, tuple(EVIDENCE))
+    for n in range(5, 43):
+        known = [t for i, t in enumerate(trials[:n]) if i not in late or n > i + 4]
+        models.update(known)
+        fresh = StudyModels(1, tuple(EVIDENCE))
+        fresh.update(known)
+        assert predicted(models) == predicted(fresh), n
+
+
 def test_finished_trials_are_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
     study = study_of(specs("easy", 12))
     models = StudyModels(1, ("loss",))
@@ -364,7 +417,7 @@ def test_finished_trials_are_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
     read = []
     original = TrialView.of.__func__
     monkeypatch.setattr(
-        TrialView, "of", classmethod(lambda cls, t, sign: read.append(t) or original(cls, t, sign))
+        TrialView, "of", classmethod(lambda cls, t, *a: read.append(t) or original(cls, t, *a))
     )
     study.add_trials([optuna.create_trial(**s) for s in specs("easy", 2, seed=1)])
     models.update(study.get_trials(deepcopy=False))

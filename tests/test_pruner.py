@@ -18,7 +18,7 @@ from lyap_optuna.prediction import Audit, _study, audited, explain
 from lyap_optuna.prediction._posterior import Posterior
 from lyap_optuna.prediction._study import StudyModels
 from lyap_optuna.pruner import LyapunovPruner, is_audited
-from lyap_optuna.records import read_decisions
+from lyap_optuna.records import Decision, read_decisions
 
 
 def extremes(kind: str, n: int = 60, **options: Any) -> tuple[list[Any], list[Any]]:
@@ -123,6 +123,25 @@ def test_the_plateau_is_judged_by_displacement() -> None:
     decision = read_decisions(last_trial(study))[-1]
     assert max(decision.shares, key=decision.shares.__getitem__) == "displacement"
     assert decision.verdict == "pruned"
+
+
+@pytest.mark.parametrize("n_lacking", [0, 1, 6])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_where_displacement_tells_all_a_trial_without_readouts_is_not_condemned(
+    n_lacking: int, sign: int
+) -> None:
+    trials = specs("plateau", 40, sign=sign)
+    for trial in trials[:n_lacking]:
+        trial["user_attrs"] = {}
+    study = study_of(trials, sign=sign, pruner=LyapunovPruner())
+    _, worst = extremes("plateau", sign=sign)
+    assert pruned_at(study, worst[-1]) is not None
+    for seed in range(4):
+        without = spec(np.random.default_rng(seed), "plateau", sign=sign, readouts=False)
+        pruned_at(study, without)
+        chance = read_decisions(last_trial(study))[0].probability
+        assert chance is not None
+        assert chance > 0.01
 
 
 def test_a_chance_well_below_that_of_any_trial_takes_evidence() -> None:
@@ -257,6 +276,24 @@ def test_thousands_of_reports_take_few_models() -> None:
     assert len(models._models) <= _study.MAX_MODELS
 
 
+@pytest.mark.parametrize("most", [0, 200_000])
+def test_models_hold_no_more_than_they_may_and_what_is_dropped_is_fitted_again(
+    most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = []
+    for bound in (_study.MAX_MODEL_BYTES, most):
+        monkeypatch.setattr(_study, "MAX_MODEL_BYTES", bound)
+        study = study_of(specs("noise", 30), pruner=LyapunovPruner(min_probability=0.0))
+        for seed in (1, 2):
+            pruned_at(study, *specs("noise", 1, seed=seed), upto=8)
+            told.append([d.probability for d in read_decisions(last_trial(study))])
+        (models,) = study.pruner._studies[study._storage].values()  # type: ignore[attr-defined]
+        held = [model.nbytes for model in models._models.values()]
+        assert sum(held) <= bound or len(held) == 1
+        assert len(held) < 8 or bound > most
+    assert told[:2] == told[2:]
+
+
 @pytest.mark.parametrize("storage", ["memory", "sqlite"])
 def test_decisions_are_recorded(storage: str, tmp_path: Any) -> None:
     url = None if storage == "memory" else f"sqlite:///{tmp_path}/study.db"
@@ -278,6 +315,24 @@ def test_decisions_are_recorded(storage: str, tmp_path: Any) -> None:
     assert "its chance of ending among the best" in decision.reason
     assert "from loss " in decision.reason
     assert trial.user_attrs["lyapunov:predicted_value"] == decision.predicted_value
+
+
+@pytest.mark.parametrize(
+    ("chance", "least", "told"),
+    [
+        (1e-287, 0.05, "is less than 0.0001, below 0.05."),
+        (0.0, 0.1, "is less than 0.0001, below 0.1."),
+        (0.0499, 0.05, "is 0.0499, below 0.05."),
+        (0.3, 0.05, "is 0.3, not below 0.05."),
+        (2e-5, 4e-5, "is 2e-05, below 4e-05."),
+        (2e-5, 0.0, "is 2e-05, not below 0."),
+    ],
+)
+def test_a_chance_is_told_as_closely_as_a_study_knows_it(
+    chance: float, least: float, told: str
+) -> None:
+    decision = Decision(step=1, verdict="kept", probability=chance, min_probability=least)
+    assert decision.reason.endswith(told)
 
 
 def test_asking_twice_says_what_asking_once_says() -> None:
@@ -473,16 +528,20 @@ def test_condemned_trials_that_are_audited_run_on_and_are_counted(sign: int) -> 
     assert "so that prunings can be judged" in str(explain(study, spared[0].number))
 
 
-@pytest.mark.parametrize(("value", "wrong"), [(0.0, 1), (0.5, 0)])
+@pytest.mark.parametrize(
+    ("value", "fraction", "wrong"),
+    [(0.0, None, 1), (0.5, None, 0), (0.25, 0.1, 0), (0.25, 0.4, 1), (0.6, 0.5, 0), (0.6, 0.8, 1)],
+)
 @pytest.mark.parametrize("feasible", [True, False])
 def test_a_pruning_was_wrong_where_the_trial_ended_among_the_best_feasible(
-    value: float, wrong: int, feasible: bool
+    value: float, fraction: float | None, wrong: int, feasible: bool
 ) -> None:
     study = study_of([])
     for i in range(1, 30):
         study.add_trial(optuna.create_trial(value=i / 30))
     assert audited(study) == Audit(0, 0)
-    attrs = {"lyapunov:decision": {"step": 1, "verdict": "kept", "because": "audit"}}
+    decision = {"step": 1, "verdict": "kept", "because": "audit", "top_fraction": fraction}
+    attrs = {"lyapunov:decision": decision}
     for state in (TrialState.RUNNING, TrialState.FAIL, TrialState.PRUNED):  # nothing to be learned
         study.add_trial(optuna.create_trial(state=state, user_attrs=attrs))
     study.add_trial(

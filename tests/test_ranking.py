@@ -305,7 +305,7 @@ def test_a_study_is_read_once_and_fitted_once_for_each_step(
     monkeypatch.setattr(
         _study.TrialView,
         "of",
-        classmethod(lambda cls, trial, sign: read.append(trial.number) or of(cls, trial, sign)),
+        classmethod(lambda cls, trial, *a: read.append(trial.number) or of(cls, trial, *a)),
     )
     rank_trials(study)
     assert sorted(read) == list(range(120))

@@ -1,6 +1,7 @@
 """Steps reported in any order, and trials that were copied into another study."""
 
 import warnings
+from typing import ClassVar
 
 import numpy as np
 import optuna
@@ -11,8 +12,9 @@ from optuna.trial import TrialState
 
 import lyap_optuna as lyap
 from lyap_optuna.campaign._recovery import repeat
-from lyap_optuna.prediction.evidence import TrialView
-from lyap_optuna.records import baseline_step, read_decisions, read_readouts
+from lyap_optuna.prediction.evidence import EVIDENCE, TrialView
+from lyap_optuna.records import baseline_step, read_decisions, read_readouts, report_order
+from lyap_optuna.replay import Recording, replay
 
 X = torch.randn(4, 20, 1, generator=torch.Generator().manual_seed(0))
 ORDERS = [(2, 1, 0), (14, 12, 10), (3, 5, 4, 0), (0, 1, 2), (1, 2, 0), (7, 6, 8, 2, 3)]
@@ -52,6 +54,34 @@ def test_the_baseline_is_never_a_readout_in_training(order, at_once, last_step):
         assert series.pop(lowest - 1).max == pytest.approx(untrained, rel=1e-5)
         expected = {s: largest for s, largest in true.items() if s <= last_step}
         assert {s: r.max for s, r in series.items()} == pytest.approx(expected, rel=1e-5)
+        latest = next((true[s] for s in reversed(true) if s in expected), untrained)
+        assert stored.user_attrs["lyapunov:max"] == pytest.approx(latest, rel=1e-5)
+
+
+@pytest.mark.parametrize("every", [1, 3, 10])
+@pytest.mark.parametrize("measured", [(0, 1, 2), (2, 5), (0,), (8,), ()])
+@pytest.mark.parametrize("at_once", [True, False])
+@pytest.mark.filterwarnings("ignore:last_step")
+def test_what_is_measured_more_often_than_reported_is_no_baseline(every, measured, at_once):
+    study = optuna.create_study()
+    trial, model = study.ask(), gru()
+    probe = lyap.LyapunovProbe(model, X, last_step=-1, **{"trial": trial} if at_once else {})
+    untrained, latest = probe.measure().max, None
+    if not at_once:
+        probe.record(trial, -1)
+    for epoch in range(20):
+        train(model)
+        if epoch in measured:
+            latest = probe.measure().max
+            probe.record(trial, epoch)
+        if epoch % every == every - 1:
+            probe.report(trial, 1.0, epoch)
+    stored = study.trials[0]
+    assert read_readouts(stored)[baseline_step(stored, read_readouts(stored))].max == (
+        pytest.approx(untrained, rel=1e-5)
+    )
+    moved = EVIDENCE["displacement"].features(TrialView.of(stored, 1), 19).get("max")
+    assert moved == (None if latest is None else pytest.approx(latest - untrained, abs=1e-4))
 
 
 @pytest.mark.parametrize("order", ORDERS)
@@ -136,6 +166,219 @@ def test_bad_trials_are_pruned_in_whatever_order_they_report(name):
     assert all(read_decisions(t)[-1].step == list(t.intermediate_values)[-1] for t in pruned)
     assert len(lyap.rank_trials(study)) == 40
     assert lyap.prediction_skill(study)
+
+
+class Shuffling(optuna.storages.RDBStorage):
+    """A database whose trials hold their reports in no order, as a gRPC proxy hands them out."""
+
+    def get_trial(self, trial_id):
+        return self._shuffled(super().get_trial(trial_id))
+
+    def _get_trials(self, *args, **kwargs):
+        return [self._shuffled(t) for t in super()._get_trials(*args, **kwargs)]
+
+    def _shuffled(self, trial):
+        reports = trial.intermediate_values
+        trial.intermediate_values = {
+            s: reports[s] for s in sorted(reports, key=lambda s: s * 7 % 9)
+        }
+        return trial
+
+
+def storage_of(kind, path):
+    if kind == "memory":
+        return None
+    if kind == "journal":
+        backend = optuna.storages.journal.JournalFileBackend(f"{path}/journal.log")
+        return optuna.storages.JournalStorage(backend)
+    url = f"sqlite:///{path}/study.db"
+    return Shuffling(url) if kind == "shuffling" else url
+
+
+@pytest.mark.parametrize("name", ["ascending", "descending", "shuffled"])
+def test_whatever_a_storage_does_to_the_order_of_steps_decisions_are_the_same(name, tmp_path):
+    told = {}
+    for kind in ("memory", "sqlite", "journal", "shuffling"):
+        (tmp_path / kind).mkdir()
+        order = orders(6)[name]
+        rng = np.random.default_rng(1)
+        study = optuna.create_study(
+            storage=storage_of(kind, tmp_path / kind),
+            pruner=lyap.LyapunovPruner(n_startup_trials=4),
+            sampler=optuna.samplers.RandomSampler(seed=0),
+        )
+
+        def objective(trial, order=order, rng=rng):
+            x = trial.suggest_float("x", 0, 1)
+            for i, step in enumerate(order()):
+                trial.report((x if i > 2 else 0.0) + 1 / (1 + i) + 0.05 * rng.normal(), int(step))
+                if trial.should_prune():
+                    raise optuna.TrialPruned
+            return x
+
+        study.optimize(objective, n_trials=9)
+        told[kind] = [
+            [(d.step, d.verdict, d.probability) for d in read_decisions(t)] for t in study.trials
+        ]
+        ranked = [(r.number, r.step, r.predicted_value) for r in lyap.rank_trials(study)]
+        told[kind] += [ranked, str(lyap.explain(study, 8))]
+    assert sum(d[-1:] != [] and d[-1][1] == "pruned" for d in told["memory"][:9]) >= 2
+    for kind, found in told.items():
+        assert found == told["memory"], kind
+
+
+@pytest.mark.parametrize("name", ["ascending", "descending", "shuffled"])
+@pytest.mark.parametrize(("warmup", "interval"), [(0, 1), (3, 1), (0, 4), (2, 3), (0, 99), (11, 2)])
+def test_warm_up_and_intervals_count_reports_where_steps_do_not_ascend(
+    name, warmup, interval, monkeypatch
+):
+    checked = []
+    monkeypatch.setattr("lyap_optuna.pruner.write_decision", lambda *a: checked.append(a[2].step))
+    pruner = lyap.LyapunovPruner(
+        n_startup_trials=1, n_warmup_steps=warmup, interval_steps=interval, min_probability=0.0
+    )
+    study = optuna.create_study(pruner=pruner)
+    steps = [[int(s) for s in orders(12)[name]()] for _ in range(2)]
+    for number in range(2):
+        trial = study.ask()
+        for step in steps[number]:
+            trial.report(1.0 + number, step)
+            trial.should_prune()
+        study.tell(trial, 1.0 + number)
+    assert checked == steps[1][warmup::interval]
+
+
+def test_predictions_name_the_step_that_was_reported():
+    study = optuna.create_study()
+    for i in range(12):
+        study.add_trial(
+            optuna.create_trial(
+                value=float(i), intermediate_values={9: i / 2, 4: i + 0.5, 6: 1.0 * i}
+            )
+        )
+    trial = study.ask()
+    trial.report(3.0, 9)
+    trial.report(3.0, 4)
+    ranked = {r.number: r.step for r in lyap.rank_trials(study)}
+    assert ranked == dict.fromkeys(range(12), 9) | {12: 4}
+    story = str(lyap.explain(study, 12))
+    assert "after 2 reports, the last at step 4." in story
+    assert "at step 4 from loss" in story
+
+
+def test_the_latest_readout_is_the_one_taken_last():
+    study = optuna.create_study()
+    readouts = {str(s): {"max": s / 10, "mean": -1.0} for s in (1, 2, 5, 8)}
+    study.add_trial(
+        optuna.create_trial(
+            value=1.0,
+            intermediate_values={8: 1.0, 5: 0.8, 2: 0.5},
+            user_attrs={"lyapunov:readouts": readouts},
+        )
+    )
+    assert "at step 2: maximum exponent 0.2" in str(lyap.explain(study, 0))
+    assert "displaced by +0.1 and" in str(lyap.explain(study, 0))
+
+
+@pytest.mark.parametrize("steps", [(6, 4, 2, 0), (3, 0, 7, 5), (0, 1, 5)])
+def test_a_recording_keeps_the_order_of_reports(steps, tmp_path):
+    study = optuna.create_study()
+    measured = (min(steps) - 1, *steps[:2], max(steps) + 3)
+    for i in range(3):
+        study.add_trial(
+            optuna.create_trial(
+                value=float(i),
+                intermediate_values={s: i + k / 10 for k, s in enumerate(steps)},
+                user_attrs={
+                    "lyapunov:readouts": {str(s): {"max": s / 10, "mean": -1.0} for s in measured}
+                },
+            )
+        )
+    recording = Recording.from_study(study)
+    recording.save(tmp_path / "recording.json")
+    loaded = Recording.load(tmp_path / "recording.json")
+    again = Recording.from_study(loaded.to_study(f"sqlite:///{tmp_path}/study.db"))
+    for held in (recording, loaded, again):
+        assert [list(t.values) for t in held.trials] == [list(steps)] * 3
+
+    class Watching(optuna.pruners.BasePruner):
+        seen: ClassVar = []
+
+        def prune(self, study, trial):
+            self.seen.append((list(trial.intermediate_values), set(read_readouts(trial))))
+            return False
+
+    replay(loaded, Watching())
+    before, first, second = measured[:3]
+    known = [{-1}, {before, first}] + [{before, first, second}] * (len(steps) - 1)
+    expected = list(zip([list(steps[:n]) for n in range(len(steps) + 1)], known, strict=True))
+    assert Watching.seen == expected * 3
+
+
+@pytest.mark.parametrize("every", [1, 2, 5])
+@pytest.mark.parametrize("steps", [range(9), range(40, 4, -4), range(3, 30, 3)])
+def test_who_is_asked_now_and_then_still_sees_where_steps_lead(every, steps, tmp_path):
+    study = optuna.create_study(
+        storage=f"sqlite:///{tmp_path}/study.db", pruner=lyap.LyapunovPruner()
+    )
+    trial = study.ask()
+    for i, step in enumerate(steps):
+        trial.report(1.0, step)
+        if i % every == 0 or i == 8:
+            trial.should_prune()
+    study.tell(trial, 1.0)
+    assert report_order(study.trials[0], kept=False) == tuple(steps)
+    assert ("lyapunov:order" in study.trials[0].user_attrs) == (steps[1] < steps[0])
+
+
+def test_a_retry_does_not_inherit_the_order_of_a_dead_attempt(tmp_path):
+    study = optuna.create_study(
+        storage=f"sqlite:///{tmp_path}/study.db", pruner=lyap.LyapunovPruner()
+    )
+    dead = study.ask()
+    for step in (3, 1, 2):
+        dead.report(1.0, step)
+        dead.should_prune()
+    assert report_order(study.trials[0], kept=False) == (3, 1, 2)
+    study.tell(dead, state=TrialState.FAIL)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        optuna.storages.RetryHeartbeatStaleTrialCallback()(study, study.trials[0])
+    trial = study.ask()
+    for step in (1, 2, 3):
+        trial.report(1.0, step)
+        trial.should_prune()
+    assert report_order(study.trials[1], kept=False) == (1, 2, 3)
+
+
+@pytest.mark.parametrize("stored", [None, "x", {"1": 2}, [3, [1], "2", 9, 3, 1.5]])
+def test_an_order_that_makes_no_sense_is_ignored(stored):
+    trial = optuna.create_trial(
+        value=1.0,
+        intermediate_values={5: 1.0, 3: 1.0, 4: 1.0},
+        user_attrs={"lyapunov:order": stored},
+    )
+    first = [3] if isinstance(stored, list) else []
+    assert list(report_order(trial)) == first + [s for s in (5, 3, 4) if s not in first]
+    assert list(report_order(trial, kept=False)) == [3, 4, 5]
+
+
+def test_one_pruned_trial_out_of_order_is_the_same_for_who_saw_it_and_who_comes_later():
+    pruner = lyap.LyapunovPruner()
+    study = study_of(specs("easy", 12, readouts=False), pruner=pruner)
+    odd = study.ask()
+    for step in (7, 2):
+        odd.report(1.0, step)
+        odd.should_prune()
+    study.tell(odd, state=TrialState.PRUNED)
+    trial = study.ask()
+    said = []
+    for step in (0, 3, 4, 8):
+        trial.report(1.0, step)
+        for judge in (pruner, lyap.LyapunovPruner()):
+            judge.prune(study, last_trial(study))
+            said.append(read_decisions(last_trial(study))[-1])
+    assert said[::2] == said[1::2]
 
 
 def test_one_descending_trial_is_judged_among_ascending_ones():

@@ -348,6 +348,19 @@ def test_the_timeline_counts_what_was_saved() -> None:
     assert title == "Pruning: 24 of 180 steps saved (13 %)"
 
 
+@pytest.mark.parametrize("number", [1, 12])
+def test_what_is_pruned_before_training_saves_all_of_it(number: int) -> None:
+    study = _study()
+    for _ in range(number):
+        study.add_trial(optuna.create_trial(state=TrialState.PRUNED))
+    info = _pruning_timeline._get_info(study)
+    assert info.n_saved == 24 + number * N_STEPS
+    assert len(info.bars) == 30 + number
+    alone = optuna.create_study()
+    alone.add_trial(optuna.create_trial(state=TrialState.PRUNED))
+    assert len(visualization.plot_pruning_timeline(alone).data) == 0
+
+
 def test_of_many_trials_a_marker_shows_where_each_one_ended() -> None:
     figure = visualization.plot_pruning_timeline(_study(200))
     ends = {

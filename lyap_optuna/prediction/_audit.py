@@ -18,7 +18,8 @@ class Audit:
 
     Args:
         condemned: COMPLETE trials that the pruner would have pruned, had ``audit=`` not kept them.
-        wrong: Those of them that ended among the best tenth of the feasible COMPLETE trials.
+        wrong: Those of them that ended among the best of the feasible COMPLETE trials, by the
+            ``top_fraction`` of the pruner.
     """
 
     condemned: int
@@ -29,7 +30,7 @@ class Audit:
             return "No condemned trial has run to its end."
         return (
             f"Of {self.condemned} condemned trial{'' if self.condemned == 1 else 's'} that ran on "
-            f"to the end (audit), {self.wrong} ended among the best tenth: "
+            f"to the end (audit), {self.wrong} ended among the best: "
             f"{self.wrong / self.condemned:.0%} of prunings were wrong."
         )
 
@@ -54,14 +55,22 @@ def audited(study: Study) -> Audit:
     """
     sign = single_direction(study)
     trials = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-    condemned = np.array(
-        [any(d.because == "audit" for d in read_decisions(t)) for t in trials], dtype=np.bool_
-    )
-    if not condemned.any():
+    condemned = {
+        i: decision.top_fraction or TOP_FRACTION
+        for i, trial in enumerate(trials)
+        for decision in read_decisions(trial)
+        if decision.because == "audit"
+    }
+    if not condemned:
         return Audit(0, 0)
     values = np.array([oriented(t.values[0], sign) for t in trials])
     feasible = np.array([is_feasible(t) is not False for t in trials])
     scale = Scale.of(values, feasible)
-    threshold = scale.threshold(TOP_FRACTION)
-    best = feasible & (scale.score_of(values) <= (-np.inf if threshold is None else threshold))
-    return Audit(int(condemned.sum()), int((condemned & best).sum()))
+    scores = scale.score_of(values)
+    ends = {fraction: scale.threshold(fraction) for fraction in set(condemned.values())}
+    wrong = [
+        feasible[i] and scores[i] <= end
+        for i, fraction in condemned.items()
+        if (end := ends[fraction]) is not None
+    ]
+    return Audit(len(condemned), sum(map(bool, wrong)))

@@ -7,7 +7,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from lyap_optuna.prediction._audit import audited
 from lyap_optuna.prediction._ranking import NO_READOUTS, TrialPrediction, predict_trials
-from lyap_optuna.prediction._study import StudyModels, describe, single_direction
+from lyap_optuna.prediction._study import StudyModels, describe
 from lyap_optuna.prediction.evidence import EVIDENCE, TrialView
 from lyap_optuna.records import Decision, _keys, interval, read_decisions, read_stretches
 
@@ -62,14 +62,14 @@ def explain(study: Study, trial_number: int) -> Explanation:
         >>> print(explain(study, 0).lines[0])
         Trial 0 is COMPLETE with value 0.5, after 2 reports, the last at step 1.
     """
-    sign = single_direction(study)
+    models = StudyModels.of_study(study, tuple(EVIDENCE))
     trials = study.get_trials(deepcopy=False)
     found = [t for t in trials if t.number == trial_number]
     if not found:
         held = f"it has trials 0 to {len(trials) - 1}" if trials else "it has none"
         raise ValueError(f"Study {study.study_name!r} has no trial {trial_number!r}; {held}.")
     trial = found[0]
-    view = TrialView.of(trial, sign)
+    view = models.seen(trial)
     decisions = tuple(read_decisions(trial))
     lines = [_opening(trial, view), _measured(view)]
     rests = _rests(trial)
@@ -87,7 +87,6 @@ def explain(study: Study, trial_number: int) -> Explanation:
             if rests
             else "No decision is recorded: no check was due, or another pruner judged it."
         )
-        models = StudyModels(sign, tuple(EVIDENCE))
         models.update(trials)
         prediction, sentence = _now(trial, models)
         lines.append(sentence)
@@ -102,7 +101,7 @@ def explain(study: Study, trial_number: int) -> Explanation:
 def _opening(trial: FrozenTrial, view: TrialView) -> str:
     value = f" with value {trial.value:.4g}" if trial.state == TrialState.COMPLETE else ""
     reports = (
-        f", after {_count(len(view.steps), 'report')}, the last at step {view.steps[-1]}"
+        f", after {_count(len(view.steps), 'report')}, the last at step {view.reported[-1]}"
         if view.steps.size
         else "; it has reported nothing"
     )
@@ -111,10 +110,10 @@ def _opening(trial: FrozenTrial, view: TrialView) -> str:
 
 
 def _measured(view: TrialView) -> str:
-    if not view.readouts:
+    step = view.measured_at
+    if step is None:
         alone = ", only a baseline before training" if view.baseline is not None else ""
         return f"It has no Lyapunov readout in training{alone}."
-    step = max(view.readouts)
     readout = view.readouts[step]
     sentence = (
         f"Its latest readout, at step {step}: maximum exponent {readout.max:.3g}, mean exponent "
@@ -182,7 +181,8 @@ def _duration(seconds: float) -> str:
 def _told(decision: Decision) -> str:
     verdict = "Pruned" if decision.verdict == "pruned" else "Kept"
     where = "" if (n := decision.copied_from) is None else f", as trial {n} of another study"
-    return f"{verdict} at step {decision.step}{where}. {decision.reason}"
+    when = f"at step {decision.step}" if decision.step >= 0 else "before training"
+    return f"{verdict} {when}{where}. {decision.reason}"
 
 
 def _now(trial: FrozenTrial, models: StudyModels) -> tuple[TrialPrediction | None, str]:

@@ -45,8 +45,10 @@ _AT_ONCE = 4_000_000  # numbers of a block of draws, or of trials that are predi
 class Columns:
     """Turns the columns of one kind of evidence into standardised normal scores.
 
-    Constant columns go; a missing value becomes the mean, with one further column that says
-    where values are missing; equal columns count once.
+    Constant columns go, and equal columns count once. Where some rows lack a column that they
+    could have, a missing value becomes the mean, with one further column that says where values
+    are missing. NaN, unknown, stay the values of a row that has none at all, and what is missing
+    where no row to learn from was.
 
     Args:
         features: Shape (n, n_columns), NaN where missing; infinity counts as the largest.
@@ -54,6 +56,7 @@ class Columns:
 
     def __init__(self, features: FloatArray) -> None:
         self._columns: list[tuple[int, FloatArray | None, float, float]] = []
+        self._lacked = [bool(np.isnan(column).any()) for column in features.T]
         fitted: dict[bytes, FloatArray] = {}  # equal columns have equal numbers, but for rounding
         for j, column in enumerate(features.T):
             known = np.sort(column[~np.isnan(column)])
@@ -62,21 +65,35 @@ class Columns:
                 present = raw[~np.isnan(raw)]
                 if np.ptp(present) < 1e-12:
                     continue
-                mean, std = float(present.mean()), float(present.std())
-                scaled = np.nan_to_num((raw - mean) / std)
+                self._columns.append((j, reference, float(present.mean()), float(present.std())))
+                scaled = self._scaled(features, self._columns[-1])
                 if (key := (scaled.round(9) + 0.0).tobytes()) in fitted:
-                    continue
-                fitted[key] = scaled
-                self._columns.append((j, reference, mean, std))
+                    self._columns.pop()
+                fitted.setdefault(key, scaled)
         parts = list(fitted.values())
         self.fitted = np.stack(parts, axis=1) if parts else np.zeros((len(features), 0))
 
     def __call__(self, features: FloatArray) -> FloatArray:
-        """Return the columns of further rows, shape (n, n_cleaned)."""
+        """Return the columns of further rows, shape (n, n_cleaned), NaN where unknown."""
         cleaned = np.zeros((len(features), len(self._columns)))
-        for i, (j, reference, mean, std) in enumerate(self._columns):
-            cleaned[:, i] = np.nan_to_num((_raw(features[:, j], reference) - mean) / std)
+        for i, column in enumerate(self._columns):
+            cleaned[:, i] = self._scaled(features, column)
         return cleaned
+
+    @property
+    def ranked(self) -> bool:
+        """Whether the first column holds values, not where they are missing."""
+        return bool(self._columns) and self._columns[0][1] is not None
+
+    def _scaled(
+        self, features: FloatArray, column: tuple[int, FloatArray | None, float, float]
+    ) -> FloatArray:
+        j, reference, mean, std = column
+        scaled: FloatArray = (_raw(features[:, j], reference) - mean) / std
+        if self._lacked[j]:
+            has_some = (~np.isnan(features)).any(axis=1)
+            scaled[np.isnan(scaled) & has_some] = 0.0
+        return scaled
 
 
 def _raw(column: FloatArray, reference: FloatArray | None) -> FloatArray:
@@ -89,20 +106,24 @@ def kernel(a: FloatArray, b: FloatArray) -> FloatArray:
     """Return the mean of a linear, an additive and a joint squared-exponential kernel, (n, m).
 
     Each has a mean diagonal of 1 on standardised columns. One kernel for all kinds: a straight
-    line, a curve in each column, and what depends on several at once.
+    line, a curve in each column, and what depends on several at once. An unknown value (NaN) says
+    nothing of any other: two rows have nothing in common there.
     """
     columns = a.shape[1]
     additive, exponent = np.zeros((len(a), len(b))), np.zeros((len(a), len(b)))
     for j in range(columns):
-        squares = -0.5 * (np.subtract.outer(a[:, j], b[:, j]) / LENGTH) ** 2
+        gaps = np.subtract.outer(a[:, j], b[:, j]) / LENGTH
+        squares = np.where(np.isnan(gaps), -np.inf, -0.5 * gaps**2)
         additive += np.exp(squares) / columns
         exponent += squares / columns
-    mean: FloatArray = (a @ b.T / columns + additive + np.exp(exponent)) / 3
+    linear = np.nan_to_num(a) @ np.nan_to_num(b).T / columns
+    mean: FloatArray = (linear + additive + np.exp(exponent)) / 3
     return mean
 
 
 def _own(a: FloatArray) -> FloatArray:
-    diagonal: FloatArray = ((a**2).mean(axis=1) + 2.0) / 3
+    """Return the kernel of each row with itself, (n,): an unknown value has the mean square."""
+    diagonal: FloatArray = (np.nan_to_num(a**2, nan=1.0).mean(axis=1) + 2.0) / 3
     return diagonal
 
 
@@ -235,6 +256,8 @@ class Posterior:
         draws = shares_prior(len(self.kinds))
         y = np.resize(scores, (len(draws), n)) - self._level - PRIOR_WEIGHT * m
         kernels = [kernel(c.fitted, c.fitted) for c in self._columns.values()]
+        for own, c in zip(kernels, self._columns.values(), strict=True):
+            np.fill_diagonal(own, _own(c.fitted))
         kernels.append(PRIOR_WEIGHT**2 * np.outer(m, m) + _JITTER * np.eye(n))
         matrices = np.array(kernels)
         if n > 2 * _ROUGH:  # what a part of the trials makes very unlikely is not looked at
@@ -254,9 +277,14 @@ class Posterior:
         self._m = m
 
     def _mean_column(self, prior: FloatArray | None, n: int) -> FloatArray:
-        if prior is None or self._prior is None or not self._prior.fitted.shape[1]:
+        if prior is None or self._prior is None or not self._prior.ranked:
             return np.zeros(n)
-        return self._prior(prior[:, None])[:, 0]
+        return np.nan_to_num(self._prior(prior[:, None])[:, 0])
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that it takes: nearly all are those of an inverse covariance for each draw."""
+        return self._precisions.nbytes
 
     @property
     def shares(self) -> dict[str, tuple[float, float, float]]:

@@ -13,7 +13,6 @@ from lyap_optuna.prediction._study import (
     StepPrediction,
     StudyModels,
     model_step,
-    single_direction,
 )
 from lyap_optuna.prediction.evidence import TrialView, check_evidence
 
@@ -81,7 +80,8 @@ def rank_trials(
         study: A study with one objective.
         step: Judge every trial by what was known at this step. By default running and pruned
             trials are judged at their last report, and COMPLETE ones at their last readout, or
-            without readouts at their first report.
+            without readouts at their first report. Where steps do not ascend, the number of a
+            report, from 0.
         evidence: Kinds of evidence to choose from (see :class:`~lyap_optuna.LyapunovPruner`).
 
     Returns:
@@ -100,9 +100,8 @@ def rank_trials(
         >>> [t.number for t in rank_trials(study)]
         [1, 2, 0]
     """
-    sign = single_direction(study)
+    models = StudyModels.of_study(study, check_evidence(evidence))
     trials = study.get_trials(deepcopy=False)
-    models = StudyModels(sign, check_evidence(evidence))
     models.update(trials)
     ranked_states = (TrialState.COMPLETE, TrialState.RUNNING, TrialState.PRUNED)
     listed = [trial for trial in trials if trial.state in ranked_states]
@@ -121,7 +120,7 @@ def rank_trials(
             place = (0.0, float(np.searchsorted(known, view.value)), 0.0, 0.0)
         elif predicted is not None:
             # A predicted value is that of a COMPLETE trial: behind it, by the expected score.
-            among = float(np.searchsorted(known, sign * predicted.value))
+            among = float(np.searchsorted(known, models.sign * predicted.value))
             place = (0.0, among, 1.0, predicted.score)
         else:
             place = (1.0,)
@@ -157,7 +156,7 @@ def predict_trials(
         entry = TrialPrediction(
             number=view.number,
             state=view.state,
-            step=at[i],
+            step=_reported_at(view, at[i]),
             value=None if view.value is None else trial.value,
             predicted_value=None if predicted is None else predicted.value,
             lower=None if predicted is None else predicted.lower,
@@ -170,6 +169,11 @@ def predict_trials(
         )
         found.append((view, entry, predicted))
     return found
+
+
+def _reported_at(view: TrialView, step: int | None) -> int | None:
+    """Return the step at which a report was made, which may be counted in the view."""
+    return None if step is None else view.reported[view.reports(step) - 1]
 
 
 def _judged_at(view: TrialView, step: int | None) -> int | None:

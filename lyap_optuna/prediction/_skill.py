@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from optuna.study import Study
 
-from lyap_optuna.prediction._study import StudyModels, describe, single_direction
+from lyap_optuna.prediction._study import StudyModels, describe
 from lyap_optuna.prediction.evidence import TrialView, check_evidence
 
 
@@ -52,7 +52,8 @@ def prediction_skill(
     Args:
         study: A study with one objective.
         steps: The steps to look at. By default the first eight reported ones, then the 16th,
-            32nd and so on, and each at which a readout was taken (at most 32 steps).
+            32nd and so on, and each at which a readout was taken (at most 32 steps). Where steps
+            do not ascend, they are the numbers of the reports, from 0.
         evidence: Kinds of evidence to look at; all by default.
 
     Returns:
@@ -74,16 +75,13 @@ def prediction_skill(
         >>> [(s.evidence, s.n_trials) for s in prediction_skill(study) if s.chosen]
         [('loss', 20)]
     """
-    sign = single_direction(study)
-    kinds = check_evidence(evidence)
-    together = StudyModels(sign, kinds)
+    together = StudyModels.of_study(study, kinds := check_evidence(evidence))
     together.update(study.get_trials(deepcopy=False))
-    alone = {kind: together.of((kind,)) for kind in kinds} if len(kinds) > 1 else {}
     skills: list[EvidenceSkill] = []
     for step in _early_steps(together.complete) if steps is None else steps:
         model = together.at(step, refit=True)
         for kind in kinds:
-            single = alone[kind].at(step, refit=True) if alone else model
+            single = together.of((kind,)).at(step, refit=True) if len(kinds) > 1 else model
             share, lower, upper = model.shares.get(kind, (None, None, None))
             used = model.kinds == (kind,)
             skills.append(

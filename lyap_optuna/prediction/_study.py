@@ -1,6 +1,7 @@
 """From a study to posteriors: which trials, at which step, how often refitted."""
 
 import copy
+import itertools
 import math
 import warnings
 from collections import OrderedDict
@@ -20,7 +21,7 @@ from lyap_optuna.prediction._scores import Scale, rank_correlation
 from lyap_optuna.prediction._table import FeatureTable
 from lyap_optuna.prediction.evidence import TrialView
 from lyap_optuna.prediction.evidence.base import FloatArray
-from lyap_optuna.records import prevailing_state
+from lyap_optuna.records import keeps_order, prevailing_state, report_order
 
 EVERY_STEP = 64
 """Reports of a trial that are each looked at by a model of their own; after that about as many
@@ -32,8 +33,9 @@ REFIT_GROWTH = 0.1
 MAX_FIT_TRIALS = 256
 """Trials that a fit uses at most: its cost grows with their cube."""
 
-MAX_MODELS = 256
-"""Fitted models kept, least recently used dropped first."""
+MAX_MODELS, MAX_MODEL_BYTES = 256, 2**29
+"""Fitted models kept, and what they may hold: of 256 trials each takes some 25 MB. The least
+recently used are dropped first."""
 
 TOP_FRACTION = 0.1
 """The fraction of COMPLETE trials that count as the best, where nobody says another."""
@@ -160,6 +162,11 @@ class StepModel:
         return self._table.column(matrices, "exponents", "distance") if known else None
 
     @property
+    def nbytes(self) -> int:
+        """Bytes that the posterior takes."""
+        return 0 if self.posterior is None else self.posterior.nbytes
+
+    @property
     def kinds(self) -> tuple[str, ...]:
         """Kinds of evidence that vary; empty where nothing is predicted."""
         return () if self.posterior is None else self.posterior.kinds
@@ -240,6 +247,7 @@ class StepModel:
             "lower": predicted.lower,
             "upper": predicted.upper,
             "threshold": self.threshold,
+            "top_fraction": self._top_fraction,
             "probability": predicted.probability,
             "evidence": self.kinds,
             "shares": {kind: share for kind, (share, _, _) in self.shares.items()},
@@ -297,18 +305,41 @@ class StudyModels:
         sign: 1 where the study minimises, -1 where it maximises.
         kinds: Kinds of evidence.
         top_fraction: The fraction of feasible COMPLETE trials that are the best.
+        ordered: Whether the trials come from where the order of their reports is kept.
     """
 
-    def __init__(self, sign: int, kinds: Sequence[str], top_fraction: float = TOP_FRACTION) -> None:
+    def __init__(
+        self,
+        sign: int,
+        kinds: Sequence[str],
+        top_fraction: float = TOP_FRACTION,
+        *,
+        ordered: bool = True,
+    ) -> None:
         self.sign = sign
+        self._ordered = ordered
         self._kinds = tuple(kinds)
         self._top_fraction = top_fraction
         self._state: str | None = None
-        self._counted = False
+        self._counted = self._others_counted = False  # by reports; because of trials that ran
+        self._ascending: set[int] = set()  # pruned trials that were looked at
         self._told = False
         self._seen: dict[int, tuple[FrozenTrial, TrialView | None]] = {}
         self._finished: list[TrialView] = []
+        self._ends: list[int] = []  # how many had ended with each COMPLETE one
         self._models: OrderedDict[tuple[int, int | None], StepModel] = OrderedDict()
+
+    @classmethod
+    def of_study(
+        cls, study: Study, kinds: Sequence[str], top_fraction: float = TOP_FRACTION
+    ) -> "StudyModels":
+        """Return models of a study, which have read nothing yet.
+
+        Raises:
+            ValueError: The study has several objectives.
+        """
+        ordered = keeps_order(study._storage)
+        return cls(single_direction(study), kinds, top_fraction, ordered=ordered)
 
     def of(self, kinds: Sequence[str]) -> "StudyModels":
         """Return models of some kinds of evidence alone, on the trials read so far."""
@@ -321,10 +352,10 @@ class StudyModels:
         """COMPLETE trials in order of completion."""
         return [view for view in self._finished if view.value is not None]
 
-    @cached_property
+    @property
     def n_complete(self) -> int:
         """How many they are."""
-        return len(self.complete)
+        return len(self._ends)
 
     @cached_property
     def length(self) -> int:
@@ -334,10 +365,12 @@ class StudyModels:
     def update(self, trials: Iterable[FrozenTrial]) -> None:
         """Read the trials not seen before. Finished trials do not change in Optuna."""
         trials = list(trials)
-        ended, new = 0, False
+        ended, new, counted = 0, False, False
         for trial in trials:
             state = trial.state
             if state is not TrialState.COMPLETE and state is not TrialState.FAIL:
+                if not counted and trial._trial_id not in self._ascending:
+                    counted = not self._ascends(trial)
                 continue
             ended += 1
             seen = self._seen.get(trial._trial_id)
@@ -345,30 +378,44 @@ class StudyModels:
                 continue
             diverged = not all(map(math.isfinite, trial.intermediate_values.values()))
             counts = state is TrialState.COMPLETE or diverged
-            view = TrialView.of(trial, self.sign) if counts else None
+            view = self.seen(trial) if counts else None
             if seen is not None:
                 self._models.clear()
             self._seen[trial._trial_id] = trial, view
             new = True
         if ended < len(self._seen):  # some are gone: read the rest anew
             self._seen.clear()
+            self._ascending.clear()
             self._models.clear()
             self.update(trials)
             return
-        if new or not self._finished:
+        if new or not self._finished or counted != self._others_counted:
+            self._others_counted = counted
             self._gather()
+
+    def _ascends(self, trial: FrozenTrial) -> bool:
+        """Whether a trial that does not count reported at ascending steps."""
+        steps = report_order(trial, self._ordered)
+        if any(a > b for a, b in itertools.pairwise(steps)):
+            return False
+        if trial.state.is_finished():
+            self._ascending.add(trial._trial_id)
+        return True
 
     def _gather(self) -> None:
         raw = [view for _, view in self._seen.values() if view is not None]
         state = self._prevailing_state(raw)
-        counted = self._counted or not all(view.in_order for view in raw)
+        counted = self._others_counted or not all(view.in_order for view in raw)
         if (state, counted) != (self._state, self._counted):
             self._models.clear()
             self._state, self._counted = state, counted
         times = [v.completed.timestamp() if v.completed else -math.inf for v in raw]
         order = sorted(range(len(raw)), key=lambda i: (times[i], raw[i].number))
+        numbers = [view.number for view in self._finished]
         self._finished = [self._as_used(raw[i]) for i in order]
-        self.__dict__.pop("n_complete", None)
+        if [view.number for view in self._finished[: len(numbers)]] != numbers:
+            self._models.clear()  # one that ended earlier became known later
+        self._ends = [i for i, view in enumerate(self._finished, 1) if view.value is not None]
         self.__dict__.pop("length", None)
 
     def _as_used(self, view: TrialView) -> TrialView:
@@ -391,16 +438,19 @@ class StudyModels:
             )
         return state
 
+    def seen(self, trial: FrozenTrial) -> TrialView:
+        """Return what can be read of ``trial``, by its own steps and with all its readouts."""
+        return TrialView.of(trial, self.sign, self._ordered)
+
     def view(self, trial: FrozenTrial) -> TrialView:
         """Return what the evidence may read of ``trial``, with the readouts that are used.
 
-        Where a trial reports at steps that do not ascend, reports are counted from here on, in
-        all trials.
+        Where a trial of the study reports at steps that do not ascend, the reports of all are
+        counted.
         """
-        view = TrialView.of(trial, self.sign)
+        view = self.seen(trial)
         if not self._counted and not view.in_order:
-            self._counted = True
-            self._models.clear()
+            self._others_counted = True
             self._gather()
         return self._as_used(view)
 
@@ -409,26 +459,25 @@ class StudyModels:
 
         Args:
             step: The step; None for what is known before the first report.
-            refit: Whether to use every COMPLETE trial, rather than the first
-                :func:`refit_size` in order of completion.
+            refit: Whether to use every trial, rather than those that ended up to the
+                :func:`refit_size`-th COMPLETE one. (Not those that failed since: who looks later
+                must see the same.)
         """
-        size = self.n_complete if refit else refit_size(self.n_complete)
+        size = len(self._finished)
+        if not refit:
+            size = self._ends[refit_size(self.n_complete) - 1] if self._ends else 0
         model = self._models.get((size, step))
         if model is None:
-            rows: list[TrialView] = []
-            counted = 0
-            for view in self._finished:
-                counted += view.value is not None
-                if counted > size:
-                    break
-                if view.reached(step):
-                    rows.append(view)
+            rows = [view for view in self._finished[:size] if view.reached(step)]
             model = StepModel(rows, step, self._kinds, self.sign, self._top_fraction)
             for key in [key for key in self._models if key[0] < size]:
                 del self._models[key]
             self._models[size, step] = model
-            while len(self._models) > MAX_MODELS:
-                self._models.popitem(last=False)
+            held = sum(known.nbytes for known in self._models.values())
+            while len(self._models) > MAX_MODELS or (
+                held > MAX_MODEL_BYTES and len(self._models) > 1
+            ):
+                held -= self._models.popitem(last=False)[1].nbytes
         self._models.move_to_end((size, step))
         return model
 

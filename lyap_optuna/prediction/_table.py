@@ -14,8 +14,8 @@ class FeatureTable:
 
     The columns are learned from the trials given at construction: one per numeric feature, one
     per category of a categorical one. Missing numbers are NaN, so that what only some
-    trials have counts for those; a category that is missing, or that was not seen at construction,
-    is a row of zeros.
+    trials have counts for those. A category that is missing is a row of zeros; a category that was
+    not seen at construction, and one that is missing where none was, is a row of NaN.
 
     Args:
         kinds: Names of the kinds of evidence.
@@ -28,6 +28,7 @@ class FeatureTable:
         self._columns: dict[str, list[tuple[str, str | None]]] = {}
         trials = list(trials)
         rows = [self._row(kinds, trial) for trial in trials]
+        self._seen: dict[tuple[str, str], set[str | None]] = {}
         for kind in kinds:
             columns = {
                 (name, value if isinstance(value, str) else None)
@@ -36,6 +37,8 @@ class FeatureTable:
             }
             # In order of name: the order of trials and of suggestions must not matter.
             self._columns[kind] = sorted(columns, key=lambda c: (c[0], c[1] or ""))
+            for name in {name for name, category in columns if category is not None}:
+                self._seen[kind, name] = {_category(row[kind].get(name)) for row in rows}
         self.fitted = self._matrices(rows)
 
     def matrices(self, trials: Iterable[TrialView]) -> dict[str, FloatArray]:
@@ -59,8 +62,13 @@ class FeatureTable:
                 for j, (name, category) in enumerate(columns):
                     value = features.get(name)
                     if category is not None:
-                        matrix[i, j] = float(value == category)
+                        if _category(value) in self._seen[kind, name]:
+                            matrix[i, j] = float(value == category)
                     elif isinstance(value, (int, float)):
                         matrix[i, j] = value
             matrices[kind] = matrix
         return matrices
+
+
+def _category(value: Feature | None) -> str | None:
+    return value if isinstance(value, str) else None

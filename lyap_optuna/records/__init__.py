@@ -6,6 +6,7 @@ from lyap_optuna.records._copies import copy_study, is_incomplete
 from lyap_optuna.records._decisions import Decision, interval, read_decisions, write_decision
 from lyap_optuna.records._journal import JournalError, open_journal
 from lyap_optuna.records._json import FLOOR
+from lyap_optuna.records._order import keeps_order, report_order, watch_order
 from lyap_optuna.records._readouts import (
     ReadoutRecord,
     baseline_step,
@@ -47,6 +48,7 @@ __all__ = [
     "is_incomplete",
     "is_own",
     "is_untouched",
+    "keeps_order",
     "prevailing_state",
     "publish_spectra",
     "load_spectra",
@@ -57,9 +59,11 @@ __all__ = [
     "read_readouts",
     "read_stretches",
     "repeat",
+    "report_order",
     "stored_trial",
     "upgrade_spectra",
     "upload_spectrum",
+    "watch_order",
     "write_decision",
     "write_failure",
     "write_readouts",

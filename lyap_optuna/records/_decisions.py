@@ -33,6 +33,7 @@ class Decision:
             COMPLETE trial ended beyond it.
         upper: Its upper end; None likewise.
         threshold: The value that marks the best ``top_fraction`` of COMPLETE trials.
+        top_fraction: The fraction of COMPLETE trials that count as the best.
         probability: Chance of ending among them.
         min_probability: The chance below which a trial is pruned at this step.
         evidence: Kinds of evidence that the prediction used.
@@ -50,6 +51,7 @@ class Decision:
     lower: float | None = None
     upper: float | None = None
     threshold: float | None = None
+    top_fraction: float | None = None
     probability: float | None = None
     min_probability: float | None = None
     evidence: tuple[str, ...] = ()
@@ -143,6 +145,7 @@ class Decision:
             lower=_json.finite(stored.get("lower")),
             upper=_json.finite(stored.get("upper")),
             threshold=_json.finite(stored.get("threshold")),
+            top_fraction=_json.finite(stored.get("top_fraction")),
             probability=_json.finite(stored.get("probability")),
             min_probability=_json.finite(stored.get("min_probability")),
             evidence=tuple(str(e)[:80] for e in evidence) if isinstance(evidence, list) else (),
@@ -154,7 +157,12 @@ class Decision:
 
 
 def apart(a: float, b: float) -> tuple[str, str]:
-    """Write two chances with as many digits as it takes to tell them apart, two at least."""
+    """Write two chances with as many digits as it takes to tell them apart, two at least.
+
+    What is below 0.0001 is not told more closely: no study knows it so well.
+    """
+    if a < 1e-4 <= b:
+        return "less than 0.0001", f"{b:.2g}"
     for digits in range(2, 7):
         texts = f"{a:.{digits}g}", f"{b:.{digits}g}"
         if texts[0] != texts[1]:

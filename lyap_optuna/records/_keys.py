@@ -19,16 +19,19 @@ TRIAL = "lyapunov:trial"
 """The number of the trial that measured the readouts."""
 
 REPEATS = "lyapunov:repeats"
-"""The number of the interrupted trial whose parameters this one has."""
+"""The number of the trial that ended before its time and whose parameters this one has."""
 
 CONTINUES = "lyapunov:continues"
-"""The number of the screened or pruned trial that this one, with its parameters, continues."""
+"""The number of the pruned trial that this one, with its parameters, continues."""
 
 ATTEMPTS = (REPEATS, CONTINUES)
 """Attributes with the number of the trial whose readouts a queued trial inherits."""
 
 FAILURES = "lyapunov:failures"
 """A JSON object from step (as a string) to why no readout was taken there."""
+
+ORDER = "lyapunov:order"
+"""The reported steps in the order in which they came, where they did not ascend."""
 
 RESTING = "lyapunov:resting"
 """Whether a RUNNING trial rests: :func:`~lyap_optuna.freeze_thaw` has paused it."""

@@ -229,11 +229,12 @@ def is_own(trial: BaseTrial | FrozenTrial, number: object) -> bool:
 def baseline_step(trial: FrozenTrial, readouts: Mapping[int, ReadoutRecord]) -> int | None:
     """Return the step of the readout taken before training, or None.
 
-    It is the last readout before the first reported step. Optuna's steps begin at 0: where nothing
-    is reported yet, a readout at a negative step is the baseline.
+    Optuna's steps begin at 0: a readout at a negative step is the baseline. Where there is none, it
+    is the last readout before the first reported step.
     """
     first_reported = min(trial.intermediate_values, default=0)
-    return max((step for step in readouts if step < first_reported), default=None)
+    before = [step for step in readouts if step < first_reported]
+    return max([step for step in before if step < 0] or before, default=None)
 
 
 def prevailing_state(states: Iterable[str]) -> str | None:
@@ -298,7 +299,7 @@ def write_readouts(
     if owner != trial.number:
         trial.set_user_attr(_keys.TRIAL, trial.number)
     if series:
-        latest = series[max(series)]
+        latest = series.get(max(new, default=max(series)), series[max(series)])
         trial.set_user_attr(_keys.MAX, latest.max)
         if latest.mean is not None:
             trial.set_user_attr(_keys.MEAN, latest.mean)

@@ -30,7 +30,15 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from lyap_optuna._files import write_whole
 from lyap_optuna.dynamics import STATES
 from lyap_optuna.prediction._study import single_direction
-from lyap_optuna.records import ReadoutRecord, _keys, is_own, read_readouts, read_stretches
+from lyap_optuna.records import (
+    ReadoutRecord,
+    _keys,
+    is_own,
+    keeps_order,
+    read_readouts,
+    read_stretches,
+    report_order,
+)
 
 FORMAT = "lyap-optuna recording"
 VERSION = 1
@@ -50,7 +58,7 @@ class RecordedTrial:
     Args:
         params: Hyperparameters.
         distributions: Their distributions.
-        values: Reported value by step, at least one.
+        values: Reported value by step, in the order of the reports, at least one.
         final: The value it ended with; NaN where it failed for want of a number.
         readouts: By state, by step, as :class:`~lyap_optuna.LyapunovProbe` stores them.
         seconds: How long it ran, from its beginning to its end; None where that is not known.
@@ -159,7 +167,7 @@ class Recording:
                     f"at step {min(trial.intermediate_values)}, and Optuna reports from 0 on."
                 )
         recorded = [
-            _of_trial(trial, first)
+            _of_trial(trial, first, keeps_order(study._storage))
             for trial in trials
             if trial.intermediate_values
             and (
@@ -199,6 +207,11 @@ class Recording:
         for trial in self.trials:
             failed = math.isnan(trial.final)
             readouts = stored_readouts(trial, self.state)
+            attributes: dict[str, Any] = {}
+            if readouts:
+                attributes[_keys.READOUTS] = {str(s): r for s, r in readouts.items()}
+            if list(trial.values) != sorted(trial.values):
+                attributes[_keys.ORDER] = list(trial.values)
             study.add_trial(
                 create_trial(
                     state=TrialState.FAIL if failed else TrialState.COMPLETE,
@@ -206,9 +219,7 @@ class Recording:
                     params=dict(trial.params),
                     distributions=dict(trial.distributions),
                     intermediate_values=dict(trial.values),
-                    user_attrs={_keys.READOUTS: {str(s): r for s, r in readouts.items()}}
-                    if readouts
-                    else {},
+                    user_attrs=attributes,
                 )
             )
         return study
@@ -348,7 +359,7 @@ def _of_document(document: dict[str, Any]) -> Recording:
             RecordedTrial(
                 params=stored["params"],
                 distributions=held,
-                values=dict(sorted(values.items())),
+                values=values,
                 final=_from_json(stored["final"]),
                 readouts=readouts,
                 seconds=_duration(stored.get("seconds")),
@@ -366,7 +377,7 @@ def _of_document(document: dict[str, Any]) -> Recording:
     return recording if state is None else recording.with_state(state)
 
 
-def _of_trial(trial: FrozenTrial, first: str) -> RecordedTrial:
+def _of_trial(trial: FrozenTrial, first: str, ordered: bool) -> RecordedTrial:
     counting = {step: _entry(record, first) for step, record in read_readouts(trial).items()}
     readouts: dict[str, dict[int, dict[str, Any]]] = {first: counting} if counting else {}
     own = is_own(trial, trial.user_attrs.get(_keys.TRIAL))
@@ -384,7 +395,7 @@ def _of_trial(trial: FrozenTrial, first: str) -> RecordedTrial:
     return RecordedTrial(
         params=dict(trial.params),
         distributions=dict(trial.distributions),
-        values=dict(sorted(trial.intermediate_values.items())),
+        values={step: trial.intermediate_values[step] for step in report_order(trial, ordered)},
         final=trial.values[0] if trial.values is not None else math.nan,
         readouts=readouts,
         seconds=_ran(trial),

@@ -312,20 +312,25 @@ def _run_trial(study: Study, recorded: RecordedTrial, state: str | None, log: "_
 def _baseline(trial: RecordedTrial, state: str | None) -> dict[str, Any] | None:
     """Return the readout before training; None where none was recorded."""
     measured = stored_readouts(trial, state)
-    step = max((s for s in measured if s < min(trial.values)), default=None)
+    before = [s for s in measured if s < min(trial.values)]
+    step = max([s for s in before if s < 0] or before, default=None)
     return None if step is None else measured[step]
 
 
 def _series(trial: RecordedTrial, state: str | None) -> dict[int, dict[str, Any]]:
     """Return the readouts known after each reported step at which one was taken."""
+    steps = list(trial.values)
     measured = stored_readouts(trial, state)
-    known: dict[int, dict[str, Any]] = {}
+    places: dict[int, int] = {}
     for step in measured:
-        # Taken between two reports, it is known at the second; after the last, nobody asks.
-        at = next((reported for reported in trial.values if reported >= step), None)
+        # Taken between two steps, it is known at the second; after the last, nobody asks.
+        at = min((reported for reported in steps if reported >= step), default=None)
         if at is not None:
-            known[at] = {str(s): r for s, r in measured.items() if s <= at}
-    return known
+            places[step] = 0 if step < min(steps) else steps.index(at)
+    return {
+        steps[place]: {str(s): measured[s] for s, before in places.items() if before <= place}
+        for place in set(places.values())
+    }
 
 
 class _Ended(NamedTuple):

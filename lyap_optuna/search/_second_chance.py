@@ -10,7 +10,7 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
 from lyap_optuna.prediction._ranking import TrialPrediction, predict_trials
-from lyap_optuna.prediction._study import TOP_FRACTION, StudyModels, single_direction
+from lyap_optuna.prediction._study import TOP_FRACTION, StudyModels
 from lyap_optuna.prediction.evidence import check_evidence
 from lyap_optuna.records import _keys, number_in, read_decisions, repeat
 
@@ -98,7 +98,7 @@ def second_chance(
     """
     if n_trials < 1:
         raise ValueError(f"At least one trial must be allowed, but got {n_trials=}.")
-    models = StudyModels(single_direction(study), check_evidence(evidence), TOP_FRACTION)
+    models = StudyModels.of_study(study, check_evidence(evidence), TOP_FRACTION)
     trials = study.get_trials(deepcopy=False)
     models.update(trials)
     continued = {number_in(trial, _keys.CONTINUES) for trial in trials}

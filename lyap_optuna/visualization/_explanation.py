@@ -63,7 +63,7 @@ def plot_explanation(study: "Study", trial_number: int) -> "go.Figure":
     """
     _style.single_objective(study)
     info = _get_info(study, trial_number)
-    if not info.steps:
+    if not info.steps and not info.judgements:
         _logger.warning(f"Trial {trial_number} has reported nothing.")
     return _draw(info, _style.direction_word(study))
 
@@ -172,8 +172,10 @@ def _draw(info: _Info, better: str) -> "go.Figure":
             text=[_style.text(j.told) for j in found],
             hovertemplate="step %{x}: %{y:.4g}<br>%{text}",
         )
-    if len(info.steps) <= 16:
-        figure.update_xaxes(tickvals=info.steps)
+    ticks = sorted({*info.steps, *(j.step for j in info.judgements)})
+    if len(ticks) <= 16:
+        names = [str(step) if step >= 0 else "before training" for step in ticks]
+        figure.update_xaxes(tickvals=ticks, ticktext=names)
     thresholds = [(j.step, j.threshold) for j in info.judgements if j.threshold is not None]
     if thresholds:
         steps = [step for step, _ in thresholds]

@@ -90,7 +90,7 @@ def _get_info(study: "Study") -> _TimelineInfo:
     trials = [
         trial
         for trial in study.get_trials(deepcopy=False, states=states)
-        if trial.intermediate_values
+        if trial.intermediate_values or trial.state == TrialState.PRUNED
     ]
     full = max(
         (len(t.intermediate_values) for t in trials if t.state == TrialState.COMPLETE), default=0
@@ -113,6 +113,7 @@ def _get_info(study: "Study") -> _TimelineInfo:
                 *ran.get(trial.number, ((), ())),
             )
         )
+    bars = [bar for bar in bars if bar.n_reports or bar.saved or bar.stretches]
     n_spent, n_saved = sum(bar.n_reports for bar in bars), sum(bar.saved for bar in bars)
     return _TimelineInfo(bars, n_spent, n_saved, paused)
 

@@ -35,7 +35,7 @@ import numpy.typing as npt
 from optuna.distributions import BaseDistribution
 from optuna.trial import FrozenTrial, TrialState
 
-from lyap_optuna.records import ReadoutRecord, baseline_step, read_readouts
+from lyap_optuna.records import ReadoutRecord, baseline_step, read_readouts, report_order
 
 FloatArray = npt.NDArray[np.float64]
 Feature = float | str
@@ -63,7 +63,7 @@ class TrialView:
         steps: Reported steps, ascending, shape (n_reports,).
         losses: Oriented reported values, shape (n_reports,).
         best: Running minimum of ``losses``, shape (n_reports,).
-        readouts: Readouts at or after the first reported step, by ascending step.
+        readouts: Readouts in training, by ascending step; empty before the first report.
         baseline: The readout before training; None where there is none.
         params: Hyperparameters.
         distributions: Their distributions.
@@ -87,8 +87,14 @@ class TrialView:
     reported: tuple[int, ...] = ()
 
     @classmethod
-    def of(cls, trial: FrozenTrial, sign: int) -> "TrialView":
-        """Read ``trial``; ``sign`` is 1 where the study minimises and -1 where it maximises."""
+    def of(cls, trial: FrozenTrial, sign: int, ordered: bool = True) -> "TrialView":
+        """Read ``trial``.
+
+        Args:
+            trial: Any trial.
+            sign: 1 where the study minimises and -1 where it maximises.
+            ordered: Whether it comes from where the order of its reports is kept.
+        """
         steps = np.array(sorted(trial.intermediate_values), dtype=np.int64)
         losses = np.array(
             [oriented(trial.intermediate_values[int(s)], sign) for s in steps], dtype=np.float64
@@ -103,13 +109,15 @@ class TrialView:
             steps=steps,
             losses=losses,
             best=np.minimum.accumulate(losses) if losses.size else losses,
-            readouts={s: r for s, r in readouts.items() if steps.size and s >= steps[0]},
+            readouts={
+                s: r for s, r in readouts.items() if steps.size and (before is None or s > before)
+            },
             baseline=None if before is None else readouts[before],
             params=trial.params,
             distributions=trial.distributions,
             feasible=is_feasible(trial),
             completed=trial.datetime_complete,
-            reported=tuple(trial.intermediate_values),
+            reported=report_order(trial, ordered),
         )
 
     @property
@@ -118,7 +126,10 @@ class TrialView:
         return self.reported == tuple(self.steps.tolist())
 
     def counted(self) -> "TrialView":
-        """Return the view with reports counted, 0, 1, 2, ..., in place of their steps."""
+        """Return the view with reports counted, 0, 1, 2, ..., in place of their steps.
+
+        ``reported`` still says which step each of them was.
+        """
         at = {step: i for i, step in enumerate(self.reported)}
         losses = self.losses[np.searchsorted(self.steps, self.reported)]
         return replace(
@@ -127,8 +138,15 @@ class TrialView:
             losses=losses,
             best=np.minimum.accumulate(losses),
             readouts=dict(sorted((at[s], r) for s, r in self.readouts.items() if s in at)),
-            reported=tuple(range(len(losses))),
         )
+
+    @property
+    def measured_at(self) -> int | None:
+        """The step of its latest readout in training; None without one."""
+        last = max(self.readouts, default=None)
+        if self.in_order:
+            return last
+        return next((s for s in reversed(self.reported) if s in self.readouts), last)
 
     @functools.cached_property
     def measured_state(self) -> str | None:
