@@ -76,11 +76,12 @@ class Component(_Model):
             return _as_class(found, self.name)
         names: list[str] = []
         for module in modules:
-            exported = vars(importlib.import_module(module))
-            if self.name in exported:
-                return _as_class(exported[self.name], self.name)
-            classes = {n: value for n, value in exported.items() if inspect.isclass(value)}
-            names += [n for n, value in classes.items() if issubclass(value, kind)]
+            found = importlib.import_module(module)
+            if self.name in found.__all__:
+                return _as_class(getattr(found, self.name), self.name)
+            exported = {name: getattr(found, name) for name in found.__all__}
+            classes = {name: value for name, value in exported.items() if inspect.isclass(value)}
+            names += [name for name, value in classes.items() if issubclass(value, kind)]
         near = difflib.get_close_matches(self.name, names, n=3)
         hint = f" Did you mean {' or '.join(near)}?" if near else ""
         raise ValueError(f"there is no {self.name!r} in {' or '.join(modules)}.{hint}")
