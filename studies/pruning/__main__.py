@@ -20,6 +20,7 @@ import optuna
 from tqdm import tqdm
 
 import lyap_optuna as lyap
+from lyap_optuna._files import write_whole
 from lyap_optuna.replay import (
     REGRET_AT,
     Calibration,
@@ -415,7 +416,7 @@ def main(
         "timing": timing_table(),
     }
     text = "\n".join(f"## {TITLES[name]}\n\n{block}" for name, block in blocks.items())
-    (output / "tables.md").write_text(text, encoding="utf-8")
+    write_whole(output / "tables.md", text)
     if write is not None:
         for name in WRITTEN:
             write_block(write, f"{MARK}: {name}", blocks[name])
