@@ -19,7 +19,7 @@ import lyap_optuna as lyap
 )
 def test_a_missing_framework_says_what_to_install(name, package, extra):
     script = (
-        f"import sys; sys.modules[{package!r}] = None\n"
+        f"import sys; sys.modules[{package!r}] = sys.modules['pytorch_lightning'] = None\n"
         "import lyap_optuna.integration\n"
         f"from lyap_optuna.integration import {name}"
     )

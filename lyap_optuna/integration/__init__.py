@@ -9,7 +9,7 @@ PyTorch Ignite         :class:`IgniteLyapunovHandler`    ``'lyap-optuna[ignite]'
 =====================  ================================  ===================================
 
 Each stands where Optuna's own pruning callback for that framework would stand, and does the same:
-it reports the monitored value after each epoch and prunes. Besides, it takes readouts as a
+it reports the monitored value after each validation and prunes. Besides, it takes readouts as a
 :class:`~lyap_optuna.LyapunovProbe` does, beginning before the first update.
 """
 

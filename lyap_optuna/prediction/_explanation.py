@@ -106,7 +106,13 @@ def _opening(trial: FrozenTrial, view: TrialView) -> str:
         else "; it has reported nothing"
     )
     broken = "; it does not meet its constraints" if view.feasible is False else ""
-    return f"Trial {trial.number} is {trial.state.name}{value}{reports}{broken}."
+    cut = (
+        ""
+        if view.cut_at is None
+        else f" It was pruned at step {view.cut_at}, but the exception did not reach Optuna: it "
+        "was cut short, and the predictor leaves it out."
+    )
+    return f"Trial {trial.number} is {trial.state.name}{value}{reports}{broken}.{cut}"
 
 
 def _measured(view: TrialView) -> str:

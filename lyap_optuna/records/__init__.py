@@ -5,6 +5,7 @@ from lyap_optuna.records._attempts import number_in, repeat
 from lyap_optuna.records._decisions import Decision, interval, read_decisions, write_decision
 from lyap_optuna.records._json import FLOOR
 from lyap_optuna.records._order import keeps_order, report_order, watch_order
+from lyap_optuna.records._prunings import counting_of, pruned_at, write_counting, write_pruned
 from lyap_optuna.records._readouts import (
     ReadoutRecord,
     baseline_step,
@@ -41,12 +42,14 @@ __all__ = [
     "baseline_step",
     "begins_training",
     "checked_url",
+    "counting_of",
     "copy_spectra",
     "has_readout",
     "is_own",
     "is_untouched",
     "keeps_order",
     "prevailing_state",
+    "pruned_at",
     "load_spectra",
     "interval",
     "number_in",
@@ -59,8 +62,10 @@ __all__ = [
     "upgrade_spectra",
     "upload_spectrum",
     "watch_order",
+    "write_counting",
     "write_decision",
     "write_failure",
+    "write_pruned",
     "write_readouts",
     "write_spectrum",
     "write_stretches",
