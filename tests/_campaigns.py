@@ -38,7 +38,7 @@ def checkpoint(number):
     return HERE / f"checkpoint-{number}"
 
 
-def train(trial, *, ask=True, resume=False):
+def train(trial, *, resume=False):
     """Four epochs; epoch e of trial n waits while there is a file hold-n-e or hold."""
     stored = stored_trial(trial)
     trial.set_user_attr("inherited", sorted(read_readouts(stored)))
@@ -61,7 +61,7 @@ def train(trial, *, ask=True, resume=False):
                 weight += 0.1 * x
         probe.report(trial, x + 1 / (1 + epoch), epoch)
         checkpoint(trial.number).write_text(str(epoch))
-        if ask and trial.should_prune():
+        if trial.should_prune():
             raise optuna.TrialPruned
     return x
 
@@ -74,15 +74,76 @@ def resuming(trial):
     return train(trial, resume=True)
 
 
-def never_asks(trial):
-    return train(trial, ask=False)
-
-
 def swallows(trial):
     try:
         return train(trial)
     except Exception:
         return 1.0
+
+
+def curve(trial, *, resume=False):
+    """Six epochs; a trial from the ninth on waits before its first while there is hold-later.
+
+    The trials that train epoch e of a configuration x are listed in the file trained-x-e.
+    """
+    x = trial.suggest_float("x", -1.0, 1.0)
+    first = 0
+    if resume and (previous := previous_attempt(trial)) is not None:
+        if (saved := HERE / "checkpoints" / f"{previous}.txt").exists():
+            first = int(saved.read_text()) + 1
+    for epoch in range(first, 6):
+        (HERE / f"at-{trial.number}-{epoch}").write_text(str(os.getpid()))
+        while epoch == first and trial.number >= 9 and (HERE / "hold-later").exists():
+            time.sleep(0.02)
+        with (HERE / f"trained-{x}-{epoch}").open("a") as file:
+            file.write(f"{trial.number}\\n")
+        if resume:  # before it can be stopped, at the report
+            (HERE / "checkpoints").mkdir(exist_ok=True)
+            (HERE / "checkpoints" / f"{trial.number}.txt").write_text(str(epoch))
+        trial.report(x * x + 1 / (1 + epoch), epoch)
+        if trial.should_prune():
+            raise optuna.TrialPruned
+    return x * x
+
+
+def resuming_curve(trial):
+    return curve(trial, resume=True)
+
+
+def generator(trial):
+    x = trial.suggest_float("x", -1.0, 1.0)
+    yield
+    for epoch in range(6):
+        trial.report(x * x + 1 / (1 + epoch), epoch)
+        yield
+    return x * x
+
+
+MODELS = set()
+
+
+def out_of_memory(trial):
+    """There is room for four models, in each process."""
+    x = trial.suggest_float("x", -1.0, 1.0)
+    MODELS.add(trial.number)
+    try:
+        if len(MODELS) > 4:
+            raise MemoryError
+        for epoch in range(6):
+            trial.report(x * x + 1 / (1 + epoch), epoch)
+            yield
+        return x * x
+    finally:
+        MODELS.discard(trial.number)
+
+
+def on_a_grid(trial):
+    i = trial.suggest_int("i", 0, 9)
+    for epoch in range(6):
+        trial.report(i + 1 / (1 + epoch), epoch)
+        if trial.should_prune():
+            raise optuna.TrialPruned
+    return i
 
 
 def slow(trial):

@@ -1,96 +1,15 @@
-"""Campaigns with a real probe: screening, stopping, and Dask clusters that lose workers."""
+"""Campaigns with a real probe: stopping, going on, and Dask clusters that lose workers."""
 
 import os
 import signal
 from collections.abc import Iterator
 from typing import Any
 
-import optuna
 import pytest
 from _campaigns import Campaign, assert_whole, counts
 from optuna.trial import FrozenTrial, TrialState
 
-from lyap_optuna.campaign import campaign_status, load_config, storage_of
-from lyap_optuna.campaign._strategies import strategy_of
-
-SCREEN = {"name": "screen", "steps": 2, "best": 2, "n_startup_trials": 5}
-
-
-# Screening
-
-
-@pytest.mark.parametrize("objective", ["objective", "resuming"])
-def test_the_best_of_the_screened_go_on_from_a_checkpoint_or_from_the_start(tmp_path, objective):
-    campaign = Campaign(
-        tmp_path, objective=f"toy:{objective}", trials=9, workers=2, strategy=SCREEN
-    )
-    campaign.run()
-    trials = campaign.trials
-    assert counts(trials) == {"COMPLETE": 7, "PRUNED": 4}
-    screened = [t for t in trials if t.state == TrialState.PRUNED]
-    assert all(sorted(t.intermediate_values) == [0, 1] for t in screened)
-    assert all("1" in t.user_attrs["lyapunov:readouts"] for t in screened)
-    assert all(t.user_attrs["lyapunov:decision"]["verdict"] == "pruned" for t in screened)
-    continued = [t for t in trials if "lyapunov:continues" in t.user_attrs]
-    assert len({t.user_attrs["lyapunov:continues"] for t in continued}) == 2
-    for trial in continued:
-        first = trials[trial.user_attrs["lyapunov:continues"]]
-        assert first in screened
-        assert trial.params == first.params
-        # The baseline is the one before training, also where training went on from a checkpoint.
-        series = trial.user_attrs["lyapunov:readouts"]
-        assert series["-1"] == first.user_attrs["lyapunov:readouts"]["-1"]
-    epochs = [2, 3] if objective == "resuming" else [0, 1, 2, 3]
-    assert all(sorted(t.intermediate_values) == epochs for t in continued)
-    status = campaign_status(load_config(campaign.file), campaign.study)
-    assert (status.total, status.missing) == (11, 0)
-    assert status.epochs_spent == 5 * 4 + 4 * 2 + 2 * len(epochs)
-    assert status.epochs_saved == 9 * 4 - status.epochs_spent
-    assert campaign.run().states == {}
-
-
-def test_an_objective_that_never_asks_is_stopped_a_report_later(tmp_path):
-    screen = {**SCREEN, "n_startup_trials": 1, "best": 1}
-    campaign = Campaign(tmp_path, objective="toy:never_asks", trials=3, strategy=screen)
-    campaign.run()
-    screened = [t for t in campaign.trials if t.state == TrialState.PRUNED]
-    assert [len(t.intermediate_values) for t in screened] == [3, 3]
-
-
-def test_an_earlier_study_can_train_the_predictor(tmp_path):
-    screen = {"name": "screen", "steps": 1, "best": 1, "study": "earlier"}
-    campaign = Campaign(tmp_path, trials=3, strategy=screen)
-    url = storage_of(load_config(campaign.file), 1)
-    earlier = optuna.create_study(study_name="earlier", storage=url)
-    space = {"x": optuna.distributions.FloatDistribution(0.0, 1.0)}
-    for x in (i / 20 for i in range(20)):  # there, the first loss misleads: a large x is good
-        earlier.add_trial(
-            optuna.create_trial(
-                params={"x": x},
-                distributions=space,
-                value=1 - x,
-                intermediate_values={0: x + 1, 1: 1 - x},
-            )
-        )
-    campaign.run()
-    trials = campaign.trials
-    assert counts(trials) == {"COMPLETE": 1, "PRUNED": 3}
-    largest = max(trials[:3], key=lambda t: t.params["x"])
-    assert trials[3].user_attrs["lyapunov:continues"] == largest.number
-
-
-def test_training_trials_that_fail_are_replaced(tmp_path):
-    strategy = strategy_of(load_config(Campaign(tmp_path, trials=9, strategy=SCREEN).file))
-    study = optuna.create_study()
-    roles = []
-    for i in range(10):
-        trial = study.ask()
-        strategy.begin(trial)
-        roles.append(trial.user_attrs["lyapunov:screen"])
-        study.tell(trial, 1.0) if i % 2 else study.tell(trial, state=TrialState.FAIL)
-    assert roles == ["train"] * 10
-    assert strategy.missing(study) == 4
-
+from lyap_optuna.campaign import campaign_status, load_config
 
 # Stopping
 
@@ -126,6 +45,34 @@ def test_an_objective_that_catches_every_exception_is_stopped_too(tmp_path):
     assert counts(campaign.trials) == {"COMPLETE": 3, "FAIL": 2}
     assert stopped_and_repeated(campaign.trials) == [0, 1]
     assert_whole(campaign.trials)
+
+
+@pytest.mark.parametrize("objective", ["objective", "resuming"])
+def test_a_stopped_trial_goes_on_from_its_checkpoint_or_from_the_start(tmp_path, objective):
+    campaign = Campaign(tmp_path, objective=f"toy:{objective}", trials=3)
+    hold = campaign.hold(1, 2)
+    with campaign.process() as process:
+        campaign.pid_at(1, 2)
+        os.kill(process.pid, signal.SIGTERM)
+        while "Stopping" not in process.stdout.readline():
+            assert process.poll() is None
+        hold.unlink()
+        process.communicate(timeout=60)
+    campaign.run()
+    trials = campaign.trials
+    assert stopped_and_repeated(trials) == [1]
+    stopped, again = (t for t in trials if t.params == trials[1].params)
+    assert sorted(stopped.intermediate_values) == [0, 1, 2]
+    # It was stopped at the third report, before that epoch was saved.
+    epochs = [2, 3] if objective == "resuming" else [0, 1, 2, 3]
+    assert sorted(again.intermediate_values) == epochs
+    # The baseline is the one before training, also where training went on from a checkpoint.
+    first, second = (t.user_attrs["lyapunov:readouts"]["-1"] for t in (stopped, again))
+    assert first == second
+    status = campaign_status(load_config(campaign.file), campaign.study)
+    assert (status.total, status.missing, status.resting) == (3, 0, 0)
+    assert status.epochs_spent == 2 * 4 + 3 + len(epochs)
+    assert status.epochs_saved == 3 * 4 - status.epochs_spent
 
 
 # Dask

@@ -5,8 +5,9 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import distributed
 import optuna
@@ -29,11 +30,12 @@ from lyap_optuna.campaign import (
 )
 from lyap_optuna.campaign._recovery import (
     REPEATS,
-    interrupt,
+    Settled,
+    marked,
     owner,
     process_is_gone,
-    recover,
     repeat_interrupted,
+    settle,
 )
 from lyap_optuna.campaign._retry import INTERRUPTED, WORKER
 from lyap_optuna.campaign._worker import worker_seed
@@ -200,7 +202,12 @@ MINIMAL = "study: tune\nobjective: package.module:function\ntrials: 20\n"
         (MINIMAL + "sampler:\n  name: TPESample\n", "FILE, line 4: sampler: there is no"),
         (MINIMAL + "sampler:\n  name: TPESampler\n  n: 1\n", "does not accept these options"),
         (MINIMAL + "pruner: Lyapunov\n", "Did you mean LyapunovPruner"),
-        (MINIMAL + "strategy: {name: screen, steps: 2, best: 3}\n", "either n_startup_trials or"),
+        (MINIMAL + "strategy: {name: screen}\n", "FILE, line 4: strategy"),
+        (MINIMAL + "strategy: {name: freeze_thaw, steps: 2}\n", "steps: unknown key"),
+        (
+            MINIMAL + "pruner: MedianPruner\nstrategy: freeze_thaw\n",
+            "pruner has no place beside the strategy freeze_thaw",
+        ),
         (MINIMAL + "storage: ${NO_SUCH_VARIABLE}\n", "NO_SUCH_VARIABLE is not set"),
         ("study: !!python/object/apply:os.getcwd []\n", "FILE, line 1: could not determine"),
         ("- study\n", "FILE, line 1: a campaign file is a mapping"),
@@ -282,6 +289,10 @@ def journal(tmp_path: Path) -> Study:
     return optuna.create_study(storage=storage)
 
 
+def recover(study: Study, dead: Callable[[Mapping[str, Any]], bool], **options: Any) -> Settled:
+    return settle(study, marked(study, dead), lambda number: False, **options)
+
+
 def _running(study: Study, task: str = "t", **mark: object) -> optuna.Trial:
     trial = study.ask()
     trial.suggest_float("x", 0.0, 1.0)
@@ -292,22 +303,22 @@ def _running(study: Study, task: str = "t", **mark: object) -> optuna.Trial:
 def test_a_dead_workers_trial_is_retried_once_with_its_attributes(journal: Study) -> None:
     first = _running(journal)
     first.set_user_attr("note", "kept")
-    assert recover(journal, lambda mark: mark["task"] == "other") == []
-    assert recover(journal, lambda mark: mark["task"] == "t") == [0]
-    assert recover(journal, lambda mark: True) == []
+    assert recover(journal, lambda mark: mark["task"] == "other") == Settled()
+    assert recover(journal, lambda mark: mark["task"] == "t") == Settled([0])
+    assert recover(journal, lambda mark: True) == Settled()
     second = journal.ask()
     assert second.params == first.params
     assert second.user_attrs == {"note": "kept"}  # and not the mark of the dead
     assert previous_attempt(second) == 0
     second.set_user_attr(WORKER, owner("t"))
-    assert recover(journal, lambda mark: True) == [1]
+    assert recover(journal, lambda mark: True) == Settled([1])
     assert _states(journal) == ["FAIL", "FAIL"]
 
 
 def test_an_interrupted_trial_is_queued_exactly_once(journal: Study) -> None:
     first = _running(journal)
     first.report(0.5, 0)
-    assert interrupt(journal, lambda mark: mark["task"] == "t") == [0]
+    assert recover(journal, lambda mark: mark["task"] == "t", interrupted=True) == Settled([0])
     assert [repeat_interrupted(journal) for _ in range(3)] == [1, 0, 0]
     second = journal.ask()
     assert second.suggest_float("x", 0.0, 1.0) == first.params["x"]
@@ -316,7 +327,7 @@ def test_an_interrupted_trial_is_queued_exactly_once(journal: Study) -> None:
     # Once more: the repetition is interrupted too, and its worker dies on the way.
     second.set_user_attr(WORKER, owner("u"))
     second.set_user_attr(INTERRUPTED, True)
-    assert recover(journal, lambda mark: True) == [1]
+    assert recover(journal, lambda mark: True) == Settled([1])
     assert [repeat_interrupted(journal) for _ in range(3)] == [1, 0, 0]
     assert journal.ask().user_attrs[REPEATS] == 1
     assert _states(journal) == ["FAIL", "FAIL", "RUNNING"]
@@ -328,7 +339,7 @@ def test_the_previous_attempt_is_the_latest(journal: Study) -> None:
         trial = journal.ask()
         trial.set_user_attr(WORKER, owner("t"))
         attempts = [previous_attempt(trial)]
-        interrupt(journal, lambda mark: True)
+        recover(journal, lambda mark: True, interrupted=True)
         repeat_interrupted(journal)
         again = journal.ask()
         again.set_user_attr(WORKER, owner("t"))
@@ -355,7 +366,7 @@ def test_only_processes_of_this_machine_that_have_ended_are_gone() -> None:
 def test_hand_edited_marks_are_ignored(journal: Study) -> None:
     for odd in (None, 3, "worker", ["task"], {}):
         journal.ask().set_user_attr(WORKER, odd)
-    assert recover(journal, process_is_gone) == []
+    assert recover(journal, process_is_gone) == Settled()
     trial = journal.ask()
     trial.set_user_attr(REPEATS, "zero")
     assert previous_attempt(trial) is None
@@ -523,26 +534,6 @@ def test_a_second_signal_stops_at_once(campaign: Callable[..., Path]) -> None:
 def test_a_time_limit_stops_at_a_report(campaign: Callable[..., Path]) -> None:
     path = campaign("until_stopped", trials=2, time_limit=0.001)
     assert "Stopped (time limit)" in _run("run", path).output
-
-
-@pytest.mark.slow
-def test_screening_trains_some_screens_the_others_and_continues_the_best(
-    campaign: Callable[..., Path],
-) -> None:
-    screen = {"name": "screen", "steps": 2, "best": 2, "n_startup_trials": 3}
-    path = campaign("square", trials=8, strategy=screen)
-    _run("run", path)
-    trials = _study(path).trials
-    lengths = [len(t.intermediate_values) for t in trials]
-    assert lengths == [6] * 3 + [2] * 5 + [6] * 2
-    continued = [t.user_attrs["lyapunov:continues"] for t in trials[8:]]
-    assert [t.params for t in trials[8:]] == [trials[n].params for n in continued]
-    best = sorted(range(3, 8), key=lambda n: abs(trials[n].params["x"]))[:2]
-    assert set(continued) == set(best)
-    status = json.loads(_run("status", path, "-f", "json").output)
-    assert status["total"] == 10
-    assert status["epochs_saved"] == 8 * 6 - sum(lengths)
-    assert "none" in _run("run", path).output
 
 
 def _with_password(url: str) -> str:

@@ -33,8 +33,9 @@ import lyap_optuna as lyap
 
 README = "../README.md"
 PAGES = sorted([README, *(path.relative_to(DOCS).as_posix() for path in DOCS.glob("*.md"))])
-RUN_AS_WRITTEN = ("tutorial.md", "cluster.md")
-SLOW = ("frameworks.md",)
+RUN_AS_WRITTEN = ("tutorial.md", "cluster.md")  # in tests of their own
+RUN_COMMANDS = (*RUN_AS_WRITTEN, "freeze_thaw.md")
+SLOW = ("frameworks.md", "freeze_thaw.md")
 
 
 def _readme(folder: Path) -> dict[str, Any]:
@@ -60,11 +61,29 @@ def _state(folder: Path) -> dict[str, Any]:
     return {"lyap": lyap, "model": model, "inputs": inputs, "trial": optuna.create_study().ask()}
 
 
+def _campaigns(folder: Path) -> dict[str, Any]:
+    def train_and_validate(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> float:
+        loss = model(torch.randn(5, 2, 2))[0].square().mean()
+        loss.backward()
+        optimizer.step()
+        return loss.item()
+
+    model = torch.nn.GRU(2, 3)
+    return {
+        "Path": Path,
+        "optuna": optuna,
+        "torch": torch,
+        "make_model": lambda trial: model,
+        "make_optimizer": lambda trial: torch.optim.Adam(model.parameters()),
+        "train_and_validate": train_and_validate,
+    }
+
+
 # What a page takes for granted.
 GIVEN: dict[str, Callable[[Path], dict[str, Any]]] = {
     README: _readme,
     "index.md": _readme,
-    "campaigns.md": lambda folder: {"Path": Path},
+    "campaigns.md": _campaigns,
     "dashboard.md": _databases,
     "databases.md": _databases,
     "limits.md": lambda folder: {"lyap": lyap, "study": study_of(specs("plateau", 20))},
@@ -95,7 +114,7 @@ def _handle(block: Block, page: str, names: dict[str, Any], folder: Path) -> str
         if block.file is None:
             exec(compile(block.code, page, "exec"), names)  # our own documentation
     elif block.language == "shell":
-        handle = run_command if page in RUN_AS_WRITTEN else lambda words, _: check_command(words)
+        handle = run_command if page in RUN_COMMANDS else lambda words, _: check_command(words)
         return "".join(handle(words, folder) for words in commands(block))
     elif block.language == "yaml":
         check_campaign(block, folder)
@@ -118,7 +137,16 @@ def test_code_blocks_run(page: str, folder: Path) -> None:
     for block in blocks(page):
         _handle(block, page, names, folder)
     if page == "campaigns.md":
-        names["objective"](optuna.create_study().ask())
+        study = optuna.create_study()
+        first = study.ask()
+        names["objective"](first)
+        study.enqueue_trial({}, user_attrs={"lyapunov:repeats": first.number})
+        again = study.ask()
+        Path(f"checkpoints/{first.number}.pt").replace(f"checkpoints/{first.number}.10")
+        state = torch.load(f"checkpoints/{first.number}.10")
+        torch.save((*state[:2], 7), f"checkpoints/{first.number}.pt")
+        names["objective"](again)
+        assert sorted(study.trials[again.number].intermediate_values) == [7, 8, 9]
 
 
 def test_what_pages_print_is_what_they_say(folder: Path, capsys: pytest.CaptureFixture) -> None:

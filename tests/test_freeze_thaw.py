@@ -8,6 +8,7 @@ import random
 import threading
 import time
 import warnings
+import weakref
 from collections import Counter
 from collections.abc import Callable, Generator, Sequence
 from typing import Any
@@ -899,3 +900,248 @@ def test_a_replay_knows_only_what_has_begun() -> None:
     assert result.regret_at[0] >= result.regret_at[1] >= result.regret_at[2]
     again = replay_freeze_thaw(Recording.from_study(recorded), 1)
     assert (again.found_by, again.regret_at) == (result.found_by, result.regret_at)
+
+
+# What rests says so, and gives signs of life
+
+
+def test_a_trial_says_that_it_rests_exactly_while_it_does() -> None:
+    seen: list[tuple[bool, int]] = []
+
+    def objective(trial: optuna.Trial) -> Generator[None, None, float]:
+        for _ in crossing_curve(trial):
+            running = trial.study.get_trials(deepcopy=False, states=[TrialState.RUNNING])
+            resting = [t.number for t in running if t.user_attrs.get(_keys.RESTING)]
+            seen.append((trial.number in resting, len(running) - len(resting)))
+            yield
+        return trial.params["x"] ** 2
+
+    study = random_study()
+    lyap.freeze_thaw(study, objective, n_steps=150, seed=0, cost="steps")
+    assert set(seen) == {(False, 1)}
+
+
+class Beating(optuna.storages.RDBStorage):
+    """A storage that counts the heartbeats of each trial, and which thread they came from."""
+
+    def __init__(self, url: str, **options: Any) -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            super().__init__(url, **options)
+        self.beats: Counter[int] = Counter()
+        self.threads: set[int] = set()
+
+    def record_heartbeat(self, trial_id: int) -> None:
+        self.beats[trial_id] += 1
+        if threading.current_thread() is not threading.main_thread():
+            self.threads.add(threading.get_ident())
+        super().record_heartbeat(trial_id)
+
+
+def test_one_thread_records_the_heartbeats_of_all_that_run_and_rest(tmp_path: Any) -> None:
+    storage = Beating(f"sqlite:///{tmp_path / 'study.db'}", heartbeat_interval=1)
+    study = random_study(storage=storage)
+    while_waiting: list[dict[int, int]] = []
+
+    def objective(trial: optuna.Trial) -> Generator[None, None, float]:
+        for epoch, _ in enumerate(crossing_curve(trial)):
+            resting = [
+                t._trial_id
+                for t in trial.study.get_trials(deepcopy=False, states=[TrialState.RUNNING])
+                if t.user_attrs.get(_keys.RESTING)
+            ]
+            if len(resting) >= 2 and epoch == 0 and not while_waiting:
+                before = Counter(storage.beats)
+                live = {*resting, trial._trial_id}
+                limit = time.monotonic() + 30
+                while not all(storage.beats[i] > before[i] for i in live):
+                    assert time.monotonic() < limit, "a trial gives no sign of life"
+                    time.sleep(0.02)
+                while_waiting.append(dict(storage.beats))
+            yield
+        return trial.params["x"] ** 2
+
+    lyap.freeze_thaw(study, objective, n_steps=80, seed=0, cost="steps")
+    assert while_waiting
+    assert len(storage.threads) == 1
+    assert not [t for t in threading.enumerate() if t.name == "lyap-optuna-heartbeat"]
+    assert set(storage.beats) == {t._trial_id for t in study.trials}
+    after = dict(storage.beats)
+    time.sleep(1.2)
+    assert storage.beats == after
+
+
+def test_stale_trials_of_others_fail_and_the_callback_is_told(tmp_path: Any) -> None:
+    told_of: list[int] = []
+    storage = Beating(
+        f"sqlite:///{tmp_path / 'study.db'}",
+        heartbeat_interval=1,
+        grace_period=1,
+        heartbeat_stale_trial_callback=lambda study, trial: told_of.append(trial.number),
+    )
+    study = random_study(storage=storage)
+    dead = study.ask()
+    dead.set_user_attr(_keys.RESTING, True)
+    storage.record_heartbeat(dead._trial_id)
+    limit = time.monotonic() + 30
+    while not storage._get_stale_trial_ids(study._study_id):
+        assert time.monotonic() < limit
+        time.sleep(0.05)
+    lyap.freeze_thaw(study, curve, n_trials=2, seed=0)
+    assert told_of == [0]
+    assert [t.state for t in study.trials] == [TrialState.FAIL] + [TrialState.COMPLETE] * 2
+
+
+@pytest.mark.parametrize("objective", [curve, asking_curve])
+def test_a_trial_that_another_process_has_ended_does_not_end_the_search(
+    objective: Callable[..., Any], tmp_path: Any
+) -> None:
+    study = random_study(storage=f"sqlite:///{tmp_path / 'study.db'}")
+    ended: list[int] = []
+
+    def end_one(study: optuna.Study, trial: FrozenTrial) -> None:
+        resting = [
+            t
+            for t in study.get_trials(deepcopy=False, states=[TrialState.RUNNING])
+            if t.user_attrs.get(_keys.RESTING)
+        ]
+        if resting and not ended:
+            ended.extend(t.number for t in resting)
+            for other in resting:
+                study._storage.set_trial_state_values(other._trial_id, TrialState.FAIL)
+
+    lyap.freeze_thaw(study, objective, n_steps=120, seed=0, cost="steps", callbacks=[end_one])
+    assert ended
+    assert [study.trials[n].state for n in ended] == [TrialState.FAIL] * len(ended)
+    assert all(t.state in OVER for t in study.trials)
+    assert reports(study) == 120
+
+
+# Out of memory
+
+
+OUT_OF_MEMORY = [
+    MemoryError("no memory is left"),
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB."),
+    RuntimeError("[enforce fail] . DefaultCPUAllocator: can't allocate memory"),
+]
+
+
+def memory_of(n: int, when: str, threaded: bool) -> tuple[Callable[..., Any], list[int]]:
+    """An objective that fails where more than ``n`` models would be in memory."""
+    models: set[int] = set()
+    failed: list[int] = []
+
+    def generator(trial: optuna.Trial) -> Generator[None, None, float]:
+        x = trial.suggest_float("x", -1.0, 1.0)
+        models.add(trial.number)
+        try:
+            for epoch in range(EPOCHS):
+                if (epoch > 0) == (when == "going on") and len(models) > n:
+                    failed.append(trial.number)
+                    raise OUT_OF_MEMORY[len(failed) % len(OUT_OF_MEMORY)]
+                trial.report(x**2 + 1 / (1 + epoch), epoch)
+                yield
+            return x**2
+        finally:
+            models.discard(trial.number)
+
+    def asking(trial: optuna.Trial) -> float:
+        running = generator(trial)
+        try:
+            while True:
+                next(running)
+                if trial.should_prune():
+                    raise optuna.TrialPruned
+        except StopIteration as stop:
+            return float(stop.value)
+        finally:
+            running.close()
+
+    return (asking if threaded else generator), failed
+
+
+@pytest.mark.parametrize("threaded", [False, True])
+@pytest.mark.parametrize("when", ["beginning", "going on"])
+def test_out_of_memory_the_least_promising_ends_and_the_search_goes_on(
+    when: str, threaded: bool
+) -> None:
+    study = random_study()
+    objective, failed = memory_of(4, when, threaded)
+    lyap.freeze_thaw(study, objective, n_steps=90, seed=0, cost="steps")
+    assert len(failed) > 3
+    assert reports(study) == 90
+    trials = study.trials
+    assert {t.number for t in trials if t.state == TrialState.FAIL} == set(failed)
+    repeats = {t.user_attrs["lyapunov:repeats"]: t for t in trials if _keys.REPEATS in t.user_attrs}
+    assert repeats
+    assert set(repeats) <= set(failed)
+    for number, again in repeats.items():
+        assert again.params == trials[number].params
+        assert again.number > number
+    ended = [t for t in trials if t.state == TrialState.PRUNED]
+    won = [t for t in trials if t.state == TrialState.COMPLETE][4:]
+    assert np.median([abs(t.params["x"]) for t in ended]) > np.median(
+        [abs(t.params["x"]) for t in won]
+    )
+
+
+def test_a_trial_that_is_too_large_is_tried_twice_and_costs_one_that_rests() -> None:
+    def objective(trial: optuna.Trial) -> Generator[None, None, float]:
+        x = trial.suggest_float("x", -1.0, 1.0)
+        if trial.number > 12 and abs(x) > 0.8:  # what ends badly, and needs more than there is
+            raise MemoryError
+        for epoch in range(EPOCHS):
+            trial.report(x**2 + 1 / (1 + epoch), epoch)
+            yield
+        return x**2
+
+    study = random_study()
+    lyap.freeze_thaw(study, objective, n_steps=110, seed=0, cost="steps")
+    failed = [t for t in study.trials if t.state == TrialState.FAIL]
+    assert failed
+    assert {abs(t.params["x"]) > 0.8 for t in failed} == {True}
+    assert max(Counter(t.params["x"] for t in failed).values()) == 2
+    assert any(t.state == TrialState.COMPLETE and t.number > failed[0].number for t in study.trials)
+
+
+def test_a_lone_trial_that_is_out_of_memory_fails_as_any_other() -> None:
+    def objective(trial: optuna.Trial) -> Generator[None, None, float]:
+        trial.suggest_float("x", 0, 1)
+        raise MemoryError("alone")
+        yield
+
+    study = random_study()
+    with pytest.raises(MemoryError, match="alone"):
+        lyap.freeze_thaw(study, objective, n_trials=5)
+    assert [t.state for t in study.trials] == [TrialState.FAIL]
+    lyap.freeze_thaw(study, objective, n_trials=5, catch=MemoryError)
+    assert [t.state for t in study.trials] == [TrialState.FAIL] * 6
+
+
+def test_the_memory_of_what_failed_and_ended_is_free_when_it_is_tried_again() -> None:
+    class Model:
+        pass
+
+    alive: weakref.WeakSet[Model] = weakref.WeakSet()
+    at_failure: list[int] = []
+    at_retry: list[int] = []
+
+    def objective(trial: optuna.Trial) -> float:
+        x = trial.suggest_float("x", -1.0, 1.0)
+        if trial.user_attrs.get(_keys.REPEATS) is not None:
+            at_retry.append(len(alive))
+        model = Model()
+        alive.add(model)
+        if len(alive) > 3:
+            at_failure.append(len(alive))
+            raise MemoryError
+        for epoch in range(EPOCHS):
+            trial.report(x**2 + 1 / (1 + epoch), epoch)
+            if trial.should_prune():
+                raise optuna.TrialPruned
+        return x**2
+
+    lyap.freeze_thaw(random_study(), objective, n_steps=70, seed=0, cost="steps")
+    assert set(at_failure) == {4}
+    assert set(at_retry) == {2}

@@ -1,6 +1,7 @@
 """The commands that record studies and judge pruners on them, at a size of seconds."""
 
 import dataclasses
+import re
 from pathlib import Path
 
 import optuna
@@ -11,6 +12,8 @@ from torch import nn
 
 from lyap_optuna.data import CharacterText
 from lyap_optuna.replay import Recording
+from studies.pages import END, begin, read_block, write_block
+from studies.pruning.__main__ import WRITTEN
 from studies.pruning.__main__ import main as judge
 from studies.recordings import _training
 from studies.recordings.__main__ import store
@@ -122,7 +125,7 @@ def test_what_diverges_has_no_exponents() -> None:
 @pytest.mark.slow
 def test_the_tables_are_made_and_resumed(tmp_path: Path) -> None:
     args = ["copying", "motion", "--orders", "3", "--ours", "3", "--ablations", "3"]
-    args += ["--thawing", "2", "--jobs", "2", "--output", str(tmp_path)]
+    args += ["--kinds", "--thawing", "2", "--jobs", "2", "--output", str(tmp_path)]
     done = CliRunner().invoke(judge, args)
     assert done.exit_code == 0, done.output
     text = (tmp_path / "tables.md").read_text()
@@ -135,8 +138,28 @@ def test_the_tables_are_made_and_resumed(tmp_path: Path) -> None:
     ):
         assert heading in text
     assert text.count("MedianPruner") >= 2
-    assert text.count("| freeze_thaw |") >= 4
+    assert text.count("| freeze_thaw") >= 4
     assert (tmp_path / "replay.html").stat().st_size > 10_000
     replays = (tmp_path / "replays.jsonl").read_text()
-    assert CliRunner().invoke(judge, args).exit_code == 0
+    # The page of the documentation is filled from the same replays, and nothing else of it moves.
+    page, source = tmp_path / "prediction.md", Path("docs/prediction.md").read_text()
+    page.write_text(source)
+    assert CliRunner().invoke(judge, [*args, "--write", str(page)]).exit_code == 0
     assert (tmp_path / "replays.jsonl").read_text() == replays
+    filled, text = page.read_text(), (tmp_path / "tables.md").read_text()
+    for name in WRITTEN:
+        block = read_block(filled, f"python -m studies.pruning: {name}")
+        assert block.strip() in text
+        assert block != read_block(source, f"python -m studies.pruning: {name}")
+    outside = [re.sub(r"begin -->.*?<!-- end", "", t, flags=re.DOTALL) for t in (source, filled)]
+    assert outside[0] == outside[1]
+
+
+def test_a_page_without_the_place_is_left_alone(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(f"{begin('one')}\nold\n{END}\nafter {begin('two')}\n")
+    for name in ("two", "three"):
+        with pytest.raises(ValueError, match=f"no place for '{name}'"):
+            write_block(page, name, "new")
+    write_block(page, "one", "new")
+    assert page.read_text() == f"{begin('one')}\n\nnew\n\n{END}\nafter {begin('two')}\n"

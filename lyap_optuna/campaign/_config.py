@@ -97,30 +97,22 @@ class Prune(_Model):
     name: Literal["prune"] = "prune"
 
 
-class Screen(_Model):
-    """Train some to the end, the others for a few epochs; continue the best of those.
+class FreezeThaw(_Model):
+    """Each worker pauses trials, and goes on with the most promising or begins a new one.
 
     Args:
-        name: ``screen``.
-        steps: Epochs (reports) after which a screened trial stops as PRUNED.
-        best: How many of the screened configurations are continued, as new trials.
-        n_startup_trials: So many configurations run to the end and train the predictor.
-        study: Instead of them, an earlier study in the same storage.
+        name: ``freeze_thaw``.
+        n_steps: Reports of all trials and workers together, after which the campaign ends.
+        max_paused: Trials that rest at a time in each worker, with their models in memory.
+        checkpoint: Folder in which the objective saves its state under the trial's number
+            (``12.pt``, ``12/``). With it trials that rested in a worker that died or was stopped
+            go on as new ones.
     """
 
-    name: Literal["screen"] = "screen"
-    steps: PositiveInt
-    best: PositiveInt
-    n_startup_trials: PositiveInt | None = None
-    study: str | None = None
-
-    @model_validator(mode="after")
-    def _one_source(self) -> "Screen":
-        if (self.n_startup_trials is None) == (self.study is None):
-            raise ValueError(
-                "say what trains the predictor: either n_startup_trials or study, and not both"
-            )
-        return self
+    name: Literal["freeze_thaw"] = "freeze_thaw"
+    n_steps: PositiveInt | None = None
+    max_paused: PositiveInt = 100
+    checkpoint: str | None = Field(default=None, min_length=1)
 
 
 class Dask(_Model):
@@ -158,7 +150,8 @@ class CampaignConfig(_Model):
             file. ``${NAME}`` stands for an environment variable.
         sampler: Name of a class in :mod:`optuna.samplers`, or a mapping with ``name`` and options.
         pruner: The same for :mod:`optuna.pruners` and :class:`~lyap_optuna.LyapunovPruner`.
-        strategy: ``prune``, or a mapping with ``name: screen`` (see :class:`Screen`).
+        strategy: ``prune`` or ``freeze_thaw``, or a mapping with ``name`` and the options of
+            :class:`FreezeThaw`.
         seed: What the seeds of the samplers are derived from.
         workers: Trials that run at a time; on Dask by default as many as it has threads.
         threads_per_worker: By default the cores of the machine, shared out evenly.
@@ -177,7 +170,7 @@ class CampaignConfig(_Model):
     sampler: Named = Component(name="TPESampler")
     pruner: Named | None = None
     strategy: Annotated[
-        Annotated[Prune | Screen, Field(discriminator="name")], BeforeValidator(_named)
+        Annotated[Prune | FreezeThaw, Field(discriminator="name")], BeforeValidator(_named)
     ] = Prune()
     seed: int = Field(default=0, ge=0)
     workers: PositiveInt | None = None
@@ -221,19 +214,11 @@ class CampaignConfig(_Model):
 
     @model_validator(mode="after")
     def _fits_together(self) -> "CampaignConfig":
-        if isinstance(self.strategy, Screen):
-            if self.pruner is not None:
-                raise ValueError(
-                    "pruner has no place beside the strategy screen, which decides itself when a "
-                    "trial stops"
-                )
-            if (self.strategy.n_startup_trials or 0) >= self.trials:
-                raise ValueError(
-                    f"strategy.n_startup_trials={self.strategy.n_startup_trials} leaves none of "
-                    f"the {self.trials} trials to screen"
-                )
-            if self.strategy.study == self.study:
-                raise ValueError("strategy.study must name another study than this one")
+        if isinstance(self.strategy, FreezeThaw) and self.pruner is not None:
+            raise ValueError(
+                "pruner has no place beside the strategy freeze_thaw, which decides itself who "
+                "goes on"
+            )
         return self
 
     @property

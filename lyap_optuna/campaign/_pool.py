@@ -6,7 +6,6 @@ import multiprocessing
 import os
 import signal
 import time
-import uuid
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,7 +15,16 @@ from multiprocessing.process import BaseProcess
 from typing import Any
 
 from lyap_optuna.campaign._config import Component, Dask
-from lyap_optuna.campaign._worker import Result, WorkerSpec, dask_task, process_main, told
+from lyap_optuna.campaign._strategies import Turn
+from lyap_optuna.campaign._worker import (
+    End,
+    Result,
+    WorkerSpec,
+    dask_task,
+    end_dask_workers,
+    process_main,
+    told,
+)
 
 
 @dataclass(frozen=True)
@@ -27,16 +35,16 @@ class Event:
         kind: ``report``, ``result``, ``died`` (a worker was killed or crashed), ``stopped`` (a
             worker ended because it was asked to), ``broken`` (a worker cannot work at all).
         worker: Number of the worker.
-        task: What it was running.
+        turn: What it was running.
         number: Trial number of a report.
         epochs: Reported epochs of that trial.
-        result: How the task ended.
+        result: How the turn ended.
         message: What went wrong.
     """
 
     kind: str
     worker: int = 0
-    task: str | None = None
+    turn: Turn | None = None
     number: int | None = None
     epochs: int = 0
     result: Result | None = None
@@ -48,13 +56,13 @@ class Pool(abc.ABC):
 
     @property
     @abc.abstractmethod
-    def running(self) -> list[str]:
-        """Tasks that run."""
+    def running(self) -> list[Turn]:
+        """Turns that run."""
 
     @property
     @abc.abstractmethod
     def idle(self) -> int:
-        """Workers that wait for a task."""
+        """Workers that wait for a turn."""
 
     @property
     @abc.abstractmethod
@@ -62,8 +70,8 @@ class Pool(abc.ABC):
         """Workers that there are."""
 
     @abc.abstractmethod
-    def submit(self) -> None:
-        """Let an idle worker run a trial."""
+    def submit(self, turn: Turn) -> None:
+        """Give an idle worker a turn."""
 
     @abc.abstractmethod
     def events(self, timeout: float) -> list[Event]:
@@ -74,12 +82,12 @@ class Pool(abc.ABC):
         """Ask all workers to stop at their next report."""
 
     @abc.abstractmethod
-    def kill(self) -> list[str]:
-        """End all workers at once; return the tasks that were running."""
+    def finish(self, interrupted: bool) -> Iterator[list[Event]]:
+        """Let workers end what rests in them, ``interrupted`` or done; yield what happens."""
 
     @abc.abstractmethod
     def close(self) -> None:
-        """Let idle workers end and release everything."""
+        """End all workers at once and release everything."""
 
 
 @dataclass
@@ -89,7 +97,7 @@ class _Process:
     connection: Connection
     ready: bool = False
     stopped: bool = False
-    task: str | None = None
+    turn: Turn | None = None
 
 
 class LocalPool(Pool):
@@ -120,14 +128,14 @@ class LocalPool(Pool):
         return _Process(index, process, ours)
 
     @property
-    def running(self) -> list[str]:
-        """Tasks that run."""
-        return [w.task for w in self._workers if w.task is not None]
+    def running(self) -> list[Turn]:
+        """Turns that run."""
+        return [w.turn for w in self._workers if w.turn is not None]
 
     @property
     def idle(self) -> int:
-        """Workers that wait for a task."""
-        return sum(w.ready and w.task is None for w in self._workers)
+        """Workers that wait for a turn."""
+        return sum(w.ready and w.turn is None for w in self._workers)
 
     @property
     def alive(self) -> int:
@@ -138,12 +146,12 @@ class LocalPool(Pool):
         """Return the process id of a worker."""
         return next((w.process.pid for w in self._workers if w.index == worker), None)
 
-    def submit(self) -> None:
-        """Let an idle worker run a trial."""
-        worker = next(w for w in self._workers if w.ready and w.task is None)
-        worker.task = uuid.uuid4().hex
+    def submit(self, turn: Turn) -> None:
+        """Give an idle worker a turn."""
+        worker = next(w for w in self._workers if w.ready and w.turn is None)
+        worker.turn = turn
         with contextlib.suppress(OSError):  # it died; its pipe tells us
-            worker.connection.send(worker.task)
+            worker.connection.send(turn)
 
     def events(self, timeout: float) -> list[Event]:
         """Wait until something happens, at most so many seconds."""
@@ -170,10 +178,10 @@ class LocalPool(Pool):
             worker.stopped = True
             return Event("broken", worker.index, message=content[0])
         elif kind == "report":
-            return Event("report", worker.index, worker.task, number=content[0], epochs=content[1])
+            return Event("report", worker.index, worker.turn, number=content[0], epochs=content[1])
         elif kind == "result":
-            task, worker.task = worker.task, None
-            return Event("result", worker.index, task, result=content[0])
+            turn, worker.turn = worker.turn, None
+            return Event("result", worker.index, turn, result=content[0])
         elif kind == "gone":
             worker.process.join()
             worker.connection.close()
@@ -183,7 +191,7 @@ class LocalPool(Pool):
             if not self._stopping:
                 self._workers.append(self._start(worker.index))
             code = worker.process.exitcode
-            return Event("died", worker.index, worker.task, message=f"exit code {code}")
+            return Event("died", worker.index, worker.turn, message=f"exit code {code}")
         return None
 
     def stop(self) -> None:
@@ -193,24 +201,24 @@ class LocalPool(Pool):
             with contextlib.suppress(OSError):
                 worker.connection.send(None)
 
-    def kill(self) -> list[str]:
-        """End all workers at once; return the tasks that were running."""
+    def finish(self, interrupted: bool) -> Iterator[list[Event]]:
+        """Let workers end what rests in them; yield what happens until all have gone."""
         self._stopping = True
-        tasks = self.running
+        for worker in self._workers:
+            with contextlib.suppress(OSError):
+                worker.connection.send(End(interrupted))
+        while self._workers:
+            yield self.events(0.2)
+
+    def close(self) -> None:
+        """Kill what has not ended."""
+        self._stopping = True
         for worker in self._workers:
             worker.process.kill()
         for worker in self._workers:
             worker.process.join()
             worker.connection.close()
         self._workers = []
-        return tasks
-
-    def close(self) -> None:
-        """Let idle workers end, and kill what does not."""
-        self.stop()
-        for worker in self._workers:
-            worker.process.join(timeout=0 if worker.task else 30)
-        self.kill()
 
 
 @contextlib.contextmanager
@@ -260,7 +268,6 @@ class DaskPool(Pool):
 
         self._spec = spec
         self._n_workers = n_workers
-        self._run = uuid.uuid4().hex
         self._cluster = _start_cluster(dask) if dask.cluster is not None else None
         try:
             self._client = distributed.Client(
@@ -270,19 +277,19 @@ class DaskPool(Pool):
             if self._cluster is not None:
                 self._cluster.close()
             raise
-        self._event = distributed.Event(f"lyap-optuna-stop-{self._run}", client=self._client)
-        self._futures: dict[Any, tuple[str, int]] = {}
+        self._event = distributed.Event(f"lyap-optuna-stop-{spec.run}", client=self._client)
+        self._futures: dict[Any, tuple[Turn, int]] = {}
         self._threads = 0
         self._asked = 0.0
 
     @property
-    def running(self) -> list[str]:
-        """Tasks that run."""
-        return [task for task, _ in self._futures.values()]
+    def running(self) -> list[Turn]:
+        """Turns that run."""
+        return [turn for turn, _ in self._futures.values()]
 
     @property
     def idle(self) -> int:
-        """Threads of the cluster that wait for a task; clusters grow and shrink."""
+        """Threads of the cluster that wait for a turn; clusters grow and shrink."""
         return max(self.alive - len(self._futures), 0)
 
     @property
@@ -293,15 +300,14 @@ class DaskPool(Pool):
             self._asked = time.monotonic()
         return min(self._threads, self._n_workers or self._threads)
 
-    def submit(self) -> None:
-        """Let an idle worker run a trial."""
-        task = uuid.uuid4().hex
+    def submit(self, turn: Turn) -> None:
+        """Give an idle worker a turn."""
         taken = {index for _, index in self._futures.values()}
         index = next(i for i in range(len(taken) + 1) if i not in taken)
         future = self._client.submit(
-            dask_task, self._spec, self._run, task, index, key=f"lyap-optuna-{task}", pure=False
+            dask_task, self._spec, turn, index, key=f"lyap-optuna-{turn.task}", pure=False
         )
-        self._futures[future] = (task, index)
+        self._futures[future] = (turn, index)
 
     def events(self, timeout: float) -> list[Event]:
         """Wait until something happens, at most so many seconds."""
@@ -310,33 +316,36 @@ class DaskPool(Pool):
             time.sleep(timeout)
         events = []
         for future in done:
-            task, index = self._futures.pop(future)
+            turn, index = self._futures.pop(future)
             try:
                 result = future.result()
             except Exception as error:  # killed more often than Dask allows, or cancelled
-                events.append(Event("died", index, task, message=told(error)))
+                events.append(Event("died", index, turn, message=told(error)))
                 continue
-            if result.error is not None and result.number is None:
-                events.append(Event("broken", index, task, message=result.error))
+            if result.broken is not None:
+                events.append(Event("broken", index, turn, message=result.broken))
             else:
-                events.append(Event("result", index, task, result=result))
+                events.append(Event("result", index, turn, result=result))
         return events
 
     def stop(self) -> None:
         """Ask all workers to stop at their next report."""
         self._event.set()
 
-    def kill(self) -> list[str]:
-        """Give up the tasks; their processes belong to the cluster and see the event."""
-        tasks = self.running
+    def finish(self, interrupted: bool) -> Iterator[list[Event]]:
+        """Let workers end what rests in them; yield what happens."""
+        answers = self._client.run(end_dask_workers, self._spec.run, interrupted, on_error="ignore")
+        results = [result for answer in answers.values() for result in answer]
+        yield [Event("result", result=result) for result in results]
+
+    def close(self) -> None:
+        """Give up what runs, tell workers to stop, and close what this pool opened.
+
+        The processes belong to the cluster and see the event.
+        """
         self._event.set()
         self._client.cancel(list(self._futures), force=True)
         self._futures = {}
-        return tasks
-
-    def close(self) -> None:
-        """Tell the workers to stop listening, and close what this pool opened."""
-        self._event.set()
         self._client.close()
         if self._cluster is not None:
             self._cluster.close()

@@ -1,8 +1,10 @@
 """What happens to trials whose worker died or was told to stop: each is repeated, once."""
 
+import contextlib
 import os
 import platform
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import psutil
@@ -11,16 +13,18 @@ from optuna.study import Study
 from optuna.trial import BaseTrial, FrozenTrial, TrialState
 
 from lyap_optuna.campaign._retry import INTERRUPTED, WORKER, retry_once
-from lyap_optuna.records import number_in, repeat, stored_trial
-from lyap_optuna.records._keys import CONTINUES, REPEATS
+from lyap_optuna.records import Decision, number_in, repeat, stored_trial, write_decision
+from lyap_optuna.records._keys import CONTINUES, REPEATS, RESTING
+from lyap_optuna.search._sampling import as_pruned
 
 
 def previous_attempt(trial: BaseTrial) -> int | None:
     """Return the number of the trial from whose checkpoint this one may go on, or None.
 
-    That is the latest of the screened or pruned trial which it continues, the interrupted one
-    which it repeats, and the one whose worker died. Save checkpoints under ``trial.number`` and
-    look for this number's when a trial begins; without a checkpoint, begin from the start.
+    That is the latest of the pruned trial which it continues, the one which it repeats because that
+    was interrupted or ran out of memory, and the one whose worker died. Save checkpoints under
+    ``trial.number`` and look for this number's when a trial begins; without a checkpoint, begin
+    from the start.
 
     Args:
         trial: A running trial.
@@ -45,10 +49,11 @@ def previous_attempt(trial: BaseTrial) -> int | None:
     return None
 
 
-def owner(task: str) -> dict[str, Any]:
+def owner(task: str, run: str = "") -> dict[str, Any]:
     """Return the mark that a worker leaves on its trial."""
     process = psutil.Process()
     return {
+        "run": run,
         "task": task,
         "host": platform.node(),
         "pid": process.pid,
@@ -69,35 +74,82 @@ def process_is_gone(mark: Mapping[str, Any]) -> bool:
         return False
 
 
-def recover(study: Study, is_dead: Callable[[Mapping[str, Any]], bool]) -> list[int]:
-    """Fail the running trials of dead workers and retry each once, with Optuna's own callback.
+def marked(study: Study, chosen: Callable[[Mapping[str, Any]], bool]) -> list[FrozenTrial]:
+    """Return the running trials, also those that rest, whose worker's mark is ``chosen``."""
+    running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+    marks = [(trial, trial.user_attrs.get(WORKER)) for trial in running]
+    return [trial for trial, mark in marks if isinstance(mark, Mapping) and chosen(mark)]
 
-    On databases Optuna's heartbeat does the same for workers that no parent watches. The state
-    decides who was first, so that there is one retry whoever notices.
 
-    Returns:
-        Numbers of the trials that were failed.
+def same_process(trials: Iterable[FrozenTrial]) -> Callable[[Mapping[str, Any]], bool]:
+    """Return whether a mark is of a process that signed one of these trials."""
+    processes = {_process(trial.user_attrs[WORKER]) for trial in trials} - {None}
+    return lambda mark: _process(mark) in processes
+
+
+def _process(mark: Mapping[str, Any]) -> tuple[str, int, float] | None:
+    match mark:
+        case {"host": str(host), "pid": int(pid), "started": float(started)}:
+            return host, pid, started
+    return None
+
+
+@dataclass(frozen=True)
+class Settled:
+    """What has become of trials whose worker is gone, as numbers.
+
+    Args:
+        failed: They failed and are queued again.
+        rested: They rested, and ended with their last report.
     """
-    failed = []
-    for trial in _running(study, is_dead):
+
+    failed: list[int] = field(default_factory=list)
+    rested: list[int] = field(default_factory=list)
+
+
+def settle(
+    study: Study,
+    trials: Iterable[FrozenTrial],
+    has_checkpoint: Callable[[int], bool],
+    *,
+    interrupted: bool = False,
+) -> Settled:
+    """End running trials of workers that are gone, each once whoever notices: the state decides.
+
+    * One that ran fails, and is retried once, with Optuna's own callback. (On databases Optuna's
+      heartbeat does the same for workers that no parent watches.)
+    * One that rested is PRUNED with its last report; FAIL where it has none.
+    * One that rested and has a checkpoint, and all that ran where the campaign was ``interrupted``,
+      are left to :func:`repeat_interrupted`.
+    """
+    settled = Settled()
+    for trial in trials:
+        rests = trial.user_attrs.get(RESTING) is True
+        goes_on = has_checkpoint(trial.number)
+        if rests and not goes_on:
+            if _end_at_rest(study, trial):
+                settled.rested.append(trial.number)
+            continue
+        if rests or interrupted:
+            with contextlib.suppress(UpdateFinishedTrialError):
+                study._storage.set_trial_user_attr(trial._trial_id, INTERRUPTED, True)
+                study._storage.set_trial_user_attr(trial._trial_id, RESTING, False)
         if fail(study, trial):
             retry_once(study, study._storage.get_trial(trial._trial_id))
-            failed.append(trial.number)
-    return failed
+            settled.failed.append(trial.number)
+    return settled
 
 
-def interrupt(study: Study, is_stopped: Callable[[Mapping[str, Any]], bool]) -> list[int]:
-    """End the running trials of workers that were stopped at once.
-
-    Returns:
-        Numbers of the trials that were failed.
-    """
-    failed = []
-    for trial in _running(study, is_stopped):
-        study._storage.set_trial_user_attr(trial._trial_id, INTERRUPTED, True)
-        if fail(study, trial):
-            failed.append(trial.number)
-    return failed
+def _end_at_rest(study: Study, trial: FrozenTrial) -> bool:
+    ended = as_pruned(trial)
+    told = "It rested when its worker ended, and no other could go on with it."
+    step = trial.last_step or 0
+    try:
+        study._storage.set_trial_user_attr(trial._trial_id, RESTING, False)
+        write_decision(study, trial, Decision(step, verdict="pruned", because="rested", told=told))
+        return study._storage.set_trial_state_values(trial._trial_id, ended.state, ended.values)
+    except UpdateFinishedTrialError:
+        return False
 
 
 def fail(study: Study, trial: FrozenTrial) -> bool:
@@ -123,9 +175,3 @@ def repeat_interrupted(study: Study) -> int:
             repeat(study, trial)
             n_repeated += 1
     return n_repeated
-
-
-def _running(study: Study, chosen: Callable[[Mapping[str, Any]], bool]) -> list[FrozenTrial]:
-    running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
-    marked = [(trial, trial.user_attrs.get(WORKER)) for trial in running]
-    return [trial for trial, mark in marked if isinstance(mark, Mapping) and chosen(mark)]

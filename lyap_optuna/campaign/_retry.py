@@ -8,6 +8,8 @@ from optuna.storages import RetryHeartbeatStaleTrialCallback
 from optuna.study import Study
 from optuna.trial import FrozenTrial
 
+from lyap_optuna.records._keys import RESTING
+
 MAX_RETRY = 1
 """A trial whose worker died is repeated so many times."""
 
@@ -21,14 +23,15 @@ INTERRUPTED = "lyapunov:interrupted"
 def retry_once(study: Study, trial: FrozenTrial) -> None:
     """Queue a failed trial again, with all its attributes, as Optuna's own callback does.
 
-    The retry does not inherit the mark of the dead worker: whoever looks for trials of dead
+    The retry does not inherit the marks of the dead worker: whoever looks for trials of dead
     workers would take it for one. A trial that was being interrupted when its worker died is
     left to :func:`~lyap_optuna.campaign._recovery.repeat_interrupted`.
     """
     if trial.user_attrs.get(INTERRUPTED) is True:
         return
     stored = copy.deepcopy(trial)  # the callback extends a list within the attributes
-    stored.user_attrs.pop(WORKER, None)
+    for mark in (WORKER, RESTING):
+        stored.user_attrs.pop(mark, None)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)
         RetryHeartbeatStaleTrialCallback(MAX_RETRY)(study, stored)

@@ -4,6 +4,7 @@ import os
 import signal
 import threading
 import time
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -12,13 +13,19 @@ from typing import Any
 
 import optuna
 from optuna.study import Study
+from optuna.trial import FrozenTrial
 
 from lyap_optuna.campaign._config import CampaignConfig, Dask
 from lyap_optuna.campaign._pool import DaskPool, Event, LocalPool, Pool
-from lyap_optuna.campaign._recovery import interrupt, process_is_gone, recover, repeat_interrupted
+from lyap_optuna.campaign._recovery import (
+    marked,
+    process_is_gone,
+    repeat_interrupted,
+    settle,
+)
 from lyap_optuna.campaign._storage import open_storage, storage_of
-from lyap_optuna.campaign._strategies import Strategy, strategy_of
-from lyap_optuna.campaign._worker import Secret, WorkerSpec
+from lyap_optuna.campaign._strategies import Strategy
+from lyap_optuna.campaign._worker import Ended, Secret, WorkerSpec, strategy_of
 
 _POLL_SECONDS = 0.2
 
@@ -95,25 +102,30 @@ def run_campaign(
         )
     study = open_study(config, url)
     strategy = strategy_of(config)
-    _recover_earlier_runs(study, view)
+    _recover_earlier_runs(study, strategy, view)
     spec = WorkerSpec(
-        config, Secret(url), (str(config.path.parent),), _threads(config, n_workers, where)
+        config,
+        Secret(url),
+        (str(config.path.parent),),
+        _threads(config, n_workers, where),
+        run=uuid.uuid4().hex,
     )
-    missing = strategy.missing(study)
-    if missing == 0 and not strategy.advance(study):
+    missing = strategy.missing(study.get_trials(deepcopy=False))
+    if missing == 0:
         return CampaignResult()
-    view.started(study, missing, strategy.total(study))
+    view.started(study, missing, config.trials)
     pool: Pool
     with _signals() as signals:
         if where is not None:
             pool = DaskPool(spec, where, config.workers)
         else:
             pool = LocalPool(spec, n_workers or 1)
+        campaign = _Run(spec, study, strategy, pool, view, signals)
         try:
-            return _Run(config, study, strategy, pool, view, signals).until_done()
+            campaign.until_done()
         finally:
-            pool.close()
-            repeat_interrupted(study)
+            campaign.close()
+    return campaign.result()
 
 
 def open_study(config: CampaignConfig, url: str, *, create: bool = True) -> Study:
@@ -151,10 +163,12 @@ def open_study(config: CampaignConfig, url: str, *, create: bool = True) -> Stud
     return study
 
 
-def _recover_earlier_runs(study: Study, view: View) -> None:
-    dead = recover(study, process_is_gone)
-    if dead:
-        view.note(f"{len(dead)} trials of workers that are gone are queued again.")
+def _recover_earlier_runs(study: Study, strategy: Strategy, view: View) -> None:
+    dead = settle(study, marked(study, process_is_gone), strategy.has_checkpoint)
+    if dead.failed:
+        view.note(f"{len(dead.failed)} trials of workers that are gone are queued again.")
+    if dead.rested:
+        view.note(f"{len(dead.rested)} trials that rested in them have ended.")
     repeat_interrupted(study)
 
 
@@ -170,14 +184,14 @@ def _threads(config: CampaignConfig, n_workers: int | None, where: Dask | None) 
 class _Run:
     def __init__(
         self,
-        config: CampaignConfig,
+        spec: WorkerSpec,
         study: Study,
         strategy: Strategy,
         pool: Pool,
         view: View,
         signals: list[int],
     ) -> None:
-        self._config = config
+        self._config, self._id = spec.config, spec.run
         self._study = study
         self._strategy = strategy
         self._pool = pool
@@ -186,38 +200,68 @@ class _Run:
         self._result = CampaignResult()
         self._n_failures = 0
         self._error: str | None = None
-        self._deadline = None if config.time_limit is None else time.monotonic() + config.time_limit
+        limit = spec.config.time_limit
+        self._deadline = None if limit is None else time.monotonic() + limit
 
-    def until_done(self) -> CampaignResult:
+    def until_done(self) -> None:
         changed = True
+        trials: list[FrozenTrial] = []
         while True:
             self._stop_if_told()
+            if changed:
+                trials = self._study.get_trials(deepcopy=False)
+                self._view.progress(self._strategy.missing(trials), self._config.trials)
             if self._result.stopped is not None:
                 if not self._pool.running or len(self._signals) > 1:
                     break
-            elif changed:
-                missing = self._strategy.missing(self._study)
-                self._view.progress(missing, self._strategy.total(self._study))
-                if missing == 0 and not self._pool.running:
-                    if not self._strategy.advance(self._study):
-                        break
-                    continue
-            if self._result.stopped is None:
-                left = missing - len(self._pool.running)
-                for _ in range(min(left, self._pool.idle)):
-                    self._pool.submit()
-                if self._pool.alive == 0 and isinstance(self._pool, LocalPool):
-                    self._stop("interrupted", "All workers were stopped.")
+            elif not self._give_turns(trials) and not self._pool.running:
+                break
             changed = False
             for event in self._pool.events(_POLL_SECONDS):
                 changed |= self._handle(event)
-        # What still runs was told to stop a second time.
-        tasks = set(self._pool.kill()) if self._pool.running else set()
-        interrupt(self._study, lambda mark: mark.get("task") in tasks)
+        for events in self._pool.finish(self._interrupted):
+            for event in events:
+                self._handle(event)
+            if len(self._signals) > 1:
+                break
+
+    @property
+    def _interrupted(self) -> bool:
+        return self._result.stopped not in (None, "exhausted")
+
+    def close(self) -> None:
+        """End the workers, and the trials of those that could not do it themselves."""
+        self._pool.close()
+        # They were told to stop a second time, or their process died at rest.
+        may_go_on = self._strategy.has_checkpoint if self._interrupted else lambda number: False
+        left = marked(self._study, lambda mark: mark.get("run") == self._id)
+        settle(self._study, left, may_go_on, interrupted=self._interrupted)
+        repeat_interrupted(self._study)
+
+    def result(self) -> CampaignResult:
+        """Return how it ended.
+
+        Raises:
+            CampaignError: It could not go on.
+        """
         if self._error is not None:
             raise CampaignError(self._error)
-        self._result.missing = self._strategy.missing(self._study)
+        trials = self._study.get_trials(deepcopy=False)
+        self._result.missing = self._strategy.missing(trials)
+        self._view.progress(self._result.missing, self._config.trials)
+        if self._result.missing and self._strategy.exhausted:
+            self._result.stopped = self._result.stopped or "exhausted"
         return self._result
+
+    def _give_turns(self, trials: list[FrozenTrial]) -> bool:
+        """Give idle workers turns; whether there is more to do."""
+        while turn := self._strategy.turn(trials, self._pool.running, self._pool.alive):
+            if self._pool.idle == 0:
+                if self._pool.alive == 0 and isinstance(self._pool, LocalPool):
+                    self._stop("interrupted", "All workers were stopped.")
+                return True
+            self._pool.submit(turn)
+        return False
 
     def _stop_if_told(self) -> None:
         if self._result.stopped in (None, "exhausted"):
@@ -244,31 +288,41 @@ class _Run:
             return False
         if event.kind == "died":
             self._died(event)
-        elif event.result is not None and event.result.state is not None:
+        elif event.result is not None:
             result = event.result
-            states = self._result.states
-            states[result.state or ""] = states.get(result.state or "", 0) + 1
-            if result.number is not None:
-                self._view.ended(event.worker, result.number, result.state or "")
-            if result.error is not None:
-                self._failed(f"Trial {result.number} failed: {result.error}")
-            if result.interrupted:
+            if event.turn is not None:
+                self._strategy.took(event.turn, result)
+            for ended in result.ended:
+                self._ended(event.worker, ended)
+            if any(ended.interrupted for ended in result.ended):
                 repeat_interrupted(self._study)
             if result.exhausted and self._result.stopped is None:
                 self._result.stopped = "exhausted"  # what runs may end
         return True
 
+    def _ended(self, worker: int, ended: Ended) -> None:
+        states = self._result.states
+        states[ended.state] = states.get(ended.state, 0) + 1
+        if ended.number is not None:
+            self._view.ended(worker, ended.number, ended.state)
+        if ended.error is not None:
+            self._failed(f"Trial {ended.number} failed: {ended.error}")
+
     def _died(self, event: Event) -> None:
         text = f"Worker {event.worker} died ({event.message})."
-        if event.task is None:
-            self._failed(text)
-            return
-        if self._result.stopped is None:
-            failed = recover(self._study, lambda mark: mark.get("task") == event.task)
-        else:
-            failed = interrupt(self._study, lambda mark: mark.get("task") == event.task)
-        trials = f" Its trial {failed[0]} failed and is queued again." if failed else ""
-        self._failed(text + trials)
+        task = None if event.turn is None else event.turn.task
+        settled = settle(
+            self._study,
+            marked(self._study, lambda mark: mark.get("task") == task or process_is_gone(mark)),
+            self._strategy.has_checkpoint,
+            interrupted=self._result.stopped is not None,
+        )
+        repeat_interrupted(self._study)
+        for number in settled.failed:
+            text += f" Its trial {number} failed and is queued again."
+        if settled.rested:
+            text += f" {len(settled.rested)} that rested in it ended as they were."
+        self._failed(text)
 
     def _failed(self, text: str) -> None:
         self._view.note(text)

@@ -9,10 +9,10 @@ from optuna.trial import FrozenTrial, TrialState
 from lyap_optuna._logging import get_logger
 from lyap_optuna.campaign._config import CampaignConfig
 from lyap_optuna.campaign._retry import INTERRUPTED
-from lyap_optuna.campaign._strategies import strategy_of
+from lyap_optuna.campaign._worker import strategy_of
 from lyap_optuna.prediction import TrialPrediction, rank_trials
 from lyap_optuna.records import number_in
-from lyap_optuna.records._keys import CONTINUES
+from lyap_optuna.records._keys import CONTINUES, RESTING
 
 _logger = get_logger(__name__)
 
@@ -25,6 +25,7 @@ class CampaignStatus:
         total: Trials that it will have, COMPLETE and PRUNED.
         missing: Those still to end.
         running: Trials that run.
+        resting: Trials that a worker has paused and may go on with (strategy ``freeze_thaw``).
         waiting: Trials that are queued.
         complete: COMPLETE trials.
         pruned: PRUNED trials.
@@ -40,6 +41,7 @@ class CampaignStatus:
     total: int
     missing: int
     running: int
+    resting: int
     waiting: int
     complete: int
     pruned: int
@@ -59,14 +61,15 @@ def campaign_status(config: CampaignConfig, study: Study) -> CampaignStatus:
         study: Its study.
     """
     trials = study.get_trials(deepcopy=False)
-    strategy = strategy_of(config)
+    rests = [t.user_attrs.get(RESTING) is True and t.state == TrialState.RUNNING for t in trials]
     states = [trial.state for trial in trials]
     values = [t.value for t in trials if t.state == TrialState.COMPLETE and t.value is not None]
     best = min if config.direction == "minimize" else max
     return CampaignStatus(
-        total=strategy.total(study),
-        missing=strategy.missing(study),
-        running=states.count(TrialState.RUNNING),
+        total=config.trials,
+        missing=strategy_of(config).missing(trials),
+        running=states.count(TrialState.RUNNING) - sum(rests),
+        resting=sum(rests),
         waiting=states.count(TrialState.WAITING),
         complete=states.count(TrialState.COMPLETE),
         pruned=states.count(TrialState.PRUNED),

@@ -1,206 +1,135 @@
-"""What is left to run, and when a trial stops: the strategies ``prune`` and ``screen``."""
+"""What is left to do, and how a worker does it. Here: ``prune``, the ordinary way."""
 
 import abc
-import math
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import optuna
-from optuna.pruners import BasePruner
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
-from lyap_optuna._logging import get_logger
-from lyap_optuna.campaign._config import CampaignConfig, Screen, make_pruner
-from lyap_optuna.prediction import rank_trials
-from lyap_optuna.records import Decision, number_in, repeat, write_decision
-from lyap_optuna.records._keys import CONTINUES
+from lyap_optuna.campaign._config import CampaignConfig, make_pruner
 
-_logger = get_logger(__name__)
+if TYPE_CHECKING:
+    from lyap_optuna.campaign._worker import Result, Worker
 
-ROLE = "lyapunov:screen"
-"""What a trial is for in a screening: ``train``, ``screen`` or ``continue``."""
+COUNTED = (TrialState.COMPLETE, TrialState.PRUNED)
 
-_COUNTED = (TrialState.COMPLETE, TrialState.PRUNED)
+
+@dataclass(frozen=True)
+class Turn:
+    """What a worker is to do next.
+
+    Args:
+        task: What marks the trial that it runs.
+        begin: Whether it may begin a trial.
+        n_steps: After how many reports it has to end; None for as many as it takes.
+    """
+
+    task: str = field(default_factory=lambda: uuid.uuid4().hex)
+    begin: bool = True
+    n_steps: int | None = None
+
+
+class Session(abc.ABC):
+    """How one worker runs trials, turn by turn."""
+
+    @abc.abstractmethod
+    def run(self, turn: Turn) -> bool:
+        """Run a trial; whether there was one to run."""
+
+    def close(self, interrupted: bool) -> None:  # noqa: B027
+        """End what is left, because the campaign is done or, ``interrupted``, was stopped."""
 
 
 class Strategy(abc.ABC):
-    """How a campaign goes about its trials. The parent asks what is left; workers use the rest."""
+    """How a campaign goes about its trials. The parent asks what is left; workers run turns."""
+
+    exhausted = False
+    """Whether the sampler has no more to suggest, though trials that rest may go on."""
 
     @abc.abstractmethod
-    def missing(self, study: Study) -> int:
+    def missing(self, trials: Sequence[FrozenTrial]) -> int:
         """Return how many trials are still to end as COMPLETE or PRUNED, those running included."""
 
-    def advance(self, study: Study) -> bool:
-        """Queue what comes next, when nothing is missing and nothing runs; whether there was."""
-        return False
+    @abc.abstractmethod
+    def turn(
+        self, trials: Sequence[FrozenTrial], running: Sequence[Turn], alive: int
+    ) -> Turn | None:
+        """Return what the next idle worker is to do; None where there is nothing now.
+
+        Args:
+            trials: The trials of the study.
+            running: The turns that run.
+            alive: Workers that there are.
+        """
+
+    def took(self, turn: Turn, result: "Result") -> None:  # noqa: B027
+        """Take note of how a turn ended."""
 
     @abc.abstractmethod
-    def total(self, study: Study) -> int:
-        """Return how many trials the campaign will have, as far as is known."""
+    def session(self, worker: "Worker") -> Session:
+        """Return how a worker runs its turns."""
 
-    @abc.abstractmethod
-    def pruner(self) -> BasePruner:
-        """Return the pruner of a worker's study."""
-
-    def begin(self, trial: optuna.Trial) -> None:  # noqa: B027
-        """Prepare a trial that begins."""
-
-    def must_stop(self, trial: FrozenTrial) -> bool:
-        """Whether a trial that ignored ``should_prune`` is stopped at its next report."""
+    def has_checkpoint(self, number: int) -> bool:
+        """Return whether a trial that rested can go on in another process."""
         return False
 
 
 class PruneStrategy(Strategy):
-    """Every configuration is trained until it ends or the pruner gives it up."""
+    """Every configuration is trained until it ends or the pruner gives it up.
+
+    Args:
+        config: What the campaign file says.
+    """
 
     def __init__(self, config: CampaignConfig) -> None:
         self._config = config
 
-    def missing(self, study: Study) -> int:
+    def missing(self, trials: Sequence[FrozenTrial]) -> int:
         """Return the total less the COMPLETE and PRUNED trials."""
-        done = len(study.get_trials(deepcopy=False, states=_COUNTED))
-        return max(self._config.trials - done, 0)
+        return max(self._config.trials - sum(t.state in COUNTED for t in trials), 0)
 
-    def total(self, study: Study) -> int:
-        """Return the number of trials in the file."""
-        return self._config.trials
+    def turn(
+        self, trials: Sequence[FrozenTrial], running: Sequence[Turn], alive: int
+    ) -> Turn | None:
+        """Return a trial more, up to the total."""
+        return Turn() if self.missing(trials) > len(running) else None
 
-    def pruner(self) -> BasePruner:
-        """Return the pruner that the file names."""
-        return make_pruner(self._config.pruner)
-
-
-class ScreenStrategy(Strategy):
-    """Most configurations stop after a few epochs; the best of them are continued.
-
-    The first ``n_startup_trials`` run to the end and train the predictor (or an earlier study
-    did). When all the configurations of the file are done, those that were stopped are ranked by
-    :func:`~lyap_optuna.rank_trials`, and the best are queued as new trials with the same
-    parameters, each once.
-    """
-
-    def __init__(self, config: CampaignConfig, screen: Screen) -> None:
-        self._config = config
-        self._screen = screen
-
-    def missing(self, study: Study) -> int:
-        """Return the configurations to try; when all were, the continued trials to end."""
-        trials = study.get_trials(deepcopy=False)
-        tried = sum(t.state in _COUNTED and number_in(t, CONTINUES) is None for t in trials)
-        if tried < self._config.trials:
-            return self._config.trials - tried
-        ended = {number_in(t, CONTINUES) for t in trials if t.state in _COUNTED}
-        pending = {
-            number_in(t, CONTINUES)
-            for t in trials
-            if t.state in (TrialState.WAITING, TrialState.RUNNING)
-        }
-        return len(pending - ended - {None})
-
-    def advance(self, study: Study) -> bool:
-        """Queue the best of the screened trials, where that was not done yet."""
-        trials = study.get_trials(deepcopy=False)
-        chosen = {number_in(t, CONTINUES) for t in trials} - {None}
-        n_more = self._screen.best - len(chosen)
-        ranked = [t for t in self.ranked(study) if t.number not in chosen][: max(n_more, 0)]
-        for trial in ranked:
-            repeat(study, trial, mark=CONTINUES)
-        return bool(ranked)
-
-    def ranked(self, study: Study) -> list[FrozenTrial]:
-        """Return the screened trials, best first.
-
-        Where nothing can be predicted, they stand by their last reported value.
-        """
-        trials = study.get_trials(deepcopy=False)
-        screened = [
-            t for t in trials if t.state == TrialState.PRUNED and number_in(t, CONTINUES) is None
-        ]
-        basis = [t for t in trials if t.state == TrialState.COMPLETE]
-        if self._screen.study is not None:
-            earlier = optuna.load_study(study_name=self._screen.study, storage=study._storage)
-            basis = earlier.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)) + basis
-        # One study of both: the predictor judges what it was not fitted on.
-        optuna_verbosity = optuna.logging.get_verbosity()
-        optuna.logging.set_verbosity(optuna.logging.WARNING)
-        try:
-            together = optuna.create_study(direction=self._config.direction)
-        finally:
-            optuna.logging.set_verbosity(optuna_verbosity)
-        for trial in basis + screened:
-            together.add_trial(trial)
-        place = {}
-        for position, entry in enumerate(rank_trials(together)):
-            if entry.number >= len(basis) and entry.predicted_value is not None:
-                place[screened[entry.number - len(basis)].number] = position
-        sign = -1.0 if self._config.direction == "maximize" else 1.0
-
-        def order(trial: FrozenTrial) -> tuple[float, float]:
-            last = trial.intermediate_values.get(trial.last_step or 0, math.nan)
-            value = math.inf if math.isnan(last) else sign * last
-            return (place.get(trial.number, math.inf), value)
-
-        return sorted(screened, key=order)
-
-    def total(self, study: Study) -> int:
-        """Return the number of configurations and of those to be continued."""
-        screened = self._config.trials - (self._screen.n_startup_trials or 0)
-        return self._config.trials + min(self._screen.best, screened)
-
-    def pruner(self) -> BasePruner:
-        """Return a pruner that stops screened trials after their epochs."""
-        return ScreenPruner(self._screen.steps)
-
-    def begin(self, trial: optuna.Trial) -> None:
-        """Give the trial its role, whatever role it may have inherited."""
-        trial.set_user_attr(ROLE, self._role(trial))
-
-    def _role(self, trial: optuna.Trial) -> str:
-        continues = trial.user_attrs.get(CONTINUES)
-        if isinstance(continues, int):
-            return "continue"
-        n_training = 0
-        for other in trial.study.get_trials(deepcopy=False)[: trial.number]:
-            # Earlier trials come first; one that failed is replaced by the next.
-            if other.state in (TrialState.RUNNING, *_COUNTED):
-                n_training += other.user_attrs.get(ROLE, "train") == "train"
-        return "train" if n_training < (self._screen.n_startup_trials or 0) else "screen"
-
-    def must_stop(self, trial: FrozenTrial) -> bool:
-        """Whether it has gone on for an epoch more than it should."""
-        is_screened = trial.user_attrs.get(ROLE) == "screen"
-        return is_screened and len(trial.intermediate_values) > self._screen.steps
+    def session(self, worker: "Worker") -> Session:
+        """Return a session of ``study.optimize`` with the pruner that the file names."""
+        worker.study.pruner = make_pruner(self._config.pruner)
+        return _Optimize(worker)
 
 
-class ScreenPruner(BasePruner):
-    """Stops the trials that are only screened.
+class _Failed(Exception):
+    """An objective's failure: what it raised may hold a password in its traceback."""
 
-    Args:
-        steps: After so many reported epochs.
-    """
 
-    def __init__(self, steps: int) -> None:
-        self._steps = steps
+class _Optimize(Session):
+    def __init__(self, worker: "Worker") -> None:
+        self._worker = worker
 
-    def prune(self, study: Study, trial: FrozenTrial) -> bool:
-        """Judge whether the trial has had its epochs."""
-        if trial.user_attrs.get(ROLE) != "screen" or trial.last_step is None:
-            return False
-        if len(trial.intermediate_values) < self._steps:
-            return False
-        reason = (
-            f"Screened: it stops after {self._steps} epoch{'s' if self._steps > 1 else ''}, is "
-            "ranked by its predicted value, and continued as a new trial if it is among the best."
+    def run(self, turn: Turn) -> bool:
+        begun = False
+
+        def objective(trial: optuna.Trial) -> Any:
+            nonlocal begun
+            begun = True
+            try:
+                return self._worker.objective(self._worker.begin(trial))
+            except optuna.TrialPruned:
+                raise
+            except BaseException as error:
+                self._worker.failed(trial, error)
+                raise _Failed from None
+
+        self._worker.study.optimize(
+            objective, n_trials=1, catch=(_Failed,), callbacks=[self._ended]
         )
-        write_decision(
-            study,
-            trial,
-            Decision(step=trial.last_step, verdict="pruned", because="screen", told=reason),
-        )
-        return True
+        return begun
 
-
-def strategy_of(config: CampaignConfig) -> Strategy:
-    """Return the strategy that the file names."""
-    if isinstance(config.strategy, Screen):
-        return ScreenStrategy(config, config.strategy)
-    return PruneStrategy(config)
+    def _ended(self, study: Study, trial: FrozenTrial) -> None:
+        self._worker.ended(trial, otherwise="its value is not a finite number")

@@ -9,7 +9,7 @@ import sys
 import threading
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -19,11 +19,17 @@ import torch
 from optuna.trial import FrozenTrial, TrialState
 
 from lyap_optuna._logging import without_passwords
-from lyap_optuna.campaign._config import SAME_SEED_EVERYWHERE, CampaignConfig, make_sampler
-from lyap_optuna.campaign._recovery import owner, recover
+from lyap_optuna.campaign._config import (
+    SAME_SEED_EVERYWHERE,
+    CampaignConfig,
+    FreezeThaw,
+    make_sampler,
+)
+from lyap_optuna.campaign._freeze_thaw import FreezeThawStrategy
+from lyap_optuna.campaign._recovery import marked, owner, same_process, settle
 from lyap_optuna.campaign._retry import INTERRUPTED, WORKER
 from lyap_optuna.campaign._storage import open_storage, patiently
-from lyap_optuna.campaign._strategies import strategy_of
+from lyap_optuna.campaign._strategies import PruneStrategy, Session, Strategy, Turn
 
 Notify = Callable[[int, int], None]
 """Called with trial number and reported epochs, at each report."""
@@ -45,30 +51,20 @@ class CampaignTrial(optuna.Trial):
 
     _stop: threading.Event
     _notify: Notify
-    _must_stop: Callable[[FrozenTrial], bool]
 
     @classmethod
-    def of(
-        cls,
-        trial: optuna.Trial,
-        stop: threading.Event,
-        notify: Notify,
-        must_stop: Callable[[FrozenTrial], bool],
-    ) -> "CampaignTrial":
+    def of(cls, trial: optuna.Trial, stop: threading.Event, notify: Notify) -> "CampaignTrial":
         """Return the same trial; making one anew would sample a second time."""
         made = cls.__new__(cls)
         made.__dict__ = trial.__dict__
-        made._stop, made._notify, made._must_stop = stop, notify, must_stop
+        made._stop, made._notify = stop, notify
         return made
 
     def report(self, value: float, step: int) -> None:
         """Report a value; see :meth:`optuna.Trial.report`."""
         super().report(value, step)
-        reported = self._cached_frozen_trial
-        self._notify(self.number, len(reported.intermediate_values))
+        self._notify(self.number, len(self._cached_frozen_trial.intermediate_values))
         self._check()
-        if self._must_stop(reported):
-            raise optuna.TrialPruned("The objective did not ask should_prune.")
 
     def should_prune(self) -> bool:
         """Suggest whether to prune; see :meth:`optuna.Trial.should_prune`."""
@@ -89,12 +85,14 @@ class WorkerSpec:
         storage: URL or path; hidden from ``repr``, which Dask puts into its log.
         path: Folders on which the objective is looked up first.
         threads: Threads that the worker may use.
+        run: What marks the trials of this run of the campaign.
     """
 
     config: CampaignConfig
     storage: Callable[[], str]
     path: tuple[str, ...]
     threads: int
+    run: str
 
 
 @dataclass(frozen=True)
@@ -112,22 +110,48 @@ class Secret:
 
 
 @dataclass(frozen=True)
-class Result:
-    """How a task ended.
+class Ended:
+    """How a trial ended.
 
     Args:
-        number: Number of the trial; None where none was begun.
+        number: Its number; None where it is not known.
         state: Name of its state.
         error: Why it failed, in a line.
-        interrupted: Whether it was stopped.
-        exhausted: Whether the sampler (a grid that is done) or the objective stopped the study.
+        interrupted: Whether it was stopped with the campaign.
     """
 
-    number: int | None = None
-    state: str | None = None
+    number: int | None
+    state: str
     error: str | None = None
     interrupted: bool = False
+
+
+@dataclass(frozen=True)
+class Result:
+    """How a turn ended.
+
+    Args:
+        ended: Trials that ended in it.
+        idle: Whether there was no trial to run.
+        exhausted: Whether the sampler (a grid that is done) or the objective stopped the study.
+        broken: Why the worker cannot work at all.
+    """
+
+    ended: tuple[Ended, ...] = ()
+    idle: bool = False
     exhausted: bool = False
+    broken: str | None = None
+
+
+@dataclass(frozen=True)
+class End:
+    """Tells a worker to end.
+
+    Args:
+        interrupted: Whether the campaign was stopped before it was done.
+    """
+
+    interrupted: bool
 
 
 class Worker:
@@ -135,20 +159,21 @@ class Worker:
 
     Args:
         spec: The campaign.
-        index: Number of the worker; its sampler's seed is derived from it.
+        index: Number of the worker; the seeds of its sampler and its choices are derived from it.
+        stop: Set when the campaign was told to stop.
+        notify: Called at each report.
 
     Raises:
         Exception: Storage, study or objective cannot be opened.
     """
 
-    def __init__(self, spec: WorkerSpec, index: int) -> None:
+    def __init__(self, spec: WorkerSpec, index: int, stop: threading.Event, notify: Notify) -> None:
         config = spec.config
         sys.path[:0] = [folder for folder in spec.path if folder not in sys.path]
         torch.set_num_threads(spec.threads)
         # The parent tells what happens. Optuna would log each failure with its traceback.
         optuna.logging.set_verbosity(optuna.logging.ERROR)
-        self._objective = find_objective(config.objective)
-        self._strategy = strategy_of(config)
+        self.objective = find_objective(config.objective)
         storage = patiently(
             lambda: open_storage(
                 spec.storage(),
@@ -157,65 +182,88 @@ class Worker:
             ),
             config.retry_seconds,
         )
-        self.study = optuna.load_study(
-            study_name=config.study,
-            storage=storage,
-            pruner=self._strategy.pruner(),
-        )
-        n_trials = len(self.study.get_trials(deepcopy=False))
-        self.study.sampler = make_sampler(config.sampler, worker_seed(config, index, n_trials))
+        self.study = optuna.load_study(study_name=config.study, storage=storage)
+        self.seed = worker_seed(config, index, len(self.study.get_trials(deepcopy=False)))
+        self.study.sampler = make_sampler(config.sampler, self.seed)
+        self.run_id, self.lock = spec.run, threading.Lock()
+        self._stop, self._notify = stop, notify
+        self._turn = Turn()
+        self._signed: tuple[int, str] | None = None  # the last trial, and the turn's task
+        self._ended: list[Ended] = []
+        self._errors: dict[int, str] = {}
+        self.strategy = strategy_of(config)
+        self._session: Session | None = None
 
-    def run(self, task: str, stop: threading.Event, notify: Notify) -> Result:
-        """Run one trial.
-
-        Args:
-            task: What marks the trial as this worker's.
-            stop: Set when the campaign was told to stop.
-            notify: Called at each report.
-        """
-        numbers: list[int] = []
-        error: list[str] = []
-
-        def objective(trial: optuna.Trial) -> Any:
-            numbers.append(trial.number)
+    def run(self, turn: Turn) -> Result:
+        """Run a trial until its turn ends."""
+        with self.lock:
+            self._turn = turn
             try:
-                trial.set_user_attr(WORKER, owner(task))
-                self._strategy.begin(trial)
-                return self._objective(
-                    CampaignTrial.of(trial, stop, notify, self._strategy.must_stop)
-                )
-            except optuna.TrialPruned:
-                raise
-            except TrialInterrupted:
-                trial.set_user_attr(INTERRUPTED, True)
-                raise _Failed("interrupted") from None
-            except (Exception, SystemExit) as raised:
-                error.append(told(raised))
-                raise _Failed(error[-1]) from None
+                if self._session is None:
+                    self._session = self.strategy.session(self)
+                idle = not self._session.run(turn)
+            except Exception as raised:
+                # The storage gave up, or another process has ended the trial.
+                number, task = self._signed or (None, "")
+                number = number if task == turn.task else None
+                self._ended.append(Ended(number, "FAIL", told(raised)))
+                return Result((*self._close(interrupted=True), *self._take()))
+            return Result(self._take(), idle, exhausted=self.study._stop_flag)
 
-        try:
-            self.study.optimize(objective, n_trials=1, catch=(_Failed,))
-        except Exception as raised:
-            # The storage gave up, or another process has ended the trial.
-            return Result(numbers[-1] if numbers else None, "FAIL", told(raised))
-        if not numbers:
+    def close(self, interrupted: bool) -> Result:
+        """End what is left, unless a trial runs; that sees to it when it ends."""
+        if not self.lock.acquire(blocking=False):
             return Result()
-        trials = self.study.get_trials(deepcopy=False)
-        ended = next(trial for trial in reversed(trials) if trial.number == numbers[-1])
-        interrupted = ended.user_attrs.get(INTERRUPTED) is True
-        reason = error[-1] if error else "its value is not a finite number"
-        failed = ended.state == TrialState.FAIL and not interrupted
-        return Result(
-            ended.number,
-            ended.state.name,
-            error=reason if failed else None,
-            interrupted=interrupted,
-            exhausted=self.study._stop_flag,
-        )
+        try:
+            return Result((*self._close(interrupted), *self._take()))
+        finally:
+            self.lock.release()
+
+    def _close(self, interrupted: bool) -> tuple[Ended, ...]:
+        session, self._session = self._session, None
+        try:
+            if session is not None:
+                session.close(interrupted)
+        except Exception as raised:
+            return (Ended(None, "FAIL", told(raised)),)
+        return ()
+
+    def _take(self) -> tuple[Ended, ...]:
+        ended, self._ended = tuple(self._ended), []
+        return ended
+
+    def begin(self, trial: optuna.Trial) -> CampaignTrial:
+        """Return the trial that the objective is given, signed."""
+        self.sign(trial)
+        return CampaignTrial.of(trial, self._stop, self._notify)
+
+    def sign(self, trial: optuna.Trial) -> None:
+        """Say that the trial runs here in this turn."""
+        if self._signed != (trial.number, self._turn.task):
+            self._signed = trial.number, self._turn.task
+            trial.set_user_attr(WORKER, owner(self._turn.task, self.run_id))
+
+    def failed(self, trial: optuna.Trial, error: BaseException) -> None:
+        """Take note of why a trial is to fail."""
+        if isinstance(error, TrialInterrupted):
+            trial.set_user_attr(INTERRUPTED, True)
+        else:
+            self._errors[trial.number] = told(error)
+
+    def ended(self, trial: FrozenTrial, otherwise: str | None = None) -> None:
+        """Take note of a trial that has ended; ``otherwise`` is why, where it failed silently."""
+        interrupted = trial.user_attrs.get(INTERRUPTED) is True
+        error = None
+        if trial.state == TrialState.FAIL and not interrupted:
+            error = self._errors.pop(trial.number, otherwise)
+        self._ended.append(Ended(trial.number, trial.state.name, error, interrupted))
 
 
-class _Failed(Exception):
-    """An objective's failure, in a line: what it raised may hold a password in its traceback."""
+def strategy_of(config: CampaignConfig) -> Strategy:
+    """Return the strategy that the file names."""
+    if isinstance(config.strategy, FreezeThaw):
+        return FreezeThawStrategy(config, config.strategy)
+    return PruneStrategy(config)
 
 
 def told(error: BaseException) -> str:
@@ -253,13 +301,13 @@ def worker_seed(config: CampaignConfig, index: int, n_trials: int) -> int:
 
 
 def process_main(connection: Connection, spec: WorkerSpec, index: int) -> None:
-    """Run trials in this process, as the parent asks for them, until it says stop or is gone."""
+    """Run trials in this process, as the parent asks for them, until it says so or is gone."""
     stop = threading.Event()
-    inbox: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+    inbox: queue.SimpleQueue[Turn | End] = queue.SimpleQueue()
 
     def end(*_: object) -> None:
         stop.set()
-        inbox.put(None)
+        inbox.put(End(interrupted=True))
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C is for the parent, which tells us
     signal.signal(signal.SIGTERM, end)
@@ -269,12 +317,14 @@ def process_main(connection: Connection, spec: WorkerSpec, index: int) -> None:
     )
 
     def listen() -> None:
-        try:
-            while (message := connection.recv()) is not None:
-                inbox.put(message)
-        except (EOFError, OSError):
-            pass  # the parent is gone
-        end()
+        with contextlib.suppress(EOFError, OSError):
+            while True:
+                message = connection.recv()
+                if message is None:
+                    stop.set()  # what runs stops at its next report
+                else:
+                    inbox.put(message)
+        end()  # the parent is gone
 
     def send(*message: Any) -> None:
         with contextlib.suppress(OSError):  # the parent is gone
@@ -282,40 +332,56 @@ def process_main(connection: Connection, spec: WorkerSpec, index: int) -> None:
 
     threading.Thread(target=listen, daemon=True).start()
     try:
-        worker = Worker(spec, index)
+        worker = Worker(spec, index, stop, lambda number, epochs: send("report", number, epochs))
     except Exception as error:
         send("broken", told(error))
         return
     send("ready")
-    while not stop.is_set() and (task := inbox.get()) is not None:
-        result = worker.run(task, stop, lambda number, epochs: send("report", number, epochs))
-        send("result", result)
+    while isinstance(order := inbox.get(), Turn):
+        send("result", Result() if stop.is_set() else worker.run(order))
+    send("result", worker.close(order.interrupted))
     send("stopped")
 
 
-_dask_workers: dict[tuple[str, int], Worker] = {}
+_dask_workers: dict[tuple[str, str, int], Worker] = {}
 _dask_stops: dict[str, threading.Event] = {}
 _dask_lock = threading.Lock()
 
 
-def dask_task(spec: WorkerSpec, run: str, task: str, index: int) -> Result:
-    """Run one trial as a task of Dask.
+def dask_task(spec: WorkerSpec, turn: Turn, index: int) -> Result:
+    """Run one turn as a task of Dask.
 
     The worker, with its study and sampler, stays in the thread that it was made in. Dask runs a
-    task again when the process that ran it is gone: the trial it left is then failed and retried.
+    task again when the process that ran it is gone: the trials it left are then settled.
     """
-    key = (run, threading.get_ident())
+    key = (spec.storage(), spec.config.study, threading.get_ident())
+    ended: tuple[Ended, ...] = ()
     try:
-        stop = _dask_stop(run)
+        stop = _dask_stop(spec.run)
         worker = _dask_workers.get(key)
+        if worker is not None and worker.run_id != spec.run:  # of a parent that has gone
+            ended = worker.close(interrupted=True).ended
+            worker = None
         if worker is None:
-            worker = _dask_workers[key] = Worker(spec, index)
-        recover(worker.study, lambda mark: mark.get("task") == task)
+            worker = _dask_workers[key] = Worker(spec, index, stop, lambda number, epochs: None)
+        left = marked(worker.study, lambda mark: mark.get("task") == turn.task)
+        if left:
+            left = marked(worker.study, same_process(left))
+            settled = settle(worker.study, left, worker.strategy.has_checkpoint)
+            ended += tuple(Ended(number, "FAIL", interrupted=True) for number in settled.failed)
     except Exception as error:
-        return Result(error=told(error))
+        return Result(broken=told(error))
     if stop.is_set():
-        return Result()
-    return worker.run(task, stop, lambda number, epochs: None)
+        return Result(ended)
+    result = worker.run(turn)
+    if stop.is_set():
+        ended += worker.close(interrupted=True).ended
+    return replace(result, ended=ended + result.ended)
+
+
+def end_dask_workers(run: str, interrupted: bool) -> list[Result]:
+    """End what rests in this process of Dask; nothing runs in it."""
+    return [w.close(interrupted) for w in list(_dask_workers.values()) if w.run_id == run]
 
 
 def _dask_stop(run: str) -> threading.Event:

@@ -239,6 +239,7 @@ def _status_table(config: "CampaignConfig", status: "CampaignStatus") -> "Table"
     rows = [
         ("trials", f"{status.total - status.missing} of {status.total}"),
         ("running", str(status.running)),
+        ("resting", str(status.resting)),
         ("waiting", str(status.waiting)),
         ("complete", str(status.complete)),
         ("pruned", str(status.pruned)),

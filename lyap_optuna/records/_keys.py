@@ -19,10 +19,10 @@ TRIAL = "lyapunov:trial"
 """The number of the trial that measured the readouts."""
 
 REPEATS = "lyapunov:repeats"
-"""The number of the interrupted trial whose parameters this one has."""
+"""The number of the trial that ended before its time and whose parameters this one has."""
 
 CONTINUES = "lyapunov:continues"
-"""The number of the screened or pruned trial that this one, with its parameters, continues."""
+"""The number of the pruned trial that this one, with its parameters, continues."""
 
 ATTEMPTS = (REPEATS, CONTINUES)
 """Attributes with the number of the trial whose readouts a queued trial inherits."""

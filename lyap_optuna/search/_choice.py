@@ -31,6 +31,8 @@ class Begun:
         frozen: What the storage held of it at its last pause.
         steps: Steps so far: reports, or pauses of an objective that never reports.
         seconds: Time that its objective has run.
+        marked: Whether the storage says that it rests.
+        again: Whether it repeats one that ran out of memory.
         view: What evidence may be read of it.
         step: The step of the model that judges it.
         model: The model that judged it last.
@@ -42,6 +44,8 @@ class Begun:
     frozen: FrozenTrial
     steps: int = 0
     seconds: float = 0.0
+    marked: bool = False
+    again: bool = False
     view: TrialView | None = field(default=None, repr=False)
     step: int | None = None
     model: StepModel | None = field(default=None, repr=False)

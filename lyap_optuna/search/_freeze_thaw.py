@@ -2,18 +2,23 @@
 
 import contextlib
 import copy
+import gc
 import math
 import time
+import traceback
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from datetime import datetime
 from typing import Any, Literal
 
 import numpy as np
 import optuna
+import torch
+from optuna.exceptions import ExperimentalWarning, UpdateFinishedTrialError
+from optuna.storages._heartbeat import is_heartbeat_enabled
 from optuna.study import Study
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial, Trial, TrialState
 
 from lyap_optuna._logging import get_logger
 from lyap_optuna._warnings import LyapunovWarning
@@ -22,6 +27,7 @@ from lyap_optuna.prediction.evidence import check_evidence
 from lyap_optuna.records import (
     Stretch,
     _keys,
+    repeat,
     watch_order,
     write_decision,
     write_stretches,
@@ -35,6 +41,7 @@ from lyap_optuna.search._drivers import (
     Returned,
     drive,
 )
+from lyap_optuna.search._heartbeat import Heartbeat
 from lyap_optuna.search._sampling import SeesRestingAsPruned
 from lyap_optuna.search._worlds import Surroundings, World
 
@@ -44,6 +51,8 @@ N_STARTUP_TRIALS = 4
 """COMPLETE trials before the first choice; until then trials run to their end."""
 
 _UNTRAINED = "it rested without a report"
+_ELSEWHERE = "it rested, and is to go on from its checkpoint"
+_ALLOCATORS = ("DefaultCPUAllocator", "MPS backend out of memory")  # in plain RuntimeErrors
 
 Callback = Callable[[Study, FrozenTrial], None]
 
@@ -102,6 +111,15 @@ def freeze_thaw(
     ``max_paused``. An objective that raises fails its trial alone; where the exception is not
     in ``catch`` the search ends, as in :meth:`optuna.study.Study.optimize`.
 
+    **Out of memory.** Where an objective raises ``MemoryError`` or ``torch.OutOfMemoryError`` while
+    others rest, the least promising of them all ends. If that is one that rests, the trial that
+    failed is begun again, once, as a new one with its parameters (``lyapunov:repeats``), because
+    its state is gone. The search goes on in either case.
+
+    **Heartbeats.** On a storage with ``heartbeat_interval`` one thread records those of all trials
+    of the search, also of those that rest, and stale trials of others are failed before a new one
+    begins, with the storage's callback, as in :meth:`optuna.study.Study.optimize`.
+
     Example:
         >>> import lyap_optuna as lyap, optuna
         >>> optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -152,16 +170,15 @@ def freeze_thaw(
     if seed is not None and seed < 0:
         raise ValueError(f"The seed cannot be negative, but got {seed=}.")
     caught = tuple(catch) if isinstance(catch, Iterable) else (catch,)
-    models = StudyModels.of_study(study, check_evidence(evidence), TOP_FRACTION)
+    entropy = int(np.random.SeedSequence(seed).generate_state(1)[0]) if seed is None else seed
+    choice = choice_of(study, evidence, cost, entropy)
     if study._thread_local.in_optimize_loop:
         raise RuntimeError("freeze_thaw cannot be called within a search.")
-    entropy = int(np.random.SeedSequence(seed).generate_state(1)[0]) if seed is None else seed
-    rng = np.random.default_rng([entropy, 0x66741])  # apart from the trials' generators
     deadline = math.inf if timeout is None else time.perf_counter() + timeout
-    search = _Search(
+    search = Search(
         study,
         objective,
-        choice=Choice(models, TOP_FRACTION, cost == "seconds", rng),
+        choice=choice,
         n_trials=n_trials,
         n_steps=n_steps,
         deadline=deadline,
@@ -171,22 +188,37 @@ def freeze_thaw(
         callbacks=tuple(callbacks or ()),
         progress=_Progress(show_progress_bar, n_trials, n_steps, deadline),
     )
-    sampler = study.sampler
-    study.sampler = search.sampler
-    study._stop_flag = False
-    study._thread_local.in_optimize_loop = True
-    try:
+    with search.in_study():
         search.run()
-    finally:
-        study._thread_local.in_optimize_loop = False
-        if study.sampler is search.sampler:  # a callback may have put another in its place
-            study.sampler = sampler
-        search.progress.close()
-        study._storage.remove_session()
 
 
-class _Search:
-    """One call of :func:`freeze_thaw`."""
+def choice_of(study: Study, evidence: Iterable[str] | None, cost: str, entropy: int) -> Choice:
+    """Return what chooses among the trials of ``study``.
+
+    Raises:
+        ValueError: The study has several objectives, or there is no such evidence.
+    """
+    models = StudyModels.of_study(study, check_evidence(evidence), TOP_FRACTION)
+    rng = np.random.default_rng([entropy, 0x66741])  # apart from the trials' generators
+    return Choice(models, TOP_FRACTION, cost == "seconds", rng)
+
+
+class Search:
+    """One call of :func:`freeze_thaw`, or the share of one worker in a campaign.
+
+    Args:
+        study: The study.
+        objective: What each trial runs.
+        choice: Who is to go on.
+        n_trials: Trials after which no new one begins.
+        n_steps: Steps after which trials rest.
+        deadline: When they do, by :func:`time.perf_counter`.
+        max_paused: Trials that rest at a time.
+        seed: Seeds each trial's generators.
+        catch: Exceptions that fail a trial and do not end the search.
+        callbacks: Called when a trial has ended.
+        progress: Is told of each step.
+    """
 
     def __init__(
         self,
@@ -194,21 +226,22 @@ class _Search:
         objective: Objective,
         *,
         choice: Choice,
-        n_trials: int | None,
-        n_steps: int | None,
-        deadline: float,
+        n_trials: int | None = None,
+        n_steps: int | None = None,
+        deadline: float = math.inf,
         max_paused: int,
         seed: int,
-        catch: tuple[type[Exception], ...],
+        catch: tuple[type[BaseException], ...],
         callbacks: tuple[Callback, ...],
-        progress: "_Progress",
+        progress: "_Progress | None" = None,
     ) -> None:
         self._study, self._objective, self._choice = study, objective, choice
         self._n_trials, self._n_steps = n_trials, n_steps
         self._deadline = deadline
         self._max_paused, self._seed = max_paused, seed
         self._catch, self._callbacks = catch, callbacks
-        self.progress = progress
+        self._progress = progress or _Progress(False, n_trials, n_steps, deadline)
+        self._heartbeat = Heartbeat(study._storage)
         self._start = Surroundings.here()
         self._live: dict[int, Begun] = {}  # begun and not ended, by trial id
         self._resting: set[int] = set()  # trial ids
@@ -218,18 +251,52 @@ class _Search:
         self._begun = self._steps = 0
         self._warned = False
 
+    @contextlib.contextmanager
+    def in_study(self) -> Iterator[None]:
+        """Stand in the place of ``study.optimize``; nothing of it is left in the study after."""
+        study = self._study
+        sampler, study.sampler = study.sampler, self.sampler
+        study._stop_flag = False
+        study._thread_local.in_optimize_loop = True
+        try:
+            yield
+        finally:
+            study._thread_local.in_optimize_loop = False
+            if study.sampler is self.sampler:  # a callback may have put another in its place
+                study.sampler = sampler
+            self._heartbeat.close()
+            self._progress.close()
+            study._storage.remove_session()
+
     def run(self) -> None:
         """Search, and end what rests, whatever happens."""
         try:
-            self._choice.update(self._study.get_trials(deepcopy=False))
+            self._update()
             while not self._is_over() and (begun := self._next()) is not None:
                 self._go_on(begun)
         except BaseException:
-            self._end_all(callbacks=())
+            self.end_all(callbacks=())
             raise
-        error = self._end_all(self._callbacks)
+        error = self.end_all(self._callbacks)
         if error is not None:
             raise error
+
+    def ask(self) -> Trial:
+        """Return a new trial."""
+        if not is_heartbeat_enabled(self._study._storage):
+            return self._study.ask()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ExperimentalWarning)
+            warnings.filterwarnings("ignore", "Heartbeat of storage", UserWarning)  # it is used
+            self.fail_stale()
+            return self._study.ask()
+
+    def fail_stale(self) -> None:
+        """See to the trials of others that give no sign of life."""
+        optuna.storages.fail_stale_trials(self._study)
+
+    def _update(self) -> None:
+        self._choice.update(self._study.get_trials(deepcopy=False))
 
     def _is_over(self) -> bool:
         return self._study._stop_flag or self._is_spent()
@@ -242,6 +309,8 @@ class _Search:
         """Return the trial to go on with, a new one or one that rests; None: the search ends."""
         resting = list(self._live.values())
         startup = self._choice.n_complete < N_STARTUP_TRIALS
+        if startup and resting:  # it was to run to its end
+            return resting[0]
         chosen = None if startup else self._choice.choose(resting)
         if chosen is not None:
             return chosen
@@ -252,27 +321,66 @@ class _Search:
         budget = self._n_steps is not None or math.isfinite(self._deadline)
         return self._choice.best(resting) if budget and resting else None
 
-    def _begin(self) -> Begun:
+    def _begin(self, again: bool = False) -> Begun:
         self._mark_last()
-        trial = self._study.ask()
+        trial = self.ask()
         self._begun += 1
         if _keys.RESTING in trial.user_attrs:  # a repeated trial, copied with its attributes
             trial.set_user_attr(_keys.RESTING, False)
         world = World(self._start, (self._seed, trial.number))
         frozen = self._study._storage.get_trial(trial._trial_id)
-        begun = Begun(trial, drive(self._objective, trial, world), frozen)
+        begun = Begun(trial, drive(self._objective, trial, world), frozen, again=again)
         self._live[trial._trial_id] = begun
+        self._heartbeat.add(trial._trial_id)
         return begun
+
+    def turn(self, *, begin: bool, n_steps: int | None) -> bool:
+        """Let one trial run until it rests or ends, or a new one where ``begin``.
+
+        Args:
+            begin: Whether a new trial may begin.
+            n_steps: Steps after which it rests at the latest.
+
+        Returns:
+            Whether there was one.
+        """
+        self._n_trials = None if begin else self._begun
+        self._n_steps = None if n_steps is None else self._steps + n_steps
+        self._update()  # others have searched since
+        begun = None if self._study._stop_flag else self._next()
+        if begun is None:
+            return False
+        self._go_on(begun)
+        if self._last is not None and self._last.trial._trial_id in self._live:
+            self._mark(self._last, True)
+        return True
+
+    def goes_on(self, trial: Trial) -> None:
+        """Do what is to be done when a trial begins or goes on."""
+
+    def raised(self, trial: Trial, error: BaseException) -> None:
+        """Take note of why a trial fails, before it does: what its objective raised."""
+
+    def goes_elsewhere(self, trial: Trial) -> bool:
+        """Return whether a trial that ends at rest is to be begun again: it fails, then."""
+        return False
 
     def _mark_last(self, chosen: Begun | None = None) -> None:
         """Say of the trial that ran last that it rests, where another runs now."""
         last, self._last = self._last, chosen
         if last is not None and last is not chosen and last.trial._trial_id in self._live:
-            stretches = self._stretches[last.trial._trial_id]
-            instead = None if chosen is None else chosen.trial.number
-            stretches[-1] = replace(stretches[-1], after=_chance(last), instead=instead)
-            write_stretches(last.trial, stretches)
-            last.trial.set_user_attr(_keys.RESTING, True)
+            with contextlib.suppress(UpdateFinishedTrialError):  # `_finish` sees to it
+                stretches = self._stretches[last.trial._trial_id]
+                instead = None if chosen is None else chosen.trial.number
+                stretches[-1] = replace(stretches[-1], after=_chance(last), instead=instead)
+                write_stretches(last.trial, stretches)
+            self._mark(last, True)
+
+    def _mark(self, begun: Begun, rests: bool) -> None:
+        if begun.marked != rests:
+            begun.marked = rests
+            with contextlib.suppress(UpdateFinishedTrialError):
+                begun.trial.set_user_attr(_keys.RESTING, rests)
 
     def _go_on(self, begun: Begun) -> None:
         """Run a trial until it rests or ends."""
@@ -281,15 +389,19 @@ class _Search:
         if begun is not self._last or not stretches:
             stretches.append(Stretch(_age(begun), 0.0, 0, _chance(begun), index=len(stretches)))
         self._mark_last(begun)
-        if trial_id in self._resting:
-            self._resting.discard(trial_id)
-            if begun.frozen.user_attrs.get(_keys.RESTING):
-                begun.trial.set_user_attr(_keys.RESTING, False)
+        self._resting.discard(trial_id)
+        self._mark(begun, False)
+        self.goes_on(begun.trial)
         startup = self._choice.n_complete < N_STARTUP_TRIALS
         goal = math.inf if startup else begun.goal() if begun.driver.paused else 0
         let_return = False
         while True:
             outcome = self._advance(begun)
+            full = isinstance(outcome, Raised) and is_out_of_memory(outcome.error)
+            if full and (len(self._live) > 1 or begun.again):
+                if self._make_room(begun, outcome):
+                    self._go_on(self._begin(again=True))
+                return
             if not isinstance(outcome, Paused):
                 self._finish(begun, outcome, self._callbacks)
                 return
@@ -304,6 +416,30 @@ class _Search:
         self._resting.add(trial_id)
         while len(self._live) > self._max_paused:
             self._end(self._choice.least_promising(list(self._live.values())), self._callbacks)
+
+    def _make_room(self, begun: Begun, outcome: Outcome) -> bool:
+        """Fail a trial that ran out of memory; whether it is queued anew, and room made for it.
+
+        That happens once, at the cost of the least promising trial, unless it is that itself: what
+        is too large even so must not end one resting trial after the other.
+        """
+        if isinstance(outcome, Raised):
+            _release(outcome.error)
+        others = [other for other in self._live.values() if other is not begun]
+        least = begun if begun.again else self._choice.least_promising([begun, *others])
+        again = least is not begun
+        if isinstance(outcome, Raised) and not again:
+            self.raised(begun.trial, outcome.error)
+        self._finish(begun, outcome, self._callbacks, forgiven=True)
+        if again:
+            self._end(least, self._callbacks)
+            self._begun -= 1
+            repeat(self._study, begun.frozen)
+        del others, least
+        gc.collect()
+        if torch.cuda.is_initialized():
+            torch.cuda.empty_cache()
+        return again
 
     def _advance(self, begun: Begun) -> Outcome:
         """Run a trial to its next pause or its end, and count what it has done."""
@@ -325,7 +461,7 @@ class _Search:
         ran = stretches[-1]
         stretches[-1] = replace(ran, seconds=_age(begun) - ran.start, reports=ran.reports + new)
         self._choice.paused(begun)
-        self.progress.update(new, self._begun, begun.trial.number, len(self._live) - 1)
+        self._progress.update(new, self._begun, begun.trial.number, len(self._live) - 1)
         return outcome
 
     def _finish(
@@ -335,36 +471,53 @@ class _Search:
         callbacks: Sequence[Callback],
         *,
         ended: bool = False,
+        forgiven: bool = False,
     ) -> None:
         """Tell the study how a trial ended; raise what its objective raised, unless caught."""
         trial = begun.trial
         del self._live[trial._trial_id]
         self._resting.discard(trial._trial_id)
+        self._heartbeat.remove(trial._trial_id)
+        if begun.frozen.state.is_finished():  # by another process, which held this one for dead
+            _logger.warning(f"Trial {trial.number} was ended by another process.")
+            if isinstance(outcome, Raised) and not isinstance(
+                outcome.error, (Exception, *self._catch)
+            ):
+                raise outcome.error
+            return
         error, message = None, ""
         state, values = TrialState.FAIL, None
         if isinstance(outcome, Returned) and not (ended and outcome.value is None):
             self._warn_unpaused(begun)
             values, message = _values_of(outcome.value)
             state = TrialState.FAIL if values is None else TrialState.COMPLETE
+            if values is None:
+                self.raised(trial, ValueError(message))
         elif isinstance(outcome, Raised) and not isinstance(outcome.error, optuna.TrialPruned):
             error, message = outcome.error, repr(outcome.error)
+            if not forgiven:
+                self.raised(trial, error)
+        elif ended and self.goes_elsewhere(trial):
+            message = _ELSEWHERE
         elif not ended or begun.frozen.intermediate_values:
             state = TrialState.PRUNED
         else:
             message = _UNTRAINED
-        if ended and error is None and values is None:
+        if ended and error is None and values is None and message != _ELSEWHERE:
             write_decision(self._study, begun.frozen, self._choice.decision(begun))
-        if len(stretches := self._stretches.pop(trial._trial_id, [])) > 1:
-            write_stretches(trial, stretches)
-        if begun.frozen.user_attrs.get(_keys.RESTING):
-            trial.set_user_attr(_keys.RESTING, False)
-        self._study.tell(trial, values, state)
-        self.progress.ended(self._study)
-        self.progress.update(0, self._begun, None, len(self._live))
+        with contextlib.suppress(UpdateFinishedTrialError):
+            if len(stretches := self._stretches.pop(trial._trial_id, [])) > 1:
+                write_stretches(trial, stretches)
+        self._mark(begun, False)
+        self._study.tell(trial, values, state, skip_if_finished=True)
+        self._progress.ended(self._study)
+        self._progress.update(0, self._begun, None, len(self._live))
         _log(begun, state, values, message, error)
-        self._choice.update(self._study.get_trials(deepcopy=False))
-        if error is not None and not isinstance(error, self._catch):
+        self._update()
+        if error is not None and not forgiven and not isinstance(error, self._catch):
             raise error
+        if isinstance(outcome, Raised):
+            _release(outcome.error)
         for callback in callbacks:
             frozen = self._study._storage.get_trial(trial._trial_id)
             callback(self._study, copy.deepcopy(frozen))
@@ -378,22 +531,27 @@ class _Search:
         self._steps += len(begun.frozen.intermediate_values) - len(before.intermediate_values)
         self._finish(begun, outcome, callbacks, ended=True)
 
-    def _end_all(self, callbacks: Sequence[Callback]) -> BaseException | None:
+    def end_all(self, callbacks: Sequence[Callback]) -> BaseException | None:
         """End all that rests, each even where another raises; return the first exception."""
         first: BaseException | None = None
         resting = list(self._live.values())
-        self._choice.judge(resting)
+        try:
+            self._choice.judge(resting)
+        except Exception as error:  # a storage that fails must not keep objectives from ending
+            first = error
         for begun in resting:
             try:
                 self._end(begun, callbacks if first is None else ())
             except BaseException as error:
                 first = first or error
-                self._abandon(begun)
+                with contextlib.suppress(Exception):
+                    self._abandon(begun)
         return first
 
     def _abandon(self, begun: Begun) -> None:
         """See to it that a trial that could not be told is not RUNNING for ever."""
         if self._live.pop(begun.trial._trial_id, None) is not None:
+            self._heartbeat.remove(begun.trial._trial_id)
             self._study.tell(begun.trial, state=TrialState.FAIL, skip_if_finished=True)
 
     def _warn_unpaused(self, begun: Begun) -> None:
@@ -406,6 +564,20 @@ class _Search:
             LyapunovWarning,
             stacklevel=6,
         )
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an objective failed for want of memory, of the machine or of a device."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(name in str(error) for name in _ALLOCATORS)
+
+
+def _release(error: BaseException | None) -> None:
+    """Let go of what the frames of an exception hold: models, optimizers, batches."""
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__
 
 
 def _age(begun: Begun) -> float:
@@ -445,7 +617,7 @@ def _log(
         _logger.info(f"Trial {number} finished with value: {values[0]} and parameters: {params}.")
     elif state == TrialState.PRUNED:
         _logger.info(f"Trial {number} pruned after {begun.steps} steps.")
-    elif message == _UNTRAINED:
+    elif message in (_UNTRAINED, _ELSEWHERE):
         _logger.info(f"Trial {number} ended: {message}.")
     else:
         failed = f"Trial {number} failed with parameters: {params} because: {message}."

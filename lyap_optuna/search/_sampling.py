@@ -19,6 +19,10 @@ from optuna.study import Study
 from optuna.study.study import _ThreadLocalStudyAttribute
 from optuna.trial import FrozenTrial, TrialState
 
+from lyap_optuna.records import _keys
+
+Rests = Callable[[FrozenTrial], bool]
+
 
 def as_pruned(trial: FrozenTrial) -> FrozenTrial:
     """Return a copy of a resting trial as it would be if it were pruned now.
@@ -36,8 +40,8 @@ def as_pruned(trial: FrozenTrial) -> FrozenTrial:
 class _SeenStorage:
     """A storage in which resting trials are PRUNED; everything else is the storage's own."""
 
-    def __init__(self, storage: BaseStorage, resting: Container[int]) -> None:
-        self._seen, self._resting = storage, resting
+    def __init__(self, storage: BaseStorage, rests: Rests) -> None:
+        self._seen, self._rests = storage, rests
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._seen, name)
@@ -55,16 +59,17 @@ class _SeenStorage:
         return self._of(self._seen.get_trial(trial_id))
 
     def _of(self, trial: FrozenTrial) -> FrozenTrial:
-        rests = trial._trial_id in self._resting and trial.state == TrialState.RUNNING
-        return as_pruned(trial) if rests else trial
+        if trial.state != TrialState.RUNNING or not self._rests(trial):
+            return trial
+        return as_pruned(trial)
 
 
 class _SeenStudy(Study):
     """The study in front of it. A sampler that calls ``stop`` has no more to suggest."""
 
-    def __init__(self, study: Study, resting: Container[int], exhaust: Callable[[], None]) -> None:
+    def __init__(self, study: Study, rests: Rests, exhaust: Callable[[], None]) -> None:
         self.__dict__.update(study.__dict__)
-        self._storage = cast(BaseStorage, _SeenStorage(study._storage, resting))
+        self._storage = cast(BaseStorage, _SeenStorage(study._storage, rests))
         self._thread_local = _ThreadLocalStudyAttribute()  # caches of trials are its own
         self._exhaust = exhaust
 
@@ -78,7 +83,8 @@ class SeesRestingAsPruned(BaseSampler):
     Args:
         sampler: The study's sampler.
         study: The study.
-        resting: The ids of the trials that rest, kept up to date by the search.
+        resting: The ids of this search's trials that rest, kept up to date by it. Those of other
+            processes say so in an attribute.
     """
 
     def __init__(self, sampler: BaseSampler, study: Study, resting: Container[int]) -> None:
@@ -88,8 +94,8 @@ class SeesRestingAsPruned(BaseSampler):
         self._study = study
         # Infeasible trials are told by constraints, which are computed when a trial ends: a trial
         # that rests has none yet and is shown as it is.
-        constrained = getattr(sampler, "_constraints_func", None) is not None
-        self._resting: Container[int] = () if constrained else resting
+        self._constrained = getattr(sampler, "_constraints_func", None) is not None
+        self._resting = resting
         self._seen_by: tuple[int, _SeenStudy] | None = None
 
     def __getattr__(self, name: str) -> Any:
@@ -101,9 +107,14 @@ class SeesRestingAsPruned(BaseSampler):
     def _seen(self, trial: FrozenTrial, fresh: bool = False) -> _SeenStudy:
         """Return the study as ``trial`` sees it; Optuna too reads the trials once per trial."""
         if fresh or self._seen_by is None or self._seen_by[0] != trial._trial_id:
-            seen = _SeenStudy(self._study, self._resting, self._exhaust)
+            seen = _SeenStudy(self._study, self._rests, self._exhaust)
             self._seen_by = trial._trial_id, seen
         return self._seen_by[1]
+
+    def _rests(self, trial: FrozenTrial) -> bool:
+        if self._constrained:
+            return False
+        return trial._trial_id in self._resting or trial.user_attrs.get(_keys.RESTING) is True
 
     def _exhaust(self) -> None:
         self.exhausted = True
@@ -113,7 +124,7 @@ class SeesRestingAsPruned(BaseSampler):
         if self.exhausted:
             return True
         is_exhausted = getattr(self.sampler, "is_exhausted", None)  # GridSampler's
-        study = _SeenStudy(self._study, self._resting, self._exhaust)
+        study = _SeenStudy(self._study, self._rests, self._exhaust)
         if is_exhausted is not None:
             return bool(is_exhausted(study))
         if resting and isinstance(self.sampler, BruteForceSampler):  # says so after a trial only

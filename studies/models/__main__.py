@@ -22,12 +22,13 @@ from torch import Tensor
 import lyap_optuna as lyap
 from studies.models.cases import CASES, Case, Comparison, compare
 from studies.models.libraries import LIBRARIES
+from studies.pages import read_block, write_block
 
 UNITS, STEPS = 64, 100
 TRAINED, BATCHES = 32, 20
 READ = 10
 
-BEGIN, END = "<!-- python -m studies.models: begin -->", "<!-- end -->"
+BLOCK = "python -m studies.models"
 HEAD = (
     "| model | measured as | path | largest error | cost | you write |\n"
     "| --- | --- | --- | --: | --: | --- |"
@@ -110,10 +111,8 @@ def installed(case: Case) -> bool:
 
 def rows_of(page: str) -> dict[str, str]:
     """Return the lines of a page's tables by the names of their models, marks left out."""
-    _, _, rest = page.partition(BEGIN)
-    block, _, _ = rest.partition(END)
     rows = {}
-    for line in block.splitlines():
+    for line in read_block(page, BLOCK).splitlines():
         found = re.match(rf"\| (?!model \||---)(.+?)(?: {KEPT})? \|", line)
         if found:
             rows[found[1]] = line.replace(f" {KEPT} |", " |", 1)
@@ -182,11 +181,8 @@ def main(libraries: bool, only: str, write: Path | None, repeats: int) -> None:
     if missing:
         click.echo(f"Not installed: {', '.join(missing)}.")
     if write is not None:
-        page = write.read_text()
-        before, _, rest = page.partition(BEGIN)
-        after = rest.partition(END)[2]
-        block = table(measured, rows_of(page), _versions(cases))
-        write.write_text(f"{before}{BEGIN}\n\n{block}\n\n{END}{after}")
+        block = table(measured, rows_of(write.read_text(encoding="utf-8")), _versions(cases))
+        write_block(write, BLOCK, block)
 
 
 if __name__ == "__main__":

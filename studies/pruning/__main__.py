@@ -1,6 +1,7 @@
 """One table: what each pruner spent and found on the recorded studies.
 
     python -m studies.pruning                 # everything, two processes
+    python -m studies.pruning --write docs/prediction.md
     python -m studies.pruning --orders 3 --ours 3 --ablations 3 --thawing 3 adding language
     python -m studies.pruning --constants adding motion --ours 3
 
@@ -31,15 +32,17 @@ from lyap_optuna.replay import (
     replay_freeze_thaw,
     summarize,
 )
-from lyap_optuna.replay._compare import Compared
+from lyap_optuna.replay._compare import Compared, order_statistic
 from lyap_optuna.visualization import plot_replay
+from studies.pages import write_block
 from studies.pruning import constants
 from studies.pruning.recorded import DATA, load
 
 OURS = "LyapunovPruner"
+WITHOUT_EXPONENTS = f"{OURS} without exponents, displacement"
 THAW = "freeze_thaw"
 KEPT_OUT = ("wide_digits", "wide_text")
-"""Recordings that the rule was never tried on before it was committed."""
+"""Recordings that were not replayed while the rule was chosen."""
 
 ORDER = (
     "adding",
@@ -54,6 +57,22 @@ ORDER = (
     "wide_motion",
     *KEPT_OUT,
 )
+
+
+TITLES = {
+    "spent": "Epochs spent, % / orders that succeed, %",
+    "found": "Found by: median / ninth decile",
+    "all": "What each pruner spent and found",
+    "winners": "When a winner is found",
+    "intervals": "The 80 % interval at the decision that pruned",
+    "exponents": "What exponents and displacement add",
+    "kinds": "What each kind of evidence adds",
+    "states": "Which state of an LSTM",
+    "timing": "What a decision costs",
+}
+MARK = "python -m studies.pruning"
+WRITTEN = ("spent", "found", "intervals", "exponents", "states", "timing")
+"""The tables that stand in ``docs/prediction.md``."""
 
 
 def replay_all(
@@ -110,12 +129,16 @@ def with_interval(interval: Interval) -> str:
 
 
 def overview(summaries: Sequence[PrunerSummary], cell: Callable[[PrunerSummary], str]) -> str:
-    """Return a table with a row for each pruner and a column for each study."""
-    studies = list(dict.fromkeys(s.recording for s in summaries))
-    cells = {(s.pruner, s.recording): cell(s) for s in summaries}
-    pruners = dict.fromkeys(s.pruner for s in summaries if "without" not in s.pruner)
-    rows = [(name, *(cells[name, study] for study in studies)) for name in pruners]
-    return markdown(rows, ("", *studies))
+    """Return a table with a row for each study and a column for each pruner."""
+    cells = {(s.recording, s.pruner): cell(s) for s in summaries}
+    pruners = [p for p in dict.fromkeys(s.pruner for s in summaries) if "without" not in p]
+    studies = dict.fromkeys(s.recording for s in summaries)
+    rows = [(_named(study), *(cells[study, p] for p in pruners)) for study in studies]
+    return markdown(rows, ("", *pruners))
+
+
+def _named(study: str) -> str:
+    return f"*{study}*" if study in KEPT_OUT else study
 
 
 def spent_and_success(summary: PrunerSummary) -> str:
@@ -123,10 +146,14 @@ def spent_and_success(summary: PrunerSummary) -> str:
     return f"{100 * summary.epochs_spent.value:.0f} / {100 * summary.success.value:.0f}"
 
 
+def at(share: float) -> str:
+    """Return the share of epochs at which a winner is found."""
+    return "never" if np.isinf(share) else f"{share:.2f}"
+
+
 def found_when(summary: PrunerSummary) -> str:
     """Return the share of epochs at which a winner is found: median and ninth decile."""
-    ends = (summary.found_by.value, summary.found_by_late.value)
-    return " / ".join("never" if np.isinf(end) else f"{end:.2f}" for end in ends)
+    return f"{at(summary.found_by.value)} / {at(summary.found_by_late.value)}"
 
 
 def main_table(summaries: Sequence[PrunerSummary]) -> str:
@@ -215,7 +242,8 @@ def calibration_table(summaries: Sequence[PrunerSummary]) -> str:
 
 def ablation_table(replays: dict[str, dict[str, list[Replay]]]) -> str:
     """Return what each kind of evidence adds: with all kinds, less without it."""
-    rows = []
+    rows: list[Sequence[object]] = []
+    pooled: dict[str, list[int]] = {}
     for name, by_pruner in replays.items():
         for pruner, without in by_pruner.items():
             if not pruner.startswith(f"{OURS} without"):
@@ -224,26 +252,35 @@ def ablation_table(replays: dict[str, dict[str, list[Replay]]]) -> str:
             mean, low, high = paired(
                 [r.epochs_spent for r in ours], [r.epochs_spent for r in without]
             )
+            late = [
+                order_statistic((r.found_by for r in found), 0.9).value for found in (ours, without)
+            ]
             pairs = list(zip(ours, without, strict=True))
             won = sum(r.succeeded and not other.succeeded for r, other in pairs)
             lost = sum(other.succeeded and not r.succeeded for r, other in pairs)
+            kind = pruner.removeprefix(f"{OURS} without ")
+            pooled[kind] = [
+                a + b
+                for a, b in zip(pooled.get(kind, [0, 0, 0]), (len(pairs), won, lost), strict=True)
+            ]
             rows.append(
                 (
-                    name,
-                    pruner.removeprefix(f"{OURS} without "),
+                    _named(name),
+                    kind,
                     len(without),
                     f"{100 * mean:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})",
-                    won,
-                    lost,
+                    " / ".join(at(value) for value in late),
+                    f"{won} / {lost}",
                 )
             )
+    rows += [("all", kind, n, "", "", f"{won} / {lost}") for kind, (n, won, lost) in pooled.items()]
     header = (
         "study",
         "kind",
         "orders",
         "epochs, points",
-        "orders that succeed only with it",
-        "only without it",
+        "found by, ninth decile, with / without",
+        "orders that succeed only with / only without",
     )
     return markdown(rows, header)
 
@@ -306,13 +343,19 @@ def timing_table() -> str:
 @click.argument("names", nargs=-1)
 @click.option("--orders", default=100, show_default=True, help="Orders for Optuna's pruners.")
 @click.option("--ours", default=100, show_default=True, help="Orders for ours.")
-@click.option("--ablations", default=30, show_default=True, help="Orders without each evidence.")
+@click.option("--ablations", default=30, show_default=True, help="Orders without exponents.")
+@click.option("--kinds", is_flag=True, help="Without each kind of evidence, too.")
 @click.option("--thawing", default=30, show_default=True, help="Orders for freeze_thaw; 0: none.")
 @click.option(
     "--constants",
     "only_constants",
     is_flag=True,
     help="Only print what halving and doubling each constant of the rule changes.",
+)
+@click.option(
+    "--write",
+    type=click.Path(path_type=Path, dir_okay=False, exists=True),
+    help="Page whose tables are replaced: docs/prediction.md.",
 )
 @click.option("--jobs", default=2, show_default=True, help="Processes.")
 @click.option(
@@ -326,8 +369,10 @@ def main(
     orders: int,
     ours: int,
     ablations: int,
+    kinds: bool,
     thawing: int,
     only_constants: bool,
+    write: Path | None,
     jobs: int,
     output: Path,
 ) -> None:
@@ -339,10 +384,17 @@ def main(
     chosen = [n for n in ORDER if n in recorded and (not names or n in names)]
     if only_constants:
         rows = constants.table([load(name) for name in chosen], ours)
-        click.echo(markdown(rows, ("constant", "value", "halved", "doubled")))
+        block = markdown(rows, ("constant", "value", "halved", "doubled"))
+        click.echo(block)
+        if write is not None:
+            write_block(write, f"{MARK}: constants", block)
         return
     output.mkdir(parents=True, exist_ok=True)
-    pruners: dict[str, Compared] = {**default_pruners()}
+    pruners: dict[str, Compared] = {
+        name: make
+        for name, make in default_pruners().items()
+        if kinds or name == WITHOUT_EXPONENTS or not name.startswith(f"{OURS} without")
+    }
     if thawing:
         pruners[THAW] = replay_freeze_thaw
     counts = {
@@ -361,17 +413,25 @@ def main(
         recording = load(name)
         replays[name] = replay_all(recording, pruners, counts, jobs, output, name)
         summaries += summarize(recording, replays[name])
-    text = "## Epochs spent, % / orders that succeed, %\n\n"
-    text += overview(summaries, spent_and_success)
-    text += "\n## Found by: median / ninth decile\n\n" + overview(summaries, found_when)
-    text += "\n## What each pruner spent and found\n\n" + main_table(summaries)
-    text += "\n## When a winner is found\n\n" + found_table(summaries)
-    text += "\n## The 80 % interval at the decision that pruned\n\n"
-    text += calibration_table(summaries)
-    text += "\n## What each kind of evidence adds\n\n" + ablation_table(replays)
-    text += "\n## Which state of an LSTM\n\n" + state_table(chosen)
-    text += "\n## What a decision costs\n\n" + timing_table()
+    ours_alone = [s for s in summaries if s.pruner == OURS]
+    both = (OURS, WITHOUT_EXPONENTS)
+    exponents = {name: {p: found[p] for p in both} for name, found in replays.items()}
+    blocks = {
+        "spent": overview(summaries, spent_and_success),
+        "found": overview(summaries, found_when),
+        "all": main_table(summaries),
+        "winners": found_table(summaries),
+        "intervals": calibration_table(ours_alone),
+        "exponents": ablation_table(exponents),
+        **({"kinds": ablation_table(replays)} if kinds else {}),
+        "states": state_table(chosen),
+        "timing": timing_table(),
+    }
+    text = "\n".join(f"## {TITLES[name]}\n\n{block}" for name, block in blocks.items())
     (output / "tables.md").write_text(text, encoding="utf-8")
+    if write is not None:
+        for name in WRITTEN:
+            write_block(write, f"{MARK}: {name}", blocks[name])
     figure = plot_replay([s for s in summaries if "without" not in s.pruner])
     figure.write_html(output / "replay.html")
     click.echo(text)
