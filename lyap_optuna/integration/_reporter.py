@@ -50,15 +50,6 @@ class _FirstCallProbe(LyapunovProbe):
         " (These inputs are what the first training step passed on; inputs= names others.)"
     )
 
-    @classmethod
-    def made(cls, *args: Any, tentative: bool, **options: Any) -> "_FirstCallProbe":
-        """Make a probe; a tentative one raises where it cannot measure, and only then."""
-        if not tentative:
-            return cls(*args, **options)
-        probe = cls(*args, **options | {"strict": True})
-        probe._strict = bool(options.get("strict", False))
-        return probe
-
 
 class TrialReporter:
     """Makes the probe of a trial before the first update, then reports to the trial.
@@ -156,7 +147,7 @@ class TrialReporter:
         given = self._inputs
         if given is not None:
             inputs = given(batch) if callable(given) and not isinstance(given, nn.Module) else given
-            self._probe = LyapunovProbe(model, inputs, trial=self.trial, **options)
+            self._take(LyapunovProbe, model, inputs, options)
             return
 
         def measure(
@@ -172,9 +163,7 @@ class TrialReporter:
             try:
                 inputs = first_sequences(as_inputs(module, args, kwargs), module, now["layer"])
                 with torch.autocast(device, enabled=False):
-                    self._probe = _FirstCallProbe.made(
-                        module, inputs, trial=self.trial, tentative=not final, **now
-                    )
+                    self._take(_FirstCallProbe, module, inputs, now, tentative=not final)
             except Exception as error:
                 if not final:
                     return False
@@ -189,6 +178,31 @@ class TrialReporter:
         if self._call is not None:
             self._call.forget()
         self._call = FirstCall(model, options.get("layer"), measure, skip)
+
+    def _take(
+        self,
+        kind: type[LyapunovProbe],
+        model: nn.Module,
+        inputs: Any,
+        options: dict[str, Any],
+        *,
+        tentative: bool = False,
+    ) -> None:
+        """Make the probe, or let it go on with the untrained network of the next fold.
+
+        Raises:
+            Exception: It cannot be measured, which is tentative.
+        """
+        strict = options.get("strict", False)
+        options = options | {"strict": strict or tentative}
+        if self._probe is None or not options.get("baseline", True):
+            probe = kind(model, inputs, trial=self.trial, **options)
+        else:
+            probe = self._probe
+            probe._strict = options["strict"]
+            probe.restart(model, inputs)
+        probe._strict = strict
+        self._probe = probe
 
     def _go_without(self, why: str) -> None:
         """Say that nothing can be measured.

@@ -125,7 +125,7 @@ def _measured(view: TrialView) -> str:
         f"Its latest readout, at step {step}: maximum exponent {readout.max:.3g}, mean exponent "
         f"{'-' if readout.mean is None else format(readout.mean, '.3g')} nats/step"
     )
-    before = view.baseline
+    before = view.baseline_of(readout)
     if before is None or before.state != readout.state:
         return f"{sentence}; without a baseline there is no displacement."
     moved = f"{readout.max - before.max:+.3g}"

@@ -169,6 +169,10 @@ class TrialView:
         latest = self.readouts[max(self.readouts)] if self.readouts else self.baseline
         return None if latest is None else latest.state
 
+    def baseline_of(self, readout: ReadoutRecord) -> ReadoutRecord | None:
+        """Return what was measured before the network of ``readout`` was trained, or None."""
+        return readout.baseline or self.baseline
+
     def counted_by(self, counting: str) -> "TrialView":
         """Return the view without reports and readouts in training where its steps count others."""
         if self.counting == counting:
