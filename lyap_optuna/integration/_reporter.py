@@ -123,7 +123,7 @@ class TrialReporter:
         """Whether ``begin`` was called, and with this model."""
         return self._model is model
 
-    def begin(self, model: nn.Module, batch: Any, *, untrained: bool, skip: int = 0) -> None:
+    def begin(self, model: nn.Module, batch: Any = None, *, untrained: bool, skip: int = 0) -> None:
         """Make the probe, and measure the baseline of a network that has seen no update.
 
         Without ``inputs`` that is done in the training step which follows, with what reaches the
@@ -131,7 +131,8 @@ class TrialReporter:
 
         Args:
             model: The model that trains.
-            batch: The first training batch, as the data loader gives it.
+            batch: The first training batch, as the data loader gives it; None where only what the
+                model is given can be seen, which ``inputs`` then picks from.
             untrained: Whether no update was made yet; False where training was resumed.
             skip: Calls of ``model`` to come that are none of its forward.
 
@@ -145,9 +146,9 @@ class TrialReporter:
         if self._counting == "global_step":
             options.setdefault("last_step", sys.maxsize)
         given = self._inputs
-        if given is not None:
-            inputs = given(batch) if callable(given) and not isinstance(given, nn.Module) else given
-            self._take(LyapunovProbe, model, inputs, options)
+        picks = given if callable(given) and not isinstance(given, nn.Module) else None
+        if given is not None and not (picks and batch is None):
+            self._take(LyapunovProbe, model, picks(batch) if picks else given, options)
             return
 
         def measure(
@@ -161,7 +162,9 @@ class TrialReporter:
             # Autocasting is switched on for a thread, and a training step may be under it.
             device = next((p.device.type for p in module.parameters()), "cpu")
             try:
-                inputs = first_sequences(as_inputs(module, args, kwargs), module, now["layer"])
+                inputs = as_inputs(module, args, kwargs)
+                inputs = picks(inputs) if picks else inputs
+                inputs = first_sequences(inputs, module, now["layer"])
                 with torch.autocast(device, enabled=False):
                     self._take(_FirstCallProbe, module, inputs, now, tentative=not final)
             except Exception as error:
@@ -252,8 +255,22 @@ class TrialReporter:
         write_pruned(self.trial, step)
         return True
 
-    def measure(self, value: float, step: int, *, reported: bool = False) -> None:
-        """Report a value, unless the framework itself does, and take a readout."""
+    def measure(self, value: float, step: int) -> None:
+        """Report a value and take a readout."""
+        if self._enough():
+            self.trial.report(value, step)
+        else:
+            assert self._probe is not None
+            self._probe.report(self.trial, value, step)
+
+    def record(self, step: int) -> None:
+        """Take a readout at a step whose value the framework itself is about to report."""
+        if not self._enough() and step <= self._options.get("last_step", step):
+            assert self._probe is not None
+            self._probe.record(self.trial, step)
+
+    def _enough(self) -> bool:
+        """Whether no readout is taken at the report to come."""
         if self._call is not None:
             self._call.forget()
             wanted, self._call = self._call.wanted, None
@@ -264,15 +281,8 @@ class TrialReporter:
         if not self._reports and self._counting not in (None, "epoch"):
             write_counting(self.trial, str(self._counting))
         self._reports += 1
-        enough = (
-            self._counting == "global_step"
-            and "last_step" not in self._options
-            and self._reports > N_READOUTS
-        )
-        if self._probe is None or enough:
-            self.trial.report(value, step)
-        else:
-            self._probe.report(self.trial, value, step)
+        by_updates = self._counting == "global_step" and "last_step" not in self._options
+        return self._probe is None or (by_updates and self._reports > N_READOUTS)
 
     def pruned_at(self) -> int | None:
         """Return the step at which the trial was pruned, if it reported nothing afterwards."""

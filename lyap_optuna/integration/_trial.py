@@ -31,15 +31,13 @@ class TrialSource:
     _given: BaseTrial | Study | None
     _key: tuple[int, str]
 
-    def __new__(cls, given: "BaseTrial | Study | TrialSource") -> "TrialSource":
+    def __new__(cls, given: Any) -> "TrialSource":
         """Return ``given`` where it is a source."""
         if isinstance(given, TrialSource):
             return given
-        if not isinstance(given, (BaseTrial, Study)):
-            raise ValueError(
-                "trial must be a trial of Optuna, or a study whose running trial is meant, but got "
-                f"{type(given).__name__}."
-            )
+        # neuralforecast tries a search space with a stand-in that suggests and reports nothing.
+        if not isinstance(given, (BaseTrial, Study)) and not hasattr(given, "suggest_float"):
+            raise ValueError(_no_trial(given))
         return cls._of(given)
 
     @classmethod
@@ -60,7 +58,8 @@ class TrialSource:
 
         Raises:
             ValueError: The study has no running trial, or several and none that this thread
-                runs; or its storage cannot be reached from this process.
+                runs; or its storage cannot be reached from this process. Or what was given only
+                stands in for a trial.
         """
         if self._given is None:
             raise ValueError(
@@ -68,7 +67,11 @@ class TrialSource:
                 "InMemoryStorage: create the study with storage= a database, for example "
                 "'sqlite:///study.db'."
             )
-        return running_trial(self._given) if isinstance(self._given, Study) else self._given
+        if isinstance(self._given, Study):
+            return running_trial(self._given)
+        if not isinstance(self._given, BaseTrial):
+            raise ValueError(_no_trial(self._given))
+        return self._given
 
     def __copy__(self) -> "TrialSource":
         return self
@@ -85,6 +88,13 @@ class TrialSource:
             with contextlib.suppress(ValueError):  # the trial that runs here, not there
                 given = running_trial(given)
         return _found_again, (self._key, given)
+
+
+def _no_trial(given: object) -> str:
+    return (
+        "trial must be a trial of Optuna, or a study whose running trial is meant, but got "
+        f"{type(given).__name__}."
+    )
 
 
 _living: WeakValueDictionary[tuple[int, str], TrialSource] = WeakValueDictionary()
