@@ -278,7 +278,7 @@ def ablation_table(replays: dict[str, dict[str, list[Replay]]]) -> str:
     rows += [("all", kind, n, "", "", f"{won} / {lost}") for kind, (n, won, lost) in pooled.items()]
     header = (
         "study",
-        "kind",
+        "without",
         "orders",
         "epochs, points",
         "found by, ninth decile, with / without",
