@@ -24,6 +24,7 @@ from lyap_optuna.campaign import (
     CampaignConfig,
     CampaignFileError,
     load_config,
+    open_storage,
     open_study,
     previous_attempt,
     storage_of,
@@ -218,6 +219,133 @@ def test_a_file_that_is_not_valid_is_refused_with_its_line(
     tmp_path: Path, text: str, message: str
 ) -> None:
     assert message in _refused(tmp_path, text)
+
+
+def _bomb(levels: int, wide: int = 9) -> str:
+    rows = ["a0: &a0 [x]\n"]
+    rows += [f"a{i}: &a{i} [{','.join([f'*a{i - 1}'] * wide)}]\n" for i in range(1, levels)]
+    return "".join(rows)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (_bomb(9) + MINIMAL, "line 5: more than 10000 values, with aliases written out"),
+        (MINIMAL + _bomb(400, 2), "values, with aliases written out"),
+        (MINIMAL + "sampler: {name: &a [*b, *b], b: &b [*a]}\n", "FILE, line 4: found undefined"),
+        (MINIMAL + "sampler: &a {name: TPESampler, x: *a}\n", "line 4: a value that contains"),
+        (MINIMAL + "sampler: &a [*a]\n", "FILE, line 4: a value that contains itself"),
+        (MINIMAL + "dask: " + "[" * 5000, "FILE, line 4: more than 20 levels deep"),
+        (MINIMAL + "dask: " + "{a: " * 5000, "FILE, line 4: more than 20 levels deep"),
+        (MINIMAL + "- " * 5000, "FILE, line 4:"),
+        (MINIMAL + "x: " + "y" * 70_000, "FILE, line 4: the file is larger than 65536 bytes"),
+        (MINIMAL + "? [a, b]\n: 1\n", "FILE, line 4: a key must be text"),
+        (MINIMAL + "? {a: b}\n: 1\n", "FILE, line 4: a key must be text"),
+        (MINIMAL + "pruner: {? [a] : 1}\n", "FILE, line 4: a key must be text"),
+        (MINIMAL + "2: 1\n", "FILE, line 4: a key must be text"),
+        (MINIMAL + "null: 1\n", "FILE, line 4: a key must be text"),
+        (MINIMAL + "<<: [1]\n", "FILE, line 4: expected a mapping"),
+        (MINIMAL + "<<: 1\n", "FILE, line 4: expected a mapping"),
+        (MINIMAL + "seed: !!int x\n", "FILE, line 4: "),
+        (MINIMAL + "seed: !!float ''\n", "FILE, line 4: "),
+        (MINIMAL + "seed: !!timestamp x\n", "FILE, line 4: "),
+        (MINIMAL + "seed: 2001-99-99\n", "FILE, line 4: month must be"),
+        (MINIMAL + "seed: !!bool maybe\n", "FILE, line 4: "),
+        (MINIMAL + "seed: !!binary 1\n", "FILE, line 4: "),
+        (MINIMAL + f"seed: {'9' * 5000}\n", "FILE, line 4: "),
+        (MINIMAL + f"seed: 0x{'f' * 5000}\n", "FILE, line 4: a number must be finite"),
+        (MINIMAL + f"seed: 1{':59' * 20_000}\n", "FILE, line 4: a number must be finite"),
+        (MINIMAL + "retry_seconds: .inf\n", "FILE, line 4: a number must be finite"),
+        (MINIMAL + "time_limit: .nan\n", "FILE, line 4: a number must be finite"),
+        (MINIMAL + "time_limit: 1.0e+999\n", "FILE, line 4: a number must be finite"),
+        (MINIMAL + "time_limit: 1.0e+12\n", "FILE, line 4: time_limit: Input should be less"),
+        (MINIMAL + f"heartbeat_interval: {10**21}\n", "FILE, line 4: a number must be finite"),
+        (MINIMAL + f"heartbeat_interval: {10**10}\n", "line 4: heartbeat_interval: Input should"),
+        (MINIMAL + f"retry_seconds: {10**10}\n", "line 4: retry_seconds: Input should"),
+        (MINIMAL + f"workers: {10**6}\n", "FILE, line 4: workers: Input should be less"),
+        (MINIMAL + f"threads_per_worker: {10**12}\n", "line 4: threads_per_worker: Input should"),
+        (MINIMAL.replace("20", str(2**31)), "FILE, line 3: trials: Input should be less"),
+        (MINIMAL + "sampler: {name: TPESampler, n_startup_trials: .inf}\n", "line 4: a number"),
+        (MINIMAL.replace("tune", '"a\\0b"'), "FILE, line 1: text must not hold the character NUL"),
+        (MINIMAL.replace("tune", '"a\\ud800b"'), "FILE, line 1: text must be valid Unicode"),
+        (MINIMAL.replace("tune", "t" * 600), "FILE, line 1: study: String should have at most"),
+        (MINIMAL + "x: a\x07b\n", "FILE, line 4: special characters are not allowed"),
+        (MINIMAL + "storage: /proc/no\0pe\n", "FILE, line 4: special characters"),
+    ],
+    ids=lambda text: repr(text)[-30:],
+)
+def test_a_file_that_would_exhaust_or_crash_is_refused_with_its_line(
+    tmp_path: Path, text: str, message: str
+) -> None:
+    assert message in _refused(tmp_path, text)
+
+
+def test_aliases_that_stay_small_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "file.yaml"
+    path.write_text("sampler: &x {name: TPESampler, seed: &n 3}\ntrials: *n\n" + MINIMAL[:-11])
+    assert load_config(path).trials == 3
+
+
+def test_a_file_that_is_not_text_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "file.yaml"
+    path.write_bytes(MINIMAL.encode() + b"seed: \xff\n")
+    with pytest.raises(CampaignFileError, match="line 4: it is not UTF-8"):
+        load_config(path)
+    with pytest.raises(CampaignFileError, match="cannot be read"):
+        load_config(tmp_path)
+    with pytest.raises(CampaignFileError, match="/dev/zero"):
+        load_config("/dev/zero")
+
+
+@pytest.mark.parametrize(
+    "storage",
+    [
+        "me:hunter2@db.example/optuna",
+        "me:hunter2@db.example:5432/optuna",
+        ":hunter2@db.example",
+        "//me:hunter2@db.example/optuna",
+        "://me:hunter2@db.example/optuna",
+        "postgresql:/me:hunter2@db.example/optuna",
+        "postgresql//me:hunter2@db.example/optuna",
+        "postgresql:me:hunter2@db.example/optuna",
+        "db.example/optuna?user=me&password=hunter2",
+        "host=db.example user=me password=hunter2",
+        "host=db.example user=me passwd = hunter2",
+    ],
+)
+@pytest.mark.parametrize("command", ["run", "status"])
+def test_a_url_without_its_scheme_is_no_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, storage: str, command: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DB_URL", storage)
+    for text in ("${DB_URL}", storage):
+        Path("file.yaml").write_text(MINIMAL + f"storage: '{text}'\n")
+        result = CliRunner().invoke(main, ["campaign", command, "file.yaml"])
+        assert result.exit_code == 1
+        assert "file.yaml, line 4: storage: it holds a login" in result.output
+        assert "hunter2" not in result.output
+    with pytest.raises(ValueError, match="begins with no scheme") as caught:
+        open_storage(storage, retry_seconds=1, heartbeat_interval=1)
+    assert "hunter2" not in str(caught.value)
+    assert os.listdir(tmp_path) == ["file.yaml"]
+
+
+@pytest.mark.parametrize("path", ["a/c.journal", "./12:30@gpu/c.journal", "me@host/c.journal"])
+def test_a_path_is_still_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    open_storage(path, retry_seconds=1, heartbeat_interval=1)
+    assert Path(path).exists()
+
+
+def test_a_place_that_cannot_be_written_to_is_told_with_its_line(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    path = tmp_path / "file.yaml"
+    for place in ("/proc/nope/x.journal", str(tmp_path / "file" / "x.journal"), str(tmp_path)):
+        path.write_text(MINIMAL + f"workers: 2\nstorage: {place}\n")
+        result = CliRunner().invoke(main, ["campaign", "run", str(path)])
+        assert result.exit_code == 1
+        assert f"{path}, line 5: storage: " in result.output
 
 
 def test_all_that_is_wrong_is_told_at_once_and_the_password_is_not(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ import optuna
 from optuna.study import Study
 from optuna.trial import FrozenTrial
 
-from lyap_optuna.campaign._config import CampaignConfig, Dask
+from lyap_optuna.campaign._config import CampaignConfig, CampaignFileError, Dask
 from lyap_optuna.campaign._pool import DaskPool, Event, LocalPool, Pool
 from lyap_optuna.campaign._recovery import (
     marked,
@@ -133,13 +133,18 @@ def open_study(config: CampaignConfig, url: str, *, create: bool = True) -> Stud
 
     Raises:
         ValueError: It has another direction.
+        CampaignFileError: The place that the file names cannot be written to.
         KeyError: It does not exist and is not to be created.
     """
-    storage = open_storage(
-        url,
-        retry_seconds=config.retry_seconds,
-        heartbeat_interval=config.heartbeat_interval,
-    )
+    try:
+        storage = open_storage(
+            url,
+            retry_seconds=config.retry_seconds,
+            heartbeat_interval=config.heartbeat_interval,
+        )
+    except OSError as error:
+        reason = f"{error.strerror or error} ({error.filename or 'the storage'})"
+        raise CampaignFileError(f"{config.line_of('storage')}: {reason}.") from None
     verbosity = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(max(verbosity, optuna.logging.WARNING))
     try:

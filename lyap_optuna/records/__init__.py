@@ -1,8 +1,10 @@
 """What is stored with a trial, and the only code that touches storage."""
 
-from lyap_optuna.records._artifacts import upload_spectrum, write_study_spectra
+from lyap_optuna.records._artifacts import publish_spectra, upload_spectrum, write_study_spectra
 from lyap_optuna.records._attempts import number_in, repeat
+from lyap_optuna.records._copies import copy_study, is_incomplete
 from lyap_optuna.records._decisions import Decision, interval, read_decisions, write_decision
+from lyap_optuna.records._journal import JournalError, open_journal
 from lyap_optuna.records._json import FLOOR
 from lyap_optuna.records._order import keeps_order, report_order, watch_order
 from lyap_optuna.records._prunings import counting_of, pruned_at, write_counting, write_pruned
@@ -24,7 +26,6 @@ from lyap_optuna.records._spectra import (
     SpectraError,
     SpectrumRecord,
     checked_url,
-    copy_spectra,
     load_spectra,
     upgrade_spectra,
     write_spectrum,
@@ -34,6 +35,7 @@ from lyap_optuna.records._stretches import Stretch, read_stretches, write_stretc
 __all__ = [
     "Decision",
     "FLOOR",
+    "JournalError",
     "NoDatabaseError",
     "ReadoutRecord",
     "SpectraError",
@@ -42,17 +44,20 @@ __all__ = [
     "baseline_step",
     "begins_training",
     "checked_url",
+    "copy_study",
     "counting_of",
-    "copy_spectra",
     "has_readout",
+    "is_incomplete",
     "is_own",
     "is_untouched",
     "keeps_order",
     "prevailing_state",
     "pruned_at",
+    "publish_spectra",
     "load_spectra",
     "interval",
     "number_in",
+    "open_journal",
     "read_decisions",
     "read_readouts",
     "read_stretches",

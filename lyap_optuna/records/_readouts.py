@@ -18,6 +18,9 @@ from lyap_optuna.records import _json, _keys
 _MAX_ENTRY = _json.MAX_BYTES // 8
 """Bytes that one entry may take with its layers, so that eight steps are always kept."""
 
+_MAX_FAILURES = 32
+_MAX_REASON = _json.MAX_BYTES // _MAX_FAILURES - 32  # bytes, beside its step
+
 
 @dataclass(frozen=True)
 class ReadoutRecord:
@@ -349,11 +352,14 @@ def begins_training(trial: BaseTrial, step: int) -> bool:
 
 
 def write_failure(trial: BaseTrial, step: int, reason: str) -> None:
-    """Record why there is no readout at ``step`` (the last 32 such facts are kept)."""
+    """Record why there is no readout at ``step`` (the last 32 such facts are kept, cut to fit)."""
     failures = stored_trial(trial).user_attrs.get(_keys.FAILURES)
     kept = dict(failures) if isinstance(failures, dict) else {}
-    kept[str(step)] = reason[:500]
-    trial.set_user_attr(_keys.FAILURES, dict(list(kept.items())[-32:]))
+    kept[str(step)] = _json.cut(reason[:500], _MAX_REASON)
+    kept = dict(list(kept.items())[-_MAX_FAILURES:])
+    while _json.size(kept) > _json.MAX_BYTES:  # steps may have any number of digits
+        del kept[next(iter(kept))]
+    trial.set_user_attr(_keys.FAILURES, kept)
 
 
 def stored_trial(trial: BaseTrial) -> BaseTrial | FrozenTrial:
