@@ -32,8 +32,11 @@ HEAVY = (
     "tenacity",
     "distributed",
     "lightning",
+    "pytorch_lightning",
     "skorch",
     "ignite",
+    "transformers",
+    "sb3_contrib",
 )
 
 OWN_EXTRAS: dict[str, tuple[str, ...]] = {
