@@ -176,11 +176,12 @@ def test_a_strategy_with_other_processes_needs_a_storage_that_they_reach():
         callback.on_fit_start(trainer, Module())
 
 
-def test_a_strategy_that_shards_the_module_is_refused():
+@pytest.mark.parametrize("name", ["FSDPStrategy", "DeepSpeedStrategy", "ModelParallelStrategy"])
+def test_a_strategy_that_shards_the_module_is_refused(name):
     callback = LyapunovPruningCallback(ask())
     trainer = trainer_with(callback)
-    trainer.strategy.__class__ = pl.strategies.FSDPStrategy
-    with pytest.raises(ValueError, match="does not support FSDPStrategy: use a single device"):
+    trainer.strategy.__class__ = getattr(pl.strategies, name)
+    with pytest.raises(ValueError, match=f"does not support {name}: use a single device"):
         callback.on_fit_start(trainer, Module())
 
 

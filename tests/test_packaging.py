@@ -32,8 +32,11 @@ HEAVY = (
     "tenacity",
     "distributed",
     "lightning",
+    "pytorch_lightning",
     "skorch",
     "ignite",
+    "transformers",
+    "sb3_contrib",
 )
 
 OWN_EXTRAS: dict[str, tuple[str, ...]] = {
@@ -41,7 +44,7 @@ OWN_EXTRAS: dict[str, tuple[str, ...]] = {
     "campaign": ("campaign", "dask"),
     "dashboard.py": ("dashboard",),
     "data": ("studies",),
-    "integration": ("lightning", "skorch", "ignite"),
+    "integration": ("lightning", "skorch", "ignite", "transformers", "sb3"),
 }
 """Parts of the package that import what their extras install, and the rest, which may not."""
 
@@ -131,6 +134,8 @@ def _third_party(folder: str) -> set[str]:
         "dask_jobqueue": "dask-jobqueue",
         "ignite": "pytorch-ignite",
         "optuna_dashboard": "optuna-dashboard",
+        "sb3_contrib": "sb3-contrib",
+        "stable_baselines3": "stable-baselines3",
     }
     imported = set()
     package = ROOT / "lyap_optuna"

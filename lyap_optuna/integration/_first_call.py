@@ -64,7 +64,9 @@ class FirstCall:
         for name, sub in parts.items():
             if isinstance(sub, torch.jit.ScriptModule):
                 continue  # takes no hooks; the model that holds it does
-            hook = sub.register_forward_pre_hook(self._hook(name), prepend=True, with_kwargs=True)
+            hook = sub.register_forward_pre_hook(
+                self._hook(name, sub), prepend=True, with_kwargs=True
+            )
             self._handles.append(hook)
 
     def forget(self) -> None:
@@ -73,8 +75,9 @@ class FirstCall:
             handle.remove()
         self._handles = []
 
-    def _hook(self, name: str) -> Any:
-        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _hook(self, name: str, module: nn.Module) -> Any:
+        # What is called may be a replica (DataParallel); the module itself is measured.
+        def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             if not name and self._skip:
                 self._skip -= 1
                 return
