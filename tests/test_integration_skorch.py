@@ -3,6 +3,7 @@
 import numpy as np
 import optuna
 import pytest
+import sklearn.base
 import torch
 from _frameworks import BATCH_SIZE, EPOCHS, Last, PruneAt, ask, make_data, run, same_state
 from optuna.trial import TrialState
@@ -104,3 +105,12 @@ def test_a_fixed_trial_serves_while_debugging():
     trial = optuna.trial.FixedTrial({})
     net_with(SkorchLyapunovCallback(trial)).fit(X, Y)
     assert len(trial.user_attrs["lyapunov:readouts"]) == EPOCHS + 1
+
+
+def test_scikit_learn_copies_the_net_and_not_the_study():
+    trial = ask()
+    net = sklearn.base.clone(net_with(SkorchLyapunovCallback(trial)))
+    net.fit(X, Y)
+    stored = trial.study.trials[0]
+    assert list(stored.intermediate_values) == [0, 1, 2]
+    assert list(stored.user_attrs["lyapunov:readouts"]) == ["-1", "0", "1", "2"]

@@ -8,6 +8,7 @@ from lyap_optuna.records._errors import NoDatabaseError, SpectraError
 from lyap_optuna.records._journal import JournalError, open_journal
 from lyap_optuna.records._json import FLOOR
 from lyap_optuna.records._order import keeps_order, report_order, watch_order
+from lyap_optuna.records._prunings import counting_of, pruned_at, write_counting, write_pruned
 from lyap_optuna.records._readouts import (
     ReadoutRecord,
     baseline_step,
@@ -43,6 +44,7 @@ __all__ = [
     "begins_training",
     "checked_url",
     "copy_study",
+    "counting_of",
     "has_readout",
     "is_incomplete",
     "is_own",
@@ -50,6 +52,7 @@ __all__ = [
     "keeps_order",
     "prevailing_state",
     "publish_spectra",
+    "pruned_at",
     "load_spectra",
     "interval",
     "number_in",
@@ -63,8 +66,10 @@ __all__ = [
     "upgrade_spectra",
     "upload_spectrum",
     "watch_order",
+    "write_counting",
     "write_decision",
     "write_failure",
+    "write_pruned",
     "write_readouts",
     "write_spectrum",
     "write_stretches",

@@ -35,6 +35,7 @@ from lyap_optuna.records import (
     _keys,
     is_own,
     keeps_order,
+    pruned_at,
     read_readouts,
     read_stretches,
     report_order,
@@ -147,7 +148,7 @@ class Recording:
             (TrialState.PRUNED, "how they would have ended is not known"),
             (TrialState.RUNNING, "they have not ended"),
         ):
-            found = [t.number for t in trials if t.state == state]
+            found = [t.number for t in trials if _ended_as(t, study) == state]
             if found:
                 raise RecordingError(
                     f"Study {study.study_name!r} cannot be replayed: {len(found)} of its trials "
@@ -375,6 +376,13 @@ def _of_document(document: dict[str, Any]) -> Recording:
     )
     state = document["state"]
     return recording if state is None else recording.with_state(state)
+
+
+def _ended_as(trial: FrozenTrial, study: Study) -> TrialState:
+    """Return the state of a trial; PRUNED where it ended COMPLETE although a callback pruned it."""
+    complete = trial.state == TrialState.COMPLETE
+    cut = complete and pruned_at(trial, keeps_order(study._storage)) is not None
+    return TrialState.PRUNED if cut else trial.state
 
 
 def _of_trial(trial: FrozenTrial, first: str, ordered: bool) -> RecordedTrial:
