@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import optuna
 import psutil
 import pytest
 import sqlalchemy as sa
+from _campaigns import Campaign, counts
 from click.testing import CliRunner, Result
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
@@ -22,7 +24,9 @@ from optuna.trial import TrialState
 
 from lyap_optuna.campaign import (
     CampaignConfig,
+    CampaignError,
     CampaignFileError,
+    _sole,
     load_config,
     open_storage,
     open_study,
@@ -39,6 +43,7 @@ from lyap_optuna.campaign._recovery import (
     settle,
 )
 from lyap_optuna.campaign._retry import INTERRUPTED, WORKER
+from lyap_optuna.campaign._sole import SoleRun
 from lyap_optuna.campaign._worker import worker_seed
 from lyap_optuna.cli import main
 
@@ -489,6 +494,113 @@ def test_only_processes_of_this_machine_that_have_ended_are_gone() -> None:
     for odd in ({"pid": "1"}, {"pid": None}, {"pid": [1]}, {"host": 3}, {"host": None}):
         assert not process_is_gone(alive | {"started": 0.0} | odd)
     assert process_is_gone(alive | {"pid": 2**70})
+
+
+@pytest.mark.parametrize("step", [-7200.0, -2.0, 0.5, 2.0, 1e9])
+def test_a_clock_that_is_set_makes_nobody_gone(
+    monkeypatch: pytest.MonkeyPatch, step: float
+) -> None:
+    parent = psutil.Process(os.getppid())
+    mark = owner("t") | {"pid": parent.pid, "started": parent.create_time()}
+    create_time, boot_time = psutil.Process.create_time, psutil.boot_time
+    monkeypatch.setattr(psutil, "boot_time", lambda: boot_time() + step)
+    monkeypatch.setattr(psutil.Process, "create_time", lambda self: create_time(self) + step)
+    assert not process_is_gone(mark)
+    assert process_is_gone(mark | {"started": mark["started"] - 60})
+
+
+def test_what_cannot_be_told_from_here_is_not_gone() -> None:
+    dead = owner("t") | {"pid": 2**22 + 1}
+    boot, namespace = dead["space"].split()
+    assert process_is_gone(dead)
+    assert not process_is_gone(dead | {"space": f"{boot} pid:[1]"})  # another container
+    assert not process_is_gone(dead | {"space": f"{boot} pid:[1]"}, one_machine=True)
+    rebooted = dead | {"space": f"00000000-0000 {namespace}"}  # or a machine of the same name
+    assert not process_is_gone(rebooted)
+    assert process_is_gone(rebooted, one_machine=True)
+    assert not process_is_gone(rebooted | {"host": "elsewhere"}, one_machine=True)
+    for missing in ("space", "started", "booted", "pid", "host"):
+        part = {key: value for key, value in dead.items() if key != missing}
+        assert process_is_gone(part) == (missing in ("started", "booted"))
+        alive = part | ({"pid": os.getppid()} if missing != "pid" else {})
+        assert not process_is_gone(alive | {"started": None})
+
+
+# One run at a time
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_two_runs_at_once_never_run_more_than_the_total(tmp_path: Path, workers: int) -> None:
+    toy = Campaign(tmp_path, objective="toy:slow", trials=6, workers=workers)
+    with toy.process() as first, toy.process() as second:
+        outputs = [process.communicate(timeout=110)[0] for process in (first, second)]
+    assert sorted([first.returncode, second.returncode]) in ([0, 0], [0, 1])
+    for process, output in zip((first, second), outputs, strict=True):
+        assert process.returncode == 0 or "The campaign is running already: process" in output
+    assert counts(toy.trials) == {"COMPLETE": 6}
+
+
+def test_a_run_is_refused_while_another_runs_and_then_goes_on(tmp_path: Path) -> None:
+    toy = Campaign(tmp_path, trials=2, workers=2)
+    hold = toy.hold()
+    with toy.process() as process:
+        for number in (0, 1):
+            toy.pid_at(number, 0)
+        with pytest.raises(CampaignError, match=f"running already: process {process.pid} on"):
+            toy.run()
+        assert counts(toy.trials) == {"RUNNING": 2}
+        hold.unlink()
+        process.communicate(timeout=110)
+    assert counts(toy.trials) == {"COMPLETE": 2}
+    toy.write(trials=3, workers=2)
+    toy.run()
+    toy.run()
+    assert counts(toy.trials) == {"COMPLETE": 3}
+
+
+def _begin(study: Study, run: str, notes: list[str] | None = None) -> SoleRun:
+    return SoleRun(study, run, one_machine=False, note=(notes or []).append)
+
+
+def test_a_run_elsewhere_is_known_by_its_signs_of_life(
+    journal: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_sole, "_BEAT_SECONDS", 0.3)
+    monkeypatch.setattr(_sole, "_SETTLE_SECONDS", 0.0)
+
+    def elsewhere(beat: int) -> None:
+        mark = owner("", "theirs") | {"host": "elsewhere", "beat": beat}
+        journal._storage.set_study_system_attr(journal._study_id, "lyapunov:campaign_run", mark)
+
+    elsewhere(0)
+    beating = threading.Timer(0.2, elsewhere, [1])
+    beating.start()
+    with pytest.raises(CampaignError, match=r"process \d+ on elsewhere"):
+        _begin(journal, "ours")
+    beating.join()
+    _begin(journal, "ours").release()  # no sign came
+    _begin(journal, "ours again").release()
+
+
+def test_a_run_whose_place_was_taken_ends(journal: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_sole, "_SETTLE_SECONDS", 0.0)
+    first = _begin(journal, "first")
+    first.beat()
+    monkeypatch.setattr(_sole, "_BEAT_SECONDS", -1.0)
+    first.beat()
+    with pytest.raises(CampaignError, match="running already"):
+        _begin(journal, "second")
+    monkeypatch.setattr(_sole, "_has_ended", lambda *_: True)
+    second = _begin(journal, "second")
+    with pytest.raises(CampaignError, match="running already"):
+        first.beat()
+    first.release()
+    second.beat()
+    second.release()
+    for odd in (3, "run", {"run": [1]}, {"run": "x", "pid": "y", "host": 3}, None):
+        key = "lyapunov:campaign_run"
+        journal._storage.set_study_system_attr(journal._study_id, key, odd)
+        _begin(journal, "third").release()
 
 
 def test_hand_edited_marks_are_ignored(journal: Study) -> None:

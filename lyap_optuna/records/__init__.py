@@ -4,6 +4,7 @@ from lyap_optuna.records._artifacts import publish_spectra, upload_spectrum, wri
 from lyap_optuna.records._attempts import number_in, repeat
 from lyap_optuna.records._copies import copy_study, is_incomplete
 from lyap_optuna.records._decisions import Decision, interval, read_decisions, write_decision
+from lyap_optuna.records._errors import NoDatabaseError, SpectraError
 from lyap_optuna.records._journal import JournalError, open_journal
 from lyap_optuna.records._json import FLOOR
 from lyap_optuna.records._order import keeps_order, report_order, watch_order
@@ -22,8 +23,6 @@ from lyap_optuna.records._readouts import (
     write_readouts,
 )
 from lyap_optuna.records._spectra import (
-    NoDatabaseError,
-    SpectraError,
     SpectrumRecord,
     checked_url,
     load_spectra,

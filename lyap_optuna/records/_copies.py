@@ -8,7 +8,8 @@ from optuna.exceptions import DuplicatedStudyError
 from optuna.storages import BaseStorage
 from optuna.study import Study
 
-from lyap_optuna.records._spectra import SpectraError, copy_spectra
+from lyap_optuna.records._errors import SpectraError
+from lyap_optuna.records._spectra import copy_spectra
 
 _COPYING = "lyapunov:copying"
 """Attribute of a copy that is not complete: a token of the process that makes it."""

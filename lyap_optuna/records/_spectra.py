@@ -17,6 +17,7 @@ from optuna.trial import BaseTrial, FrozenTrial
 
 from lyap_optuna._warnings import LyapunovWarning
 from lyap_optuna.records import _json
+from lyap_optuna.records._errors import NoDatabaseError, SpectraError
 from lyap_optuna.records._readouts import stored_trial
 from lyap_optuna.spectrum.base import kaplan_yorke_dimension
 
@@ -24,14 +25,6 @@ if TYPE_CHECKING:
     import sqlalchemy as sa
 
 _BATCH = 100  # rows held at once while copying
-
-
-class SpectraError(RuntimeError):
-    """Why spectra cannot be stored or read; the message holds nothing secret."""
-
-
-class NoDatabaseError(SpectraError):
-    """The study is kept where there are no tables, and no database was named for its spectra."""
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from optuna.storages._rdb import models
 from sqlalchemy.dialects import mysql
 
 from lyap_optuna._version import __version__
-from lyap_optuna.records._spectra import SpectraError
+from lyap_optuna.records._errors import SpectraError
 
 VERSION_TABLE = "lyapunov_version"
 """Alembic's version table for this schema; Optuna's own is ``alembic_version``."""
