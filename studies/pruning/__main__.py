@@ -41,7 +41,7 @@ from studies.pruning.recorded import DATA, load
 
 OURS = "LyapunovPruner"
 WITHOUT_EXPONENTS = f"{OURS} without exponents, displacement"
-THAW, MEDIAN = "freeze_thaw", "MedianPruner"
+THAW = "freeze_thaw"
 KEPT_OUT = ("wide_digits", "wide_text")
 """Recordings that were not replayed while the rule was chosen."""
 
@@ -343,8 +343,10 @@ def timing_table() -> str:
 
 @click.command()
 @click.argument("names", nargs=-1)
-@click.option("--orders", default=100, show_default=True, help="Of ours and MedianPruner.")
-@click.option("--others", default=30, show_default=True, help="Orders of all the rest.")
+@click.option("--orders", default=100, show_default=True, help="Of the pruners.")
+@click.option(
+    "--others", default=30, show_default=True, help="Of freeze_thaw, and without exponents."
+)
 @click.option("--kinds", is_flag=True, help="Without each kind of evidence, too.")
 @click.option(
     "--constants",
@@ -394,7 +396,7 @@ def main(
         if kinds or name == WITHOUT_EXPONENTS or not name.startswith(f"{OURS} without")
     }
     pruners[THAW] = replay_freeze_thaw
-    counts = {name: orders if name in (OURS, MEDIAN) else others for name in pruners}
+    counts = {name: others if name == THAW or "without" in name else orders for name in pruners}
     summaries: list[PrunerSummary] = []
     replays: dict[str, dict[str, list[Replay]]] = {}
     for name in chosen:
