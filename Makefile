@@ -1,7 +1,7 @@
 # make demo     two real searches, MedianPruner and freeze_thaw, side by side (a few minutes)
 # make test     the tests, with one torch thread and (those that measure) with two
 # make test-threads     the latter alone
-# make test-libraries   the tests of other libraries' layers, in .venv-libraries
+# make test-libraries   the tests of other libraries, in .venv-libraries
 # make benchmark   what readouts and spectra cost here, against Algorithm 1 and training (10 minutes)
 # make browser  Chromium from the system's packages, for the tests in a browser
 # make docs     the documentation, in docs/_build/html

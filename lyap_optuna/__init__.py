@@ -5,31 +5,33 @@ place of ``trial.report``, and ``pruner=LyapunovPruner()``.
 """
 
 import importlib
-from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 from lyap_optuna._version import __version__
 from lyap_optuna._warnings import LyapunovWarning
-from lyap_optuna.dynamics import RecurrentDynamics
-from lyap_optuna.prediction import (
-    Audit,
-    EvidenceSkill,
-    Explanation,
-    TrialPrediction,
-    audited,
-    explain,
-    prediction_skill,
-    rank_trials,
-)
-from lyap_optuna.probe import LyapunovProbe
-from lyap_optuna.pruner import LyapunovPruner
-from lyap_optuna.records import SpectrumRecord, load_spectra
-from lyap_optuna.search import SecondChance, freeze_thaw, second_chance
-from lyap_optuna.spectrum import (
-    LyapunovReadout,
-    LyapunovSpectrum,
-    lyapunov_readout,
-    lyapunov_spectrum,
-)
+
+if TYPE_CHECKING:
+    from lyap_optuna.dynamics import RecurrentDynamics
+    from lyap_optuna.prediction import (
+        Audit,
+        EvidenceSkill,
+        Explanation,
+        TrialPrediction,
+        audited,
+        explain,
+        prediction_skill,
+        rank_trials,
+    )
+    from lyap_optuna.probe import LyapunovProbe
+    from lyap_optuna.pruner import LyapunovPruner
+    from lyap_optuna.records import SpectrumRecord, load_spectra
+    from lyap_optuna.search import SecondChance, freeze_thaw, second_chance
+    from lyap_optuna.spectrum import (
+        LyapunovReadout,
+        LyapunovSpectrum,
+        lyapunov_readout,
+        lyapunov_spectrum,
+    )
 
 __all__ = [
     "Audit",
@@ -56,9 +58,57 @@ __all__ = [
     "second_chance",
 ]
 
+_MODULES = (
+    "campaign",
+    "dashboard",
+    "data",
+    "demo",
+    "dynamics",
+    "integration",
+    "prediction",
+    "probe",
+    "pruner",
+    "records",
+    "replay",
+    "search",
+    "spectrum",
+    "visualization",
+)
+_HOMES = {
+    "Audit": "prediction",
+    "EvidenceSkill": "prediction",
+    "Explanation": "prediction",
+    "LyapunovProbe": "probe",
+    "LyapunovPruner": "pruner",
+    "LyapunovReadout": "spectrum",
+    "LyapunovSpectrum": "spectrum",
+    "RecurrentDynamics": "dynamics",
+    "SecondChance": "search",
+    "SpectrumRecord": "records",
+    "TrialPrediction": "prediction",
+    "audited": "prediction",
+    "explain": "prediction",
+    "freeze_thaw": "search",
+    "load_spectra": "records",
+    "lyapunov_readout": "spectrum",
+    "lyapunov_spectrum": "spectrum",
+    "prediction_skill": "prediction",
+    "rank_trials": "prediction",
+    "second_chance": "search",
+}
 
-def __getattr__(name: str) -> ModuleType:
-    # plotly comes in with the first figure, a training framework with its first callback
-    if name in ("dashboard", "integration", "visualization"):
+
+def __getattr__(name: str) -> Any:
+    # What is not used is not imported: torch takes more than a second, plotly comes in with the
+    # first figure, a training framework with its first callback.
+    if name in _MODULES:
         return importlib.import_module(f"lyap_optuna.{name}")
+    if name in _HOMES:
+        found = getattr(importlib.import_module(f"lyap_optuna.{_HOMES[name]}"), name)
+        globals()[name] = found
+        return found
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__, *_MODULES})

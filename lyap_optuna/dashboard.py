@@ -6,11 +6,8 @@ each trial, because they are trial attributes. :func:`publish` adds the rest to 
 """
 
 import contextlib
-import hashlib
 import math
-import os
 import re
-import tempfile
 import threading
 import time
 import traceback
@@ -29,7 +26,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from lyap_optuna._logging import get_logger, without_passwords
 from lyap_optuna.prediction import audited
-from lyap_optuna.records import _keys, read_stretches, write_study_spectra
+from lyap_optuna.records import SpectraError, _keys, publish_spectra, read_stretches
 from lyap_optuna.visualization._publication import StudyInfo, gather, published_figures
 
 if TYPE_CHECKING:
@@ -46,7 +43,6 @@ END = "[//]: # (lyap-optuna: end of the note)"
 
 SPECTRA_FILE = "lyapunov-spectra.csv"
 
-_FILE_ATTR = "lyapunov:spectra_file"
 _PUBLISHER_ATTR = "lyapunov:publisher"
 
 
@@ -105,7 +101,7 @@ def publish(study: Study, *, artifact_store: "ArtifactStore | None" = None) -> l
     if after != before:
         dashboard.save_note(study, after)
         written.append("note")
-    if artifact_store is not None and _attach_spectra(study, artifact_store):
+    if artifact_store is not None and publish_spectra(study, artifact_store, SPECTRA_FILE):
         written.append(SPECTRA_FILE)
     return written
 
@@ -131,45 +127,6 @@ def _stored_figure(attrs: Mapping[str, Any], name: str) -> str:
     while (part := attrs.get(f"dashboard:plot_data:{name}:{len(parts)}")) is not None:
         parts.append(part)
     return "".join(parts)
-
-
-def _attach_spectra(study: Study, artifact_store: "ArtifactStore") -> bool:
-    """Write the study's file, under the same id each time; return whether it was written."""
-    storage, study_id = study._storage, study._study_id
-    with tempfile.TemporaryDirectory(prefix="lyap-") as folder:
-        path = os.path.join(folder, SPECTRA_FILE)
-        if not write_study_spectra(path, study):
-            return False
-        with open(path, "rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        attrs = storage.get_study_system_attrs(study_id)
-        known = attrs.get(_FILE_ATTR)
-        known = known if isinstance(known, dict) else {}
-        artifact_id = str(known.get("artifact_id"))
-        # Who deletes a file in the dashboard leaves "null" here.
-        if attrs.get(f"artifacts:{artifact_id}") not in (None, "null"):
-            if known.get("sha256") == digest and _holds(artifact_store, artifact_id):
-                return False
-            with open(path, "rb") as file:
-                artifact_store.write(artifact_id, file)
-        else:
-            artifact_id = optuna.artifacts.upload_artifact(
-                artifact_store=artifact_store, file_path=path, study_or_trial=study
-            )
-    storage.set_study_system_attr(
-        study_id, _FILE_ATTR, {"artifact_id": artifact_id, "sha256": digest}
-    )
-    return True
-
-
-def _holds(artifact_store: "ArtifactStore", artifact_id: str) -> bool:
-    from optuna.artifacts.exceptions import ArtifactNotFound
-
-    try:
-        artifact_store.open_reader(artifact_id).close()
-    except ArtifactNotFound:
-        return False
-    return True
 
 
 # The note -------------------------------------------------------------------------------------
@@ -456,7 +413,8 @@ class Publisher:
             self._warned.add((name, kind))
             # The type only: messages of database drivers may hold the URL with its password.
             what = f"Study {name!r}" if name else "The storage"
-            _logger.warning(f"{what} could not be published ({kind}); trying again later.")
+            why = f"{error} " if isinstance(error, SpectraError) else ""
+            _logger.warning(f"{what} could not be published ({kind}); trying again later. {why}")
             trace = "".join(traceback.format_exception(error))
             _logger.debug(f"Publishing failed.\n{without_passwords(trace)}")
 

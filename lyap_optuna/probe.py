@@ -76,10 +76,10 @@ class LyapunovProbe:
     ``strict=True`` raises instead. :meth:`report` and :meth:`record` only ever warn.
 
     The readouts of a trial are those of one network, so that a displacement is always that of the
-    network which the baseline measured. In cross-validation within a trial the first fold's
-    network is measured; a probe made in the same trial for another one warns once, reports values
-    and stores nothing. (For the same network, loaded anew from a checkpoint, pass
-    ``baseline=False``.)
+    network which the baseline measured. In cross-validation within a trial :meth:`restart` goes on
+    with the network of the next fold; a probe made in the same trial for another network warns
+    once, reports values and stores nothing. (For the same network, loaded anew from a checkpoint,
+    pass ``baseline=False``.)
 
     Args:
         model: The model, also behind DistributedDataParallel or ``torch.compile``; or a
@@ -92,7 +92,8 @@ class LyapunovProbe:
             stored then; so is the baseline of a trial that is retried, which may go on from a
             checkpoint.) Without it the first report stores the baseline. Where steps do not
             ascend, it goes down with the lowest step that was reported.
-        last_step: Readouts are taken by :meth:`report` up to this step.
+        last_step: Readouts are taken by :meth:`report` up to this step, and after :meth:`restart`
+            as many steps on.
         full_spectrum: Measure the whole spectrum of each layer and store 32 of its quantiles too,
             and all of it in the study's relational database (:func:`~lyap_optuna.load_spectra`
             reads it back). A study that is kept elsewhere says so once, in the log.
@@ -148,10 +149,7 @@ class LyapunovProbe:
         artifact_store: "ArtifactStore | None" = None,
         **readout_options: Any,
     ) -> None:
-        if not isinstance(model, (nn.Module, Dynamics)):
-            raise ValueError(
-                f"model must be an nn.Module or a RecurrentDynamics, but got {_kind(model)}."
-            )
+        self._model = _checked_model(model)
         if trial is not None and not isinstance(trial, BaseTrial):
             raise ValueError(f"trial must be a trial of Optuna, but got {_kind(trial)}.")
         self._last_step = integer("last_step", last_step)
@@ -163,7 +161,6 @@ class LyapunovProbe:
             raise ValueError("artifact_store is for whole spectra: pass full_spectrum=True too.")
         self._spectra_url = None if spectra_url is None else checked_url(spectra_url)
         self._artifact_store = artifact_store
-        self._model = model
         self._full_spectrum = full_spectrum
         self._untrained = baseline
         self._strict = strict
@@ -177,13 +174,65 @@ class LyapunovProbe:
         self._failure: str | None = None  # why this model is not measured
         self._failure_stored = False
         self._inputs: Any = None
+        self._restarted = False
+        self._before: ReadoutRecord | None = None  # of a network that was not the first
+        self._first_step: int | None = None  # that was reported
+        self._later = 0  # steps after which the present network was begun
+        self._baseline = self._begin(inputs, measured=baseline)
+        if trial is not None:
+            self._trial = trial.number
+            self._store_at_once(trial)
+
+    def restart(self, model: nn.Module | Dynamics, inputs: Any = None) -> None:
+        """Go on with another, untrained network: that of the next fold in cross-validation.
+
+        Its baseline is measured now, and stored with each of its readouts, so that its displacement
+        is its own. It costs a warning where this network cannot be measured.
+
+        Args:
+            model: The network, before its first update.
+            inputs: What its ``forward`` takes; None for the inputs of the network before.
+
+        Raises:
+            ValueError: ``model`` is none; with ``strict`` also where it cannot be measured.
+
+        Example:
+            >>> import optuna
+            >>> import torch
+            >>> import lyap_optuna as lyap
+            >>> def objective(trial):
+            ...     probe = None
+            ...     for fold in range(2):
+            ...         model = torch.nn.GRU(input_size=3, hidden_size=8, batch_first=True)
+            ...         if probe is None:
+            ...             probe = lyap.LyapunovProbe(model, torch.randn(10, 50, 3), trial=trial)
+            ...         else:
+            ...             probe.restart(model)
+            ...         for epoch in range(3):
+            ...             loss = 1 / (epoch + 1)  # train the model here, on this fold
+            ...             probe.report(trial, loss, fold * 3 + epoch)
+            ...     return loss
+            >>> study = optuna.create_study()
+            >>> study.optimize(objective, n_trials=1)
+            >>> readouts = study.trials[0].user_attrs["lyapunov:readouts"]
+            >>> [step for step, readout in readouts.items() if "baseline" in readout]
+            ['3', '4', '5']
+        """
+        self._model = _checked_model(model)
+        self._restarted, self._untrained, self._later = True, True, -1
+        self._failure, self._before = None, None
+        readout = self._begin(self._inputs if inputs is None else inputs, measured=True)
+        self._before = None if readout is None else _record(readout)
+
+    def _begin(self, inputs: Any, *, measured: bool) -> LyapunovReadout | None:
+        """Take the inputs; measure the untrained network, or say why it cannot be measured."""
         try:
             self._inputs = detached(inputs)
-            if baseline or strict:
+            if measured or self._strict:
                 readout = self._storable()
-                self._baseline = readout if baseline else None
+                return readout if measured else None
         except Exception as error:
-            if strict:
+            if self._strict:
                 raise
             self._failure = _reason(error)
             self._warn_once(
@@ -191,9 +240,7 @@ class LyapunovProbe:
                 f"No readouts: {self._failure}{self._about_inputs} The trial goes on without them; "
                 "strict=True raises instead.",
             )
-        if trial is not None:
-            self._trial = trial.number
-            self._store_at_once(trial)
+        return None
 
     def measure(self) -> LyapunovReadout:
         """Measure now and store nothing.
@@ -255,11 +302,15 @@ class LyapunovProbe:
         try:
             if not self._is_of(trial):
                 return
+            if self._first_step is None:
+                self._first_step = step
+            if self._later < 0:  # the first report of another network
+                self._later = max(step - self._first_step, 0)
             if first:
                 self._settle(trial, step, begins)
             elif self._place is not None and trial.number == self._trial:
                 self._place = min(self._place, step - 1)
-            if self._failure is None and step <= self._last_step:
+            if self._failure is None and step - self._later <= self._last_step:
                 self._measure_and_store(trial, step)
             elif first or self._is_misplaced(trial):
                 self._store(trial, step, None)
@@ -293,13 +344,15 @@ class LyapunovProbe:
 
     def _is_of(self, trial: BaseTrial) -> bool:
         """Whether the network of this probe is the one whose readouts ``trial`` holds."""
-        if self._failure is None and not _claim(trial, self._model, anew=not self._untrained):
+        anew = self._restarted or not self._untrained
+        if self._failure is None and not _claim(trial, self._model, anew=anew):
             self._warn_once(
                 f"network {trial.number}",
                 # The same words in every trial: Python shows a warning once in each place.
-                "The trial holds the readouts of another network, as in cross-validation: those of "
-                "this one are not stored. (If it is the same network, loaded from a checkpoint, "
-                "make its probe with baseline=False.)",
+                "The trial holds the readouts of another network: those of this one are not "
+                "stored. (In cross-validation, call restart(model) of the first fold's probe. If "
+                "it is the same network, loaded from a checkpoint, make its probe with "
+                "baseline=False.)",
             )
             return False
         if self._trial is not None and self._trial != trial.number:
@@ -385,7 +438,7 @@ class LyapunovProbe:
         try:
             write_readouts(
                 trial,
-                {} if readout is None else {step: _record(readout)},
+                {} if readout is None else {step: self._record(readout)},
                 baseline=(baseline[0], _record(baseline[1])) if baseline and misplaced else None,
                 step=step,
                 moved_from=self._stored_at,
@@ -461,6 +514,10 @@ class LyapunovProbe:
                 f"The spectrum at step {step} was not uploaded ({_of_database(error)}); its "
                 "readout was stored. The trial goes on.",
             )
+
+    def _record(self, readout: LyapunovReadout) -> ReadoutRecord:
+        record = _record(readout)
+        return record if self._before is None else record.since(self._before)
 
     def _known(self, names: frozenset[str]) -> dict[str, Any]:
         return {name: value for name, value in self._options.items() if name in names}
@@ -539,6 +596,12 @@ def _checked_options(options: dict[str, Any], full_spectrum: bool) -> dict[str, 
         if name in options and not (_is_number(options[name]) and options[name] > 0):
             raise ValueError(f"{name} must be a positive number, but got {options[name]!r}.")
     return checked
+
+
+def _checked_model(model: Any) -> nn.Module | Dynamics:
+    if isinstance(model, (nn.Module, Dynamics)):
+        return model
+    raise ValueError(f"model must be an nn.Module or a RecurrentDynamics, but got {_kind(model)}.")
 
 
 def _checked_layer(layer: Any) -> str | list[str] | nn.Module | None:

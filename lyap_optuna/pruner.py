@@ -23,6 +23,8 @@ from lyap_optuna.prediction.evidence import TrialView, check_evidence
 from lyap_optuna.records import (
     Decision,
     baseline_step,
+    keeps_order,
+    pruned_at,
     read_readouts,
     watch_order,
     write_decision,
@@ -195,7 +197,9 @@ class LyapunovPruner(BasePruner):
         """
         watch_order(study._storage, trial)
         trials = study.get_trials(deepcopy=False)
-        n_complete = sum(t.state == TrialState.COMPLETE for t in trials)
+        complete = (t for t in trials if t.state == TrialState.COMPLETE)
+        ordered = keeps_order(study._storage)
+        n_complete = sum(pruned_at(t, ordered) is None for t in complete)
         if n_complete < max(self._n_startup_trials, 1):
             return False
         try:

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from lyap_optuna._files import write_whole
+
 END = "<!-- end -->"
 
 
@@ -26,4 +28,4 @@ def write_block(page: Path, name: str, block: str) -> None:
     _, end, after = rest.partition(END)
     if not mark or not end:
         raise ValueError(f"{page} has no place for {name!r}: it needs {begin(name)} and {END}.")
-    page.write_text(f"{before}{mark}\n\n{block.strip()}\n\n{end}{after}", encoding="utf-8")
+    write_whole(page, f"{before}{mark}\n\n{block.strip()}\n\n{end}{after}")

@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import optuna
 import psutil
 import pytest
 import sqlalchemy as sa
+from _campaigns import Campaign, counts
 from click.testing import CliRunner, Result
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
@@ -22,8 +24,11 @@ from optuna.trial import TrialState
 
 from lyap_optuna.campaign import (
     CampaignConfig,
+    CampaignError,
     CampaignFileError,
+    _sole,
     load_config,
+    open_storage,
     open_study,
     previous_attempt,
     storage_of,
@@ -38,6 +43,7 @@ from lyap_optuna.campaign._recovery import (
     settle,
 )
 from lyap_optuna.campaign._retry import INTERRUPTED, WORKER
+from lyap_optuna.campaign._sole import SoleRun
 from lyap_optuna.campaign._worker import worker_seed
 from lyap_optuna.cli import main
 
@@ -223,6 +229,133 @@ def test_a_file_that_is_not_valid_is_refused_with_its_line(
     assert message in _refused(tmp_path, text)
 
 
+def _bomb(levels: int, wide: int = 9) -> str:
+    rows = ["a0: &a0 [x]\n"]
+    rows += [f"a{i}: &a{i} [{','.join([f'*a{i - 1}'] * wide)}]\n" for i in range(1, levels)]
+    return "".join(rows)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (_bomb(9) + MINIMAL, "line 5: more than 10000 values, with aliases written out"),
+        (MINIMAL + _bomb(400, 2), "values, with aliases written out"),
+        (MINIMAL + "sampler: {name: &a [*b, *b], b: &b [*a]}\n", "FILE, line 4: found undefined"),
+        (MINIMAL + "sampler: &a {name: TPESampler, x: *a}\n", "line 4: a value that contains"),
+        (MINIMAL + "sampler: &a [*a]\n", "FILE, line 4: a value that contains itself"),
+        (MINIMAL + "dask: " + "[" * 5000, "FILE, line 4: more than 20 levels deep"),
+        (MINIMAL + "dask: " + "{a: " * 5000, "FILE, line 4: more than 20 levels deep"),
+        (MINIMAL + "- " * 5000, "FILE, line 4:"),
+        (MINIMAL + "x: " + "y" * 70_000, "FILE, line 4: the file is larger than 65536 bytes"),
+        (MINIMAL + "? [a, b]\n: 1\n", "FILE, line 4: a key must be text"),
+        (MINIMAL + "? {a: b}\n: 1\n", "FILE, line 4: a key must be text"),
+        (MINIMAL + "pruner: {? [a] : 1}\n", "FILE, line 4: a key must be text"),
+        (MINIMAL + "2: 1\n", "FILE, line 4: a key must be text"),
+        (MINIMAL + "null: 1\n", "FILE, line 4: a key must be text"),
+        (MINIMAL + "<<: [1]\n", "FILE, line 4: expected a mapping"),
+        (MINIMAL + "<<: 1\n", "FILE, line 4: expected a mapping"),
+        (MINIMAL + "seed: !!int x\n", "FILE, line 4: "),
+        (MINIMAL + "seed: !!float ''\n", "FILE, line 4: "),
+        (MINIMAL + "seed: !!timestamp x\n", "FILE, line 4: "),
+        (MINIMAL + "seed: 2001-99-99\n", "FILE, line 4: month must be"),
+        (MINIMAL + "seed: !!bool maybe\n", "FILE, line 4: "),
+        (MINIMAL + "seed: !!binary 1\n", "FILE, line 4: "),
+        (MINIMAL + f"seed: {'9' * 5000}\n", "FILE, line 4: "),
+        (MINIMAL + f"seed: 0x{'f' * 5000}\n", "FILE, line 4: a number must be finite"),
+        (MINIMAL + f"seed: 1{':59' * 20_000}\n", "FILE, line 4: a number must be finite"),
+        (MINIMAL + "retry_seconds: .inf\n", "FILE, line 4: a number must be finite"),
+        (MINIMAL + "time_limit: .nan\n", "FILE, line 4: a number must be finite"),
+        (MINIMAL + "time_limit: 1.0e+999\n", "FILE, line 4: a number must be finite"),
+        (MINIMAL + "time_limit: 1.0e+12\n", "FILE, line 4: time_limit: Input should be less"),
+        (MINIMAL + f"heartbeat_interval: {10**21}\n", "FILE, line 4: a number must be finite"),
+        (MINIMAL + f"heartbeat_interval: {10**10}\n", "line 4: heartbeat_interval: Input should"),
+        (MINIMAL + f"retry_seconds: {10**10}\n", "line 4: retry_seconds: Input should"),
+        (MINIMAL + f"workers: {10**6}\n", "FILE, line 4: workers: Input should be less"),
+        (MINIMAL + f"threads_per_worker: {10**12}\n", "line 4: threads_per_worker: Input should"),
+        (MINIMAL.replace("20", str(2**31)), "FILE, line 3: trials: Input should be less"),
+        (MINIMAL + "sampler: {name: TPESampler, n_startup_trials: .inf}\n", "line 4: a number"),
+        (MINIMAL.replace("tune", '"a\\0b"'), "FILE, line 1: text must not hold the character NUL"),
+        (MINIMAL.replace("tune", '"a\\ud800b"'), "FILE, line 1: text must be valid Unicode"),
+        (MINIMAL.replace("tune", "t" * 600), "FILE, line 1: study: String should have at most"),
+        (MINIMAL + "x: a\x07b\n", "FILE, line 4: special characters are not allowed"),
+        (MINIMAL + "storage: /proc/no\0pe\n", "FILE, line 4: special characters"),
+    ],
+    ids=lambda text: repr(text)[-30:],
+)
+def test_a_file_that_would_exhaust_or_crash_is_refused_with_its_line(
+    tmp_path: Path, text: str, message: str
+) -> None:
+    assert message in _refused(tmp_path, text)
+
+
+def test_aliases_that_stay_small_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "file.yaml"
+    path.write_text("sampler: &x {name: TPESampler, seed: &n 3}\ntrials: *n\n" + MINIMAL[:-11])
+    assert load_config(path).trials == 3
+
+
+def test_a_file_that_is_not_text_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "file.yaml"
+    path.write_bytes(MINIMAL.encode() + b"seed: \xff\n")
+    with pytest.raises(CampaignFileError, match="line 4: it is not UTF-8"):
+        load_config(path)
+    with pytest.raises(CampaignFileError, match="cannot be read"):
+        load_config(tmp_path)
+    with pytest.raises(CampaignFileError, match="/dev/zero"):
+        load_config("/dev/zero")
+
+
+@pytest.mark.parametrize(
+    "storage",
+    [
+        "me:hunter2@db.example/optuna",
+        "me:hunter2@db.example:5432/optuna",
+        ":hunter2@db.example",
+        "//me:hunter2@db.example/optuna",
+        "://me:hunter2@db.example/optuna",
+        "postgresql:/me:hunter2@db.example/optuna",
+        "postgresql//me:hunter2@db.example/optuna",
+        "postgresql:me:hunter2@db.example/optuna",
+        "db.example/optuna?user=me&password=hunter2",
+        "host=db.example user=me password=hunter2",
+        "host=db.example user=me passwd = hunter2",
+    ],
+)
+@pytest.mark.parametrize("command", ["run", "status"])
+def test_a_url_without_its_scheme_is_no_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, storage: str, command: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DB_URL", storage)
+    for text in ("${DB_URL}", storage):
+        Path("file.yaml").write_text(MINIMAL + f"storage: '{text}'\n")
+        result = CliRunner().invoke(main, ["campaign", command, "file.yaml"])
+        assert result.exit_code == 1
+        assert "file.yaml, line 4: storage: it holds a login" in result.output
+        assert "hunter2" not in result.output
+    with pytest.raises(ValueError, match="begins with no scheme") as caught:
+        open_storage(storage, retry_seconds=1, heartbeat_interval=1)
+    assert "hunter2" not in str(caught.value)
+    assert os.listdir(tmp_path) == ["file.yaml"]
+
+
+@pytest.mark.parametrize("path", ["a/c.journal", "./12:30@gpu/c.journal", "me@host/c.journal"])
+def test_a_path_is_still_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    open_storage(path, retry_seconds=1, heartbeat_interval=1)
+    assert Path(path).exists()
+
+
+def test_a_place_that_cannot_be_written_to_is_told_with_its_line(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    path = tmp_path / "file.yaml"
+    for place in ("/proc/nope/x.journal", str(tmp_path / "file" / "x.journal"), str(tmp_path)):
+        path.write_text(MINIMAL + f"workers: 2\nstorage: {place}\n")
+        result = CliRunner().invoke(main, ["campaign", "run", str(path)])
+        assert result.exit_code == 1
+        assert f"{path}, line 5: storage: " in result.output
+
+
 def test_all_that_is_wrong_is_told_at_once_and_the_password_is_not(tmp_path: Path) -> None:
     text = MINIMAL + "storage: postgresql://me:hunter2@host/db\nworkers: two\nseeed: 3\n"
     told = _refused(tmp_path, text)
@@ -364,6 +497,113 @@ def test_only_processes_of_this_machine_that_have_ended_are_gone() -> None:
     for odd in ({"pid": "1"}, {"pid": None}, {"pid": [1]}, {"host": 3}, {"host": None}):
         assert not process_is_gone(alive | {"started": 0.0} | odd)
     assert process_is_gone(alive | {"pid": 2**70})
+
+
+@pytest.mark.parametrize("step", [-7200.0, -2.0, 0.5, 2.0, 1e9])
+def test_a_clock_that_is_set_makes_nobody_gone(
+    monkeypatch: pytest.MonkeyPatch, step: float
+) -> None:
+    parent = psutil.Process(os.getppid())
+    mark = owner("t") | {"pid": parent.pid, "started": parent.create_time()}
+    create_time, boot_time = psutil.Process.create_time, psutil.boot_time
+    monkeypatch.setattr(psutil, "boot_time", lambda: boot_time() + step)
+    monkeypatch.setattr(psutil.Process, "create_time", lambda self: create_time(self) + step)
+    assert not process_is_gone(mark)
+    assert process_is_gone(mark | {"started": mark["started"] - 60})
+
+
+def test_what_cannot_be_told_from_here_is_not_gone() -> None:
+    dead = owner("t") | {"pid": 2**22 + 1}
+    boot, namespace = dead["space"].split()
+    assert process_is_gone(dead)
+    assert not process_is_gone(dead | {"space": f"{boot} pid:[1]"})  # another container
+    assert not process_is_gone(dead | {"space": f"{boot} pid:[1]"}, one_machine=True)
+    rebooted = dead | {"space": f"00000000-0000 {namespace}"}  # or a machine of the same name
+    assert not process_is_gone(rebooted)
+    assert process_is_gone(rebooted, one_machine=True)
+    assert not process_is_gone(rebooted | {"host": "elsewhere"}, one_machine=True)
+    for missing in ("space", "started", "booted", "pid", "host"):
+        part = {key: value for key, value in dead.items() if key != missing}
+        assert process_is_gone(part) == (missing in ("started", "booted"))
+        alive = part | ({"pid": os.getppid()} if missing != "pid" else {})
+        assert not process_is_gone(alive | {"started": None})
+
+
+# One run at a time
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_two_runs_at_once_never_run_more_than_the_total(tmp_path: Path, workers: int) -> None:
+    toy = Campaign(tmp_path, objective="toy:slow", trials=6, workers=workers)
+    with toy.process() as first, toy.process() as second:
+        outputs = [process.communicate(timeout=110)[0] for process in (first, second)]
+    assert sorted([first.returncode, second.returncode]) in ([0, 0], [0, 1])
+    for process, output in zip((first, second), outputs, strict=True):
+        assert process.returncode == 0 or "The campaign is running already: process" in output
+    assert counts(toy.trials) == {"COMPLETE": 6}
+
+
+def test_a_run_is_refused_while_another_runs_and_then_goes_on(tmp_path: Path) -> None:
+    toy = Campaign(tmp_path, trials=2, workers=2)
+    hold = toy.hold()
+    with toy.process() as process:
+        for number in (0, 1):
+            toy.pid_at(number, 0)
+        with pytest.raises(CampaignError, match=f"running already: process {process.pid} on"):
+            toy.run()
+        assert counts(toy.trials) == {"RUNNING": 2}
+        hold.unlink()
+        process.communicate(timeout=110)
+    assert counts(toy.trials) == {"COMPLETE": 2}
+    toy.write(trials=3, workers=2)
+    toy.run()
+    toy.run()
+    assert counts(toy.trials) == {"COMPLETE": 3}
+
+
+def _begin(study: Study, run: str, notes: list[str] | None = None) -> SoleRun:
+    return SoleRun(study, run, one_machine=False, note=(notes or []).append)
+
+
+def test_a_run_elsewhere_is_known_by_its_signs_of_life(
+    journal: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_sole, "_BEAT_SECONDS", 0.3)
+    monkeypatch.setattr(_sole, "_SETTLE_SECONDS", 0.0)
+
+    def elsewhere(beat: int) -> None:
+        mark = owner("", "theirs") | {"host": "elsewhere", "beat": beat}
+        journal._storage.set_study_system_attr(journal._study_id, "lyapunov:campaign_run", mark)
+
+    elsewhere(0)
+    beating = threading.Timer(0.2, elsewhere, [1])
+    beating.start()
+    with pytest.raises(CampaignError, match=r"process \d+ on elsewhere"):
+        _begin(journal, "ours")
+    beating.join()
+    _begin(journal, "ours").release()  # no sign came
+    _begin(journal, "ours again").release()
+
+
+def test_a_run_whose_place_was_taken_ends(journal: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_sole, "_SETTLE_SECONDS", 0.0)
+    first = _begin(journal, "first")
+    first.beat()
+    monkeypatch.setattr(_sole, "_BEAT_SECONDS", -1.0)
+    first.beat()
+    with pytest.raises(CampaignError, match="running already"):
+        _begin(journal, "second")
+    monkeypatch.setattr(_sole, "_has_ended", lambda *_: True)
+    second = _begin(journal, "second")
+    with pytest.raises(CampaignError, match="running already"):
+        first.beat()
+    first.release()
+    second.beat()
+    second.release()
+    for odd in (3, "run", {"run": [1]}, {"run": "x", "pid": "y", "host": 3}, None):
+        key = "lyapunov:campaign_run"
+        journal._storage.set_study_system_attr(journal._study_id, key, odd)
+        _begin(journal, "third").release()
 
 
 def test_hand_edited_marks_are_ignored(journal: Study) -> None:

@@ -13,8 +13,9 @@ from click.testing import CliRunner, Result
 from optuna.trial import TrialState
 
 import lyap_optuna
+from lyap_optuna._logging import without_passwords
 from lyap_optuna.cli import main
-from lyap_optuna.cli._format import cell, dump, printable, write_whole
+from lyap_optuna.cli._format import cell, dump, printable
 from lyap_optuna.cli._storage import scrub, shown_url
 
 NASTY = "<script>alert(1)</script>[bold]x[/bold]:smile:\x1b[31m\nline two"
@@ -275,6 +276,22 @@ def test_ctrl_c_has_its_own_exit_code(url: str, monkeypatch: pytest.MonkeyPatch)
     _run("rank", "--storage", url, code=130)
 
 
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("no me:hunter2@host/db here", "no me:***@host/db here"),
+        ("'me:hunt/er2@host'", "'me:***@host'"),
+        ("postgresql:/me:hunter2@host/db", "postgresql:***@host/db"),
+        ("postgresql//me:hunter2@host", "postgresql//me:***@host"),
+        ("cannot open (:hunter2@host)", "cannot open (:***@host)"),
+        ("at 12:30: ask me@host", "at 12:30: ask me@host"),
+        ("https://host/path", "https://host/path"),
+    ],
+)
+def test_a_login_without_a_scheme_is_hidden_too(text: str, shown: str) -> None:
+    assert without_passwords(text) == shown
+
+
 def test_shown_url_and_scrub() -> None:
     assert shown_url("sqlite:///a.db") == "sqlite:///a.db"
     assert shown_url("mysql://user@host/db") == "mysql://user@host/db"
@@ -302,19 +319,3 @@ def test_cells() -> None:
     assert cell(None) == "-"
     assert cell(True) == "yes"
     assert cell(0.123456) == "0.1235"
-
-
-def test_a_failed_write_leaves_the_old_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = tmp_path / "a.csv"
-    write_whole(path, "old")
-
-    def full(*_: object) -> None:
-        raise OSError("disk full")
-
-    monkeypatch.setattr("os.replace", full)
-    with pytest.raises(OSError, match="disk full"):
-        write_whole(path, "new")
-    assert path.read_text() == "old"
-    assert [p.name for p in tmp_path.iterdir()] == ["a.csv"]

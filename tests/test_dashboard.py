@@ -1,8 +1,11 @@
 """What is put into optuna-dashboard: figures, note and file; by whom, when, and how often."""
 
 import csv
+import errno
+import io
 import json
 import logging
+import os
 import signal
 import sys
 import threading
@@ -36,6 +39,7 @@ from lyap_optuna.dashboard import (
     publish,
     with_note,
 )
+from lyap_optuna.records import open_journal, upload_spectrum
 from lyap_optuna.visualization._publication import gather
 
 NAME = "<b>a</b> **study** [link](javascript:alert(1))"
@@ -322,6 +326,108 @@ def test_the_file_is_replaced_and_not_multiplied(tmp_path: Path) -> None:
     assert _served(study)["artifacts"] == first
     assert len(_file(study, store)) == 4
     assert len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize("kind", ["memory", "sqlite", "sqlite memory", "journal"])
+@pytest.mark.parametrize("same_name", [False, True])
+def test_a_copy_has_a_file_of_its_own(tmp_path: Path, kind: str, same_name: bool) -> None:
+    (tmp_path / "files").mkdir()
+    store = FileSystemArtifactStore(tmp_path / "files")
+
+    def storage(name: str) -> optuna.storages.BaseStorage:
+        if kind == "journal":
+            return open_journal(tmp_path / f"{name}.journal")
+        if kind == "memory":
+            return optuna.storages.InMemoryStorage()
+        path = ":memory:" if kind == "sqlite memory" else f"{tmp_path}/{name}.db"
+        return optuna.storages.get_storage(f"sqlite:///{path}")
+
+    source = storage("a")
+    study = optuna.create_study(study_name="s", storage=source)
+    entry = {"max": -1.0, "mean": -2.0, "quantiles": [-2.0, -1.0]}
+    made = optuna.create_trial(value=1.0, user_attrs={"lyapunov:readouts": {"1": entry}})
+    study.add_trial(made)
+    publish(study, artifact_store=store)
+    first = _served(study)["artifacts"]
+    # A copy within the storage has another name; one elsewhere has all that the study had.
+    target = storage("b") if same_name else source
+    name = "s" if same_name else "copy"
+    optuna.copy_study(
+        from_study_name="s", from_storage=source, to_storage=target, to_study_name=name
+    )
+    copy = optuna.load_study(study_name=name, storage=target)
+    copy.add_trial(made)
+    for _ in range(2):
+        publish(copy, artifact_store=store)
+        publish(study, artifact_store=store)
+        assert len(_file(study, store)) == 1
+        assert len(_file(copy, store)) == 2
+        assert _served(study)["artifacts"] == first
+        assert len(os.listdir(tmp_path / "files")) == 2
+    study.add_trial(made)
+    study.add_trial(made)
+    publish(study, artifact_store=store)
+    assert len(_file(study, store)) == 3
+    assert len(_file(copy, store)) == 2
+
+
+class FullStore(FileSystemArtifactStore):
+    """Holds so many bytes, as a disk does: what does not fit is written as far as it does."""
+
+    def __init__(self, folder: Path, size: int) -> None:
+        super().__init__(folder)
+        self.folder, self.size = folder, size
+
+    def write(self, artifact_id: str, content_body: Any) -> None:
+        others = [p for p in self.folder.iterdir() if p.name != artifact_id]
+        left = self.size - sum(p.stat().st_size for p in others)
+        content = content_body.read()
+        super().write(artifact_id, io.BytesIO(content[:left]))
+        if len(content) > left:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def _entries(study: optuna.Study) -> list[str]:
+    attrs = study._storage.get_study_system_attrs(study._study_id)
+    return [key for key in attrs if key.startswith("artifacts:")]
+
+
+def test_a_full_disk_leaves_neither_entries_nor_files(tmp_path: Path) -> None:
+    study = _measured(None, end=False)
+    store = FullStore(tmp_path, 100)
+    publisher = Publisher(study._storage, artifact_store=store)
+    for _ in range(3):
+        publisher.look()
+        assert _entries(study) == []
+        assert os.listdir(tmp_path) == []
+    store.size = 100_000
+    publisher.look()
+    assert len(_file(study, store)) == 2
+    # The file grows, and there is no space for both: the old one stays whole.
+    store.size = next(tmp_path.iterdir()).stat().st_size + 50
+    study.tell(1, 0.25)
+    for _ in range(3):
+        publisher.look()
+        assert len(_file(study, store)) == 2
+        assert len(_entries(study)) == len(os.listdir(tmp_path)) == 1
+    store.size = 100_000
+    publisher.look()
+    assert len(_file(study, store)) == 4
+    assert len(_entries(study)) == len(os.listdir(tmp_path)) == 1
+
+
+def test_a_trials_file_that_does_not_fit_leaves_no_entry(tmp_path: Path) -> None:
+    study = optuna.create_study()
+    trial = study.ask()
+    with pytest.raises(OSError, match="No space left"):
+        upload_spectrum(FullStore(tmp_path, 10), trial, 1, {"rnn": ([-1.0], [0.5])})
+    assert study.trials[0].system_attrs == {}
+    assert os.listdir(tmp_path) == []
+    upload_spectrum(FullStore(tmp_path, 1000), trial, 1, {"rnn": ([-1.0], [0.5])})
+    metas = optuna.artifacts.get_all_artifact_meta(study.trials[0], storage=study._storage)
+    assert [(m.filename, m.mimetype) for m in metas] == [
+        ("lyapunov-spectrum-step-1.csv", "text/csv")
+    ]
 
 
 def test_a_file_that_was_deleted_comes_back(tmp_path: Path) -> None:

@@ -34,6 +34,7 @@ import lyap_optuna as lyap
 README = "../README.md"
 PAGES = sorted([README, *(path.relative_to(DOCS).as_posix() for path in DOCS.glob("*.md"))])
 RUN_AS_WRITTEN = ("tutorial.md", "cluster.md")  # in tests of their own
+OF_LIBRARIES = ("libraries.md",)  # by `make test-libraries`
 RUN_COMMANDS = (*RUN_AS_WRITTEN, "freeze_thaw.md")
 SLOW = ("frameworks.md", "freeze_thaw.md")
 
@@ -129,7 +130,7 @@ def _handle(block: Block, page: str, names: dict[str, Any], folder: Path) -> str
     [
         pytest.param(page, marks=pytest.mark.slow if page in SLOW else ())
         for page in PAGES
-        if page not in RUN_AS_WRITTEN
+        if page not in (*RUN_AS_WRITTEN, *OF_LIBRARIES)
     ],
 )
 def test_code_blocks_run(page: str, folder: Path) -> None:

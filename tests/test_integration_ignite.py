@@ -85,3 +85,32 @@ def test_a_resumed_training_has_no_baseline():
 def test_a_metric_that_the_evaluator_has_not_is_an_error_that_names_what_it_has():
     with pytest.raises(ValueError, match=r"metric='accuracy' is not among .*\['loss'\]"):
         train(ask(), metric="accuracy")
+
+
+def evaluated(trial, *events, epochs, step=None):
+    model = Last()
+    trainer = create_supervised_trainer(model, torch.optim.SGD(model.parameters(), 0.1), mse_loss)
+    evaluator = create_supervised_evaluator(model, {"loss": Loss(mse_loss)})
+    loader = DataLoader(TensorDataset(X, Y), BATCH_SIZE)
+    for event in events:
+        trainer.add_event_handler(event, lambda: evaluator.run(loader))
+    handler = IgniteLyapunovHandler(trial, "loss", trainer, model, step=step)
+    evaluator.add_event_handler(Events.COMPLETED, handler)
+    trainer.run(loader, max_epochs=epochs)
+    stored = trial.study.trials[0]
+    return list(stored.intermediate_values), [int(s) for s in trial.user_attrs["lyapunov:readouts"]]
+
+
+@pytest.mark.parametrize(
+    ("step", "expected"), [(None, [1, 2, 3, 4]), ("global_step", [2, 4, 6, 8])]
+)
+def test_several_evaluations_in_an_epoch_are_all_reported(step, expected):
+    event = Events.ITERATION_COMPLETED(every=2)
+    found = evaluated(ask(), event, epochs=EPOCHS, step=step)
+    assert found == (expected, [expected[0] - 1, *expected])
+
+
+def test_an_evaluation_before_training_does_not_count():
+    steps, readouts = evaluated(ask(), Events.STARTED, Events.EPOCH_COMPLETED, epochs=2)
+    assert steps == [1, 2]
+    assert readouts == [0, 1, 2]

@@ -1,10 +1,12 @@
 """The callback for PyTorch Lightning, in PyTorch Lightning, also in two processes."""
 
+import contextlib
 import copy
 
 import lightning.pytorch as pl
 import optuna
 import pytest
+import pytorch_lightning
 import torch
 from _frameworks import BATCH_SIZE, EPOCHS, Last, PruneAt, ask, make_data, run, same_state
 from optuna.trial import TrialState
@@ -24,7 +26,7 @@ pytestmark = pytest.mark.filterwarnings(
 )
 
 
-class Module(pl.LightningModule):
+class Steps:
     def __init__(self):
         super().__init__()
         self.network = Last()
@@ -44,8 +46,16 @@ class Module(pl.LightningModule):
         return torch.optim.SGD(self.parameters(), 0.1)
 
 
-def trainer_with(*callbacks, folder=None, **options):
-    return pl.Trainer(
+class Module(Steps, pl.LightningModule):
+    pass
+
+
+class OldModule(Steps, pytorch_lightning.LightningModule):
+    pass
+
+
+def trainer_with(*callbacks, folder=None, package=pl, **options):
+    return package.Trainer(
         callbacks=list(callbacks),
         default_root_dir=folder,
         **{
@@ -150,14 +160,13 @@ def test_a_batch_that_does_not_fit_says_where_it_came_from():
     with pytest.raises(ValueError, match="Expected 2, got 12"):
         fit(LyapunovPruningCallback(ask(), inputs=flipped, strict=True))
 
-    class Pairs(Module):
-        def training_step(self, batch, batch_idx):
-            return super().training_step(batch[::-1], batch_idx)
+    class Short(Module):
+        def forward(self, x):
+            return super().forward(x[:, :1])
 
-    data = DataLoader(TensorDataset(Y, X), BATCH_SIZE)
-    said = "come from the first training batch; inputs= names others"
+    said = "are what the first training step passed on; inputs= names others"
     with pytest.warns(lyap.LyapunovWarning, match=said):
-        trainer_with(LyapunovPruningCallback(ask())).fit(Pairs(), data)
+        fit(LyapunovPruningCallback(ask()), module=Short())
 
 
 def test_a_strategy_with_other_processes_needs_a_storage_that_they_reach():
@@ -167,11 +176,12 @@ def test_a_strategy_with_other_processes_needs_a_storage_that_they_reach():
         callback.on_fit_start(trainer, Module())
 
 
-def test_a_strategy_that_shards_the_module_is_refused():
+@pytest.mark.parametrize("name", ["FSDPStrategy", "DeepSpeedStrategy", "ModelParallelStrategy"])
+def test_a_strategy_that_shards_the_module_is_refused(name):
     callback = LyapunovPruningCallback(ask())
     trainer = trainer_with(callback)
-    trainer.strategy.__class__ = pl.strategies.FSDPStrategy
-    with pytest.raises(ValueError, match="does not support FSDPStrategy: use a single device"):
+    trainer.strategy.__class__ = getattr(pl.strategies, name)
+    with pytest.raises(ValueError, match=f"does not support {name}: use a single device"):
         callback.on_fit_start(trainer, Module())
 
 
@@ -182,6 +192,124 @@ def test_check_pruned_does_nothing_elsewhere():
     retried = ask()
     retried.set_user_attr("lyapunov:pruned", {"trial": 7, "epoch": 1})
     LyapunovPruningCallback(retried).check_pruned()
+
+
+def test_a_trainer_of_the_other_package_takes_the_same_callback():
+    def objective(trial):
+        callback = LyapunovPruningCallback(trial)
+        fit(callback, module=OldModule(), package=pytorch_lightning)
+
+    trial = run(objective, PruneAt(1))
+    assert trial.state is TrialState.PRUNED
+    assert list(trial.user_attrs["lyapunov:readouts"]) == ["-1", "0", "1"]
+
+
+def test_a_pruning_that_a_library_catches_is_recorded_and_can_be_raised_again():
+    def objective(trial):
+        callback = LyapunovPruningCallback(trial, monitor="val_loss")
+        given = copy.deepcopy(callback)  # as neuralforecast does
+        with contextlib.suppress(optuna.TrialPruned):
+            fit(given)
+        callback.check_pruned()
+        return 1.0
+
+    trial = run(objective, PruneAt(1))
+    assert trial.state is TrialState.PRUNED
+    assert trial.user_attrs["lyapunov:pruned"] == {"trial": 0, "step": 1}
+    assert list(trial.intermediate_values) == [0, 1]
+
+
+VALIDATIONS = {
+    "once": ({}, [0, 1, 2], [3, 6, 9]),
+    "each": ({"val_check_interval": 1, "max_epochs": 2}, range(6), range(1, 7)),
+    "one epoch": ({"val_check_interval": 1, "max_steps": 3, "max_epochs": -1}, range(3), [1, 2, 3]),
+    "across": (
+        {"val_check_interval": 4, "check_val_every_n_epoch": None, "max_steps": 9},
+        [0, 1],
+        [4, 8],
+    ),
+    "every second": ({"check_val_every_n_epoch": 2, "max_epochs": 4}, [1, 3], [6, 12]),
+}
+
+
+@pytest.mark.parametrize("name", VALIDATIONS)
+@pytest.mark.parametrize("step", [None, "global_step", "validation"])
+def test_every_validation_is_reported_and_sanity_checks_never(name, step):
+    options, own, updates = VALIDATIONS[name]
+    trial = ask()
+    callback = LyapunovPruningCallback(trial, step=step)
+    module, trainer = fit(callback, num_sanity_val_steps=2, **options)
+    reported = trial.study.trials[0].intermediate_values
+    expected = {None: own, "global_step": updates, "validation": range(len(own))}[step]
+    assert list(reported) == list(expected)
+    readouts = [int(s) for s in trial.user_attrs["lyapunov:readouts"]]
+    assert readouts == [expected[0] - 1, *expected]
+    trainer.validate(module, loaders()[1], verbose=False)
+    assert trial.study.trials[0].intermediate_values == reported
+
+
+def test_epochs_are_counted_where_that_is_asked_for():
+    trial = ask()
+    with pytest.warns(UserWarning, match="already reported"):
+        fit(LyapunovPruningCallback(trial, step="epoch"), val_check_interval=1)
+    assert list(trial.study.trials[0].intermediate_values) == [0, 1, 2]
+
+
+@pytest.mark.parametrize("at", [1, 4])
+def test_within_an_epoch_a_trial_is_pruned_but_not_when_training_is_over(at):
+    def objective(trial):
+        fit(LyapunovPruningCallback(trial), val_check_interval=1, max_epochs=-1, max_steps=5)
+        return 1.0
+
+    state = run(objective, PruneAt(at)).state
+    assert state is (TrialState.PRUNED if at < 4 else TrialState.COMPLETE)
+
+
+def test_validations_are_counted_on_from_a_checkpoint(tmp_path):
+    first, again = ask(), ask()
+    _, trainer = fit(LyapunovPruningCallback(first), folder=tmp_path, val_check_interval=1)
+    trainer.save_checkpoint(tmp_path / "last.ckpt")
+    fit(
+        LyapunovPruningCallback(again, last_step=99),
+        ckpt_path=tmp_path / "last.ckpt",
+        val_check_interval=1,
+        max_epochs=EPOCHS + 1,
+    )
+    assert list(again.study.trials[0].intermediate_values) == [9, 10, 11]
+
+
+def test_a_study_stands_for_the_trial_that_a_tuner_keeps_and_its_callbacks_stay(tmp_path):
+    """As pytorch-forecasting does: what a user passes displaces what the tuner has made."""
+
+    def tune(study, **trainer_kwargs):
+        def objective(trial):
+            folder = tmp_path / str(trial.number)
+            checkpoint = pl.callbacks.ModelCheckpoint(folder, monitor="val_loss")
+            monitor = pl.callbacks.Timer()
+            options = {"callbacks": [monitor, checkpoint], "enable_checkpointing": True}
+            options |= trainer_kwargs
+            trainer = trainer_with(*options.pop("callbacks"), folder=tmp_path, **options)
+            trainer.fit(Module(), *loaders())
+            made.append((monitor in trainer.callbacks, trainer.callbacks[-1] is checkpoint))
+            return trainer.callback_metrics["val_loss"].item()
+
+        study.optimize(objective, n_trials=3)
+
+    class Second(optuna.pruners.BasePruner):
+        def prune(self, study, trial):
+            return trial.number == 1 and trial.last_step == 1
+
+    made = []
+    study = optuna.create_study(pruner=Second())
+    tune(study, callbacks=[LyapunovPruningCallback(study)])
+    assert [t.state.name for t in study.trials] == ["COMPLETE", "PRUNED", "COMPLETE"]
+    assert [list(t.user_attrs["lyapunov:readouts"]) for t in study.trials] == [
+        ["-1", "0", "1", "2"],
+        ["-1", "0", "1"],
+        ["-1", "0", "1", "2"],
+    ]
+    assert made == [(True, True)] * 2
+    assert all(list((tmp_path / str(n)).glob("*.ckpt")) for n in range(2))
 
 
 @pytest.mark.slow

@@ -15,11 +15,14 @@ import lyap_optuna as lyap
         ("LyapunovPruningCallback", "lightning", "lightning"),
         ("SkorchLyapunovCallback", "skorch", "skorch"),
         ("IgniteLyapunovHandler", "ignite", "ignite"),
+        ("LyapunovEvalCallback", "sb3", "sb3"),
+        ("LyapunovTrainerCallback", "transformers", "transformers"),
     ],
 )
 def test_a_missing_framework_says_what_to_install(name, package, extra):
     script = (
-        f"import sys; sys.modules[{package!r}] = None\n"
+        f"import sys; sys.modules[{package!r}] = sys.modules['pytorch_lightning'] = None\n"
+        "sys.modules['sb3_contrib'] = None\n"
         "import lyap_optuna.integration\n"
         f"from lyap_optuna.integration import {name}"
     )

@@ -3,6 +3,7 @@
 import numpy as np
 import optuna
 import pytest
+import sklearn.base
 import torch
 from _frameworks import BATCH_SIZE, EPOCHS, Last, PruneAt, ask, make_data, run, same_state
 from optuna.trial import TrialState
@@ -85,11 +86,10 @@ def test_a_network_that_is_made_anew_is_the_one_that_is_measured():
     net = net_with(SkorchLyapunovCallback(trial, last_step=9))
     net.fit(X, Y)
     first = net.module_
-    with (
-        pytest.warns(UserWarning, match="already reported"),
-        pytest.warns(lyap.LyapunovWarning, match="holds the readouts of another network"),
-    ):
+    before = trial.user_attrs["lyapunov:readouts"]
+    with pytest.warns(UserWarning, match="already reported"):
         net.fit(X, Y)
+    assert trial.user_attrs["lyapunov:readouts"] == before  # steps keep their first report
     assert net.module_ is not first
     assert dict(net.callbacks_)["SkorchLyapunovCallback"].reporter_.measures(net.module_)
 
@@ -104,3 +104,12 @@ def test_a_fixed_trial_serves_while_debugging():
     trial = optuna.trial.FixedTrial({})
     net_with(SkorchLyapunovCallback(trial)).fit(X, Y)
     assert len(trial.user_attrs["lyapunov:readouts"]) == EPOCHS + 1
+
+
+def test_scikit_learn_copies_the_net_and_not_the_study():
+    trial = ask()
+    net = sklearn.base.clone(net_with(SkorchLyapunovCallback(trial)))
+    net.fit(X, Y)
+    stored = trial.study.trials[0]
+    assert list(stored.intermediate_values) == [0, 1, 2]
+    assert list(stored.user_attrs["lyapunov:readouts"]) == ["-1", "0", "1", "2"]

@@ -14,18 +14,21 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import grpc
 import optuna
 import pytest
 import sqlalchemy as sa
+import torch
 from _campaigns import EPOCHS, Campaign, assert_whole, counts, wait_for
 from _own_servers import Wire, free_port, own_server
 from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
 from optuna.storages import GrpcStorageProxy, RDBStorage
+from optuna.storages._grpc.server import make_server
 from optuna.trial import TrialState
 
 import lyap_optuna as lyap
-from lyap_optuna.campaign import CampaignError, RetryingStorage
-from lyap_optuna.campaign._storage import is_transient
+from lyap_optuna.campaign import CampaignError, RetryingStorage, open_storage
+from lyap_optuna.campaign._storage import RetryingProxy, is_transient
 from lyap_optuna.records import ReadoutRecord, read_readouts, write_readouts
 
 pytestmark = pytest.mark.filterwarnings("ignore:Heartbeat of storage:UserWarning")
@@ -304,6 +307,176 @@ def test_waiting_is_bounded():
         server.stop()
         with pytest.raises((StorageInternalError, sa.exc.OperationalError)):
             study.set_user_attr("a", 1)
+
+
+@pytest.mark.parametrize("kind", ["postgresql", "mariadb"])
+def test_first_runs_at_once_on_an_empty_database_all_open_it(new_database, kind):
+    for _ in range(3):
+        url, n_runs = new_database(kind), 6
+        together = threading.Barrier(n_runs)
+
+        def first_run(_: int, url: str = url, together: threading.Barrier = together) -> int:
+            together.wait()
+            storage = open_storage(url, retry_seconds=10, heartbeat_interval=30)
+            study = optuna.create_study(study_name="s", storage=storage, load_if_exists=True)
+            return study.ask().number
+
+        with ThreadPoolExecutor(n_runs) as pool:
+            assert sorted(pool.map(first_run, range(n_runs))) == list(range(n_runs))
+        engine = sa.create_engine(url)
+        with engine.connect() as connection:
+            for table in ("version_info", "alembic_version"):
+                found = connection.execute(sa.text(f"SELECT count(*) FROM {table}")).scalar()
+                assert found == 1
+        engine.dispose()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_whole_spectra_wait_for_the_database_as_scalars_do(new_database, elsewhere):
+    with own_server("postgresql") as server:
+        url = new_database("postgresql") if elsewhere else server.url()
+        storage = open_storage(url, retry_seconds=60, heartbeat_interval=30)
+        study = optuna.create_study(study_name="s", storage=storage)
+        spectra_url = server.url() if elsewhere else None
+        torch.manual_seed(0)
+        probe = lyap.LyapunovProbe(
+            torch.nn.GRU(2, 3, batch_first=True),
+            torch.randn(2, 12, 2),
+            full_spectrum=True,
+            spectra_url=spectra_url,
+        )
+        trial = study.ask()
+        for step in (0, 1):  # with the table still to be made, and with it
+            server.stop()
+            later = threading.Timer(2.0, server.start)
+            later.start()
+            probe.report(trial, 0.5, step)
+            later.join()
+        spectra = lyap.load_spectra(study, spectra_url=spectra_url)
+        assert [s.step for s in spectra] == [-1, 0, 1]
+
+
+# A proxy that is down
+
+
+class Proxy:
+    """A gRPC proxy in this process, that can go and come back."""
+
+    def __init__(self, storage: optuna.storages.BaseStorage) -> None:
+        self.port, self._storage = free_port(), storage
+        self.start()
+
+    def start(self) -> None:
+        self._server = make_server(self._storage, "localhost", self.port)
+        self._server.start()
+
+    def stop(self) -> None:
+        self._server.stop(None).wait()
+
+    def down(self, seconds: float) -> threading.Timer:
+        self.stop()
+        later = threading.Timer(seconds, self.start)
+        later.start()
+        return later
+
+
+@pytest.fixture
+def proxy():
+    made = Proxy(optuna.storages.InMemoryStorage())
+    yield made
+    made.stop()
+
+
+def test_a_proxy_that_is_down_is_waited_for(proxy):
+    storage = open_storage(f"grpc://localhost:{proxy.port}", retry_seconds=60, heartbeat_interval=1)
+    study = optuna.create_study(study_name="s", storage=storage)
+    study.enqueue_trial({"x": 0.25})
+
+    def objective(trial: optuna.Trial) -> float:
+        x = trial.suggest_float("x", 0, 1)
+        for epoch in range(EPOCHS):
+            readout = ReadoutRecord(max=-0.1 * epoch, mean=-0.5)
+            write_readouts(trial, {epoch: readout}, baseline=(-1, readout))
+            trial.report(x, epoch)
+        return x
+
+    first = proxy.down(1.0)
+    study.optimize(objective, n_trials=1)
+    first.join()
+    trial = study.ask()
+    calls = (
+        lambda: study.ask(),
+        lambda: trial.suggest_float("x", 0, 1),
+        lambda: trial.report(0.5, 1),
+        lambda: trial.set_user_attr("a", 1),
+        lambda: study.set_user_attr("a", 1),
+        lambda: study.get_trials(),
+        lambda: study.tell(trial, 0.5),
+        lambda: optuna.load_study(study_name="s", storage=storage),
+    )
+    for call in calls:
+        later = proxy.down(0.3)
+        call()
+        later.join()
+    trials = study.get_trials()
+    assert counts(trials) == {"COMPLETE": 2, "RUNNING": 1}
+    assert_whole(trials[:1])
+    assert (trials[1].value, trials[1].intermediate_values, trials[1].user_attrs) == (
+        0.5,
+        {1: 0.5},
+        {"a": 1},
+    )
+
+
+def test_waiting_for_a_proxy_is_bounded_and_a_refusal_is_not_waited_for(proxy):
+    url = f"grpc://localhost:{proxy.port}"
+    study = optuna.create_study(storage=open_storage(url, retry_seconds=60, heartbeat_interval=1))
+    trial = study.ask()
+    study.tell(trial, 1.0)
+    with pytest.raises(UpdateFinishedTrialError):
+        trial.report(1.0, 1)
+    with pytest.raises(KeyError):
+        study._storage.get_trial(99)
+    impatient = RetryingProxy("localhost", proxy.port, retry_seconds=0.5)
+    proxy.stop()
+    with pytest.raises(grpc.RpcError):
+        impatient.get_all_studies()
+
+
+class Unavailable(grpc.RpcError):
+    def code(self) -> grpc.StatusCode:
+        return grpc.StatusCode.UNAVAILABLE
+
+
+def test_a_proxy_whose_answer_is_lost_makes_no_second_trial(proxy, monkeypatch):
+    storage = RetryingProxy("localhost", proxy.port, retry_seconds=30)
+    study = optuna.create_study(storage=storage)
+    trial = study.ask()
+    trial_id = trial._trial_id
+    uniform = optuna.distributions.FloatDistribution(0, 1)
+    writes = {
+        "CreateNewTrial": lambda: storage.create_new_trial(study._study_id),
+        "SetTrialParameter": lambda: storage.set_trial_param(trial_id, "x", 0.5, uniform),
+        "SetTrialIntermediateValue": lambda: trial.report(0.5, 3),
+        "SetTrialStateValues": lambda: study.tell(trial, 0.25),
+    }
+    for name, write in writes.items():
+        send, lost = getattr(storage._stub, name), []
+
+        def answer(request, send=send, lost=lost):
+            done = send(request)
+            if not lost:
+                lost.append(done)
+                raise Unavailable
+            return done
+
+        monkeypatch.setattr(storage._stub, name, answer)
+        write()
+        assert lost, name
+    trials = study.get_trials()
+    assert counts(trials) == {"COMPLETE": 1, "RUNNING": 1}
+    assert (trials[0].params, trials[0].intermediate_values) == ({"x": 0.5}, {3: 0.5})
 
 
 # An answer is lost: the write happened, but nobody was told

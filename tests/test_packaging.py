@@ -2,6 +2,7 @@
 
 import ast
 import configparser
+import importlib
 import importlib.metadata
 import re
 import subprocess
@@ -31,8 +32,11 @@ HEAVY = (
     "tenacity",
     "distributed",
     "lightning",
+    "pytorch_lightning",
     "skorch",
     "ignite",
+    "transformers",
+    "sb3_contrib",
 )
 
 OWN_EXTRAS: dict[str, tuple[str, ...]] = {
@@ -40,7 +44,7 @@ OWN_EXTRAS: dict[str, tuple[str, ...]] = {
     "campaign": ("campaign", "dask"),
     "dashboard.py": ("dashboard",),
     "data": ("studies",),
-    "integration": ("lightning", "skorch", "ignite"),
+    "integration": ("lightning", "skorch", "ignite", "transformers", "sb3"),
 }
 """Parts of the package that import what their extras install, and the rest, which may not."""
 
@@ -59,8 +63,10 @@ def _heavy(modules: set[str]) -> list[str]:
     )
 
 
-def test_importing_loads_torch_and_optuna_and_nothing_else_heavy() -> None:
+def test_what_is_used_loads_torch_and_optuna_and_nothing_else_heavy() -> None:
     modules = _modules_after("import lyap_optuna")
+    assert not {"torch", "optuna"} & modules
+    modules = _modules_after("import lyap_optuna as lyap\nfor n in lyap.__all__: getattr(lyap, n)")
     assert {"torch", "optuna"} <= modules
     assert _heavy(modules) == []
 
@@ -128,6 +134,8 @@ def _third_party(folder: str) -> set[str]:
         "dask_jobqueue": "dask-jobqueue",
         "ignite": "pytorch-ignite",
         "optuna_dashboard": "optuna-dashboard",
+        "sb3_contrib": "sb3-contrib",
+        "stable_baselines3": "stable-baselines3",
     }
     imported = set()
     package = ROOT / "lyap_optuna"
@@ -148,3 +156,27 @@ def _third_party(folder: str) -> set[str]:
     }
     assert third_party & {"torch", "optuna"}
     return third_party
+
+
+def test_every_public_name_is_there_and_known_beforehand() -> None:
+    for name in (*lyap_optuna.__all__, *lyap_optuna._MODULES):
+        assert getattr(lyap_optuna, name) is not None
+        assert name in dir(lyap_optuna)
+    assert {*lyap_optuna._HOMES, "LyapunovWarning", "__version__"} == set(lyap_optuna.__all__)
+    for name, home in lyap_optuna._HOMES.items():
+        module = importlib.import_module(f"lyap_optuna.{home}")
+        assert name in module.__dict__
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = lyap_optuna.nothing
+
+
+@pytest.mark.parametrize("arguments", [["--version"], ["--help"], ["rank", "--help"]])
+def test_help_waits_for_no_framework(arguments: list[str]) -> None:
+    code = (
+        "import sys; from lyap_optuna.cli import main; main(sys.argv[1:], standalone_mode=False); "
+        "print(sorted({'torch', 'plotly', 'rich'} & set(sys.modules)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.splitlines()[-1] == "[]"

@@ -124,8 +124,8 @@ def test_what_diverges_has_no_exponents() -> None:
 
 @pytest.mark.slow
 def test_the_tables_are_made_and_resumed(tmp_path: Path) -> None:
-    args = ["copying", "motion", "--orders", "3", "--ours", "3", "--ablations", "3"]
-    args += ["--kinds", "--thawing", "2", "--jobs", "2", "--output", str(tmp_path)]
+    args = ["copying", "motion", "--orders", "3", "--others", "2", "--kinds"]
+    args += ["--jobs", "2", "--output", str(tmp_path)]
     done = CliRunner().invoke(judge, args)
     assert done.exit_code == 0, done.output
     text = (tmp_path / "tables.md").read_text()

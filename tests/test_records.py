@@ -323,3 +323,16 @@ def test_a_decision_that_cannot_be_written_is_a_warning(monkeypatch):
     with pytest.warns(LyapunovWarning, match="OSError") as caught:
         records.write_decision(study, study.trials[0], decision(1))
     assert not any("secret" in str(w.message) for w in caught)
+
+
+@pytest.mark.parametrize("character", ["a", "Ж", "🎉", "\0", '"', "\\", "漢"])
+@pytest.mark.parametrize("length", [1, 200, 5000])
+def test_reasons_of_any_text_fit_into_an_attribute(character: str, length: int) -> None:
+    study = optuna.create_study()
+    trial = study.ask()
+    for step in range(40):
+        records.write_failure(trial, 10**30 + step, character * length)
+    stored = study.trials[0].user_attrs["lyapunov:failures"]
+    assert len(json.dumps(stored).encode()) <= 60_000
+    assert list(stored) == [str(10**30 + step) for step in range(8, 40)]
+    assert all(character * min(length, 100) in reason for reason in stored.values())

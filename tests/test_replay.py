@@ -4,7 +4,9 @@ import dataclasses
 import gzip
 import json
 import math
+import os
 import time
+import tracemalloc
 from collections.abc import Generator, Sequence
 from pathlib import Path
 
@@ -170,7 +172,7 @@ def test_an_infinite_choice_cannot_be_saved_and_says_so(tmp_path: Path) -> None:
     assert replay(recording, NopPruner(), 0).succeeded
     with pytest.raises(RecordingError, match="a hyperparameter is NaN or infinite"):
         recording.save(tmp_path / "new" / "x.json")
-    assert not list((tmp_path / "new").iterdir())
+    assert not (tmp_path / "new").exists()
 
 
 def test_damaged_files_are_named(tmp_path: Path) -> None:
@@ -192,6 +194,64 @@ def test_damaged_files_are_named(tmp_path: Path) -> None:
             Recording.load(path)
     with pytest.raises(RecordingError, match="cannot be read"):
         Recording.load(tmp_path / "absent")
+
+
+def _packed(document: bytes, blanks: int) -> bytes:
+    # Members of a gzip file stand one after the other: a bomb of any size in no time.
+    blank = gzip.compress(b" " * (1 << 24))
+    return gzip.compress(document[:-1]) + blank * blanks + gzip.compress(document[-1:])
+
+
+def test_a_file_that_unpacks_to_gigabytes_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "bomb.json.gz"
+    Recording.from_study(made_study(3)).save(tmp_path / "good.json")
+    document = (tmp_path / "good.json").read_bytes()
+    path.write_bytes(_packed(document, 2))
+    assert len(Recording.load(path).trials) == 3
+    for bomb in (_packed(document, 400), gzip.compress(b"[" * (1 << 27), compresslevel=1)):
+        path.write_bytes(bomb)
+        tracemalloc.start()
+        with pytest.raises(RecordingError, match=r"bomb\.json\.gz is not a recording: .* 64 MB"):
+            Recording.load(path)
+        assert tracemalloc.get_traced_memory()[1] < 200 << 20
+        tracemalloc.stop()
+    with pytest.raises(RecordingError, match="larger than 64 MB"):
+        Recording.load("/dev/zero")
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        ('"final":', '"final":' + "9" * 5000 + ',"x":'),
+        ('"final":', '"final":' + "9" * 400 + ',"x":'),
+        ('"values":{"', '"values":{"' + "9" * 30),
+        ('"values":{"', '"values":{"-'),
+        ('"distributions":["', '"distributions":["' + "[" * 100_000),
+        ('"distributions":["', '"distributions":[' + "[" * 100_000 + '"'),
+    ],
+    ids=["digits", "float", "step", "negative", "nested text", "nested"],
+)
+def test_numbers_and_nesting_without_end_are_refused(
+    tmp_path: Path, damage: tuple[str, str]
+) -> None:
+    path = tmp_path / "damaged.json"
+    Recording.from_study(made_study(3)).save(path)
+    assert damage[0] in path.read_text()
+    path.write_text(path.read_text().replace(*damage, 1))
+    with pytest.raises(RecordingError, match=r"damaged\.json"):
+        Recording.load(path)
+
+
+def test_a_planted_link_is_not_written_through(tmp_path: Path) -> None:
+    victim = tmp_path / "victim"
+    victim.write_text("precious")
+    path = tmp_path / "r.json"
+    for name in (f".r.json.{os.getpid()}.part", "r.json"):
+        (tmp_path / name).symlink_to(victim)
+    Recording.from_study(made_study(3)).save(path)
+    assert victim.read_text() == "precious"
+    assert not path.is_symlink()
+    assert len(Recording.load(path).trials) == 3
 
 
 @pytest.mark.parametrize("direction", ["minimize", "maximize"])

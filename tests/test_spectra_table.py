@@ -25,7 +25,15 @@ from torch import nn
 
 import lyap_optuna as lyap
 from lyap_optuna.cli import main
-from lyap_optuna.records import SpectraError, _table, write_spectrum
+from lyap_optuna.records import (
+    SpectraError,
+    _copies,
+    _table,
+    copy_study,
+    is_incomplete,
+    upgrade_spectra,
+    write_spectrum,
+)
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
@@ -519,11 +527,195 @@ def test_a_copy_that_fails_leaves_no_study(new_database):
     assert optuna.get_all_study_names(target) == ["other"]
 
 
+class Killed(BaseException):
+    """What a process that was killed does after it: nothing."""
+
+
+WRITES = ("create_new_study", "set_study_system_attr", "set_study_user_attr", "_create_new_trial")
+
+
+def kill_at(monkeypatch, n_writes, *, before):
+    """Let a process die right before or after one of its writes; whether it came so far."""
+    done = []
+
+    def dying(write):
+        def call(*args, **kwargs):
+            done.append(write)
+            if len(done) == n_writes and before:
+                raise Killed
+            if len(done) > n_writes:
+                raise Killed
+            result = write(*args, **kwargs)
+            if len(done) == n_writes:
+                raise Killed
+            return result
+
+        return call
+
+    for name in WRITES:
+        monkeypatch.setattr(RDBStorage, name, dying(getattr(RDBStorage, name)))
+    spectra = _copies.copy_spectra
+    monkeypatch.setattr(_copies, "copy_spectra", dying(spectra))
+    return done
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "postgresql", "mariadb"])
+@pytest.mark.parametrize("before", [True, False])
+def test_a_copy_killed_anywhere_is_made_anew(new_database, monkeypatch, kind, before):
+    source, target = new_database("sqlite"), new_database(kind)
+    study = optuna.create_study(study_name="a", storage=source)
+    study.set_user_attr("u", 1)
+    for _ in range(2):
+        trial = study.ask()
+        make_probe(seed=trial.number).report(trial, 0.5, 1)
+        study.tell(trial, 0.5)
+    trials, spectra = study.trials, lyap.load_spectra(study)
+    optuna.create_study(study_name="other", storage=target)
+    for n_writes in range(1, 20):
+        into = optuna.storages.get_storage(target)
+        with monkeypatch.context() as patched:
+            writes = kill_at(patched, n_writes, before=before)
+            with contextlib.suppress(Killed):
+                copy_study(study, into, "a")
+            if len(writes) < n_writes:
+                break
+        try:
+            copy_study(study, optuna.storages.get_storage(target), "a")
+        except optuna.exceptions.DuplicatedStudyError:
+            assert n_writes == 7  # its last write was done
+        copied = optuna.load_study(study_name="a", storage=target)
+        assert not is_incomplete(copied)
+        assert [t.values for t in copied.trials] == [t.values for t in trials]
+        assert [t.user_attrs for t in copied.trials] == [t.user_attrs for t in trials]
+        assert copied.user_attrs == study.user_attrs
+        assert lyap.load_spectra(copied) == spectra
+        assert len(spectra) == 4
+        optuna.delete_study(study_name="a", storage=target)
+    assert n_writes == 8
+    assert sorted(optuna.get_all_study_names(target)) == ["a", "other"]
+
+
+def test_an_incomplete_copy_says_so_and_is_no_source(new_database, monkeypatch):
+    source, target = new_database("sqlite"), new_database("sqlite")
+    study = optuna.create_study(study_name="a", storage=source)
+    study.enqueue_trial({})
+    with monkeypatch.context() as patched:
+        kill_at(patched, 3, before=False)
+        with pytest.raises(Killed):
+            copy_study(study, optuna.storages.get_storage(target), "a")
+    assert "is an incomplete copy" in run("rank", "--storage", target)
+    arguments = ("storage", "copy", "--storage", target, "--to-storage", target)
+    assert "itself an incomplete copy" in run(*arguments, code=1)
+    assert optuna.get_all_study_names(target) == ["a"]
+    assert "1 trials, 0 spectra" in run("storage", "copy", "--storage", source, *arguments[4:])
+    assert "incomplete" not in run("rank", "--storage", target)
+
+
+def test_of_two_copies_at_once_one_is_whole(new_database, monkeypatch):
+    source, target = new_database("sqlite"), new_database("sqlite")
+    study = optuna.create_study(study_name="a", storage=source)
+    for _ in range(3):
+        study.enqueue_trial({})
+    add = optuna.Study.add_trial
+    added = []
+
+    def overtaken(copy, trial):
+        add(copy, trial)
+        added.append(trial)
+        if len(added) == 2:
+            copy_study(study, optuna.storages.get_storage(target), "a")
+
+    monkeypatch.setattr(optuna.Study, "add_trial", overtaken)
+    with pytest.raises(SpectraError, match="has taken its place"):
+        copy_study(study, optuna.storages.get_storage(target), "a")
+    whole = optuna.load_study(study_name="a", storage=target)
+    assert len(whole.trials) == 3
+    assert not is_incomplete(whole)
+
+
 def test_copying_a_study_without_spectra(new_database):
     source, target = new_database("sqlite"), new_database("sqlite")
     optuna.create_study(study_name="a", storage=source)
     output = run("storage", "copy", "--storage", source, "--to-storage", target)
     assert "0 trials, 0 spectra" in output
+
+
+# A table that is not as this package made it ----------------------------------------------------
+
+
+FOREIGN = {
+    "few columns": "CREATE TABLE lyapunov_spectra (a INTEGER)",
+    "our names": "CREATE TABLE lyapunov_spectra (study_name VARCHAR(50), trial_number INTEGER, "
+    "trial_id INTEGER, step INTEGER, theirs VARCHAR(9))",
+    "a view": "CREATE VIEW lyapunov_spectra AS SELECT study_name, study_id AS step FROM studies",
+    "their versions": "CREATE TABLE lyapunov_version (version INTEGER)",
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("foreign", FOREIGN)
+def test_a_foreign_table_is_left_alone(new_database, kind, foreign):
+    url = new_database(kind)
+    study = optuna.create_study(study_name="s", storage=url)
+    execute(url, FOREIGN[foreign])
+    trial = study.ask()
+    with pytest.warns(lyap.LyapunovWarning, match="that lyap-optuna did not make"):
+        make_probe().report(trial, 0.5, 1)
+    assert len(study.trials[0].user_attrs["lyapunov:readouts"]) == 2
+    for attempt in (
+        lambda: lyap.load_spectra(optuna.load_study(study_name="s", storage=url)),
+        lambda: upgrade_spectra(RDBStorage(url)),
+    ):
+        with pytest.raises(SpectraError, match=r"did not make.*Rename it"):
+            attempt()
+    inspector = sa.inspect(sa.create_engine(url))
+    assert not inspector.has_table("lyapunov_version") or foreign == "their versions"
+    if foreign in ("few columns", "our names"):
+        assert inspector.get_indexes("lyapunov_spectra") == []
+    if foreign == "their versions":
+        assert not inspector.has_table("lyapunov_spectra")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        ("DELETE FROM lyapunov_version", "its row in lyapunov_version is not"),
+        ("DROP TABLE lyapunov_version", "its row in lyapunov_version is not"),
+        ("INSERT INTO lyapunov_version VALUES ('v9')", "holds several versions"),
+        ("ALTER TABLE lyapunov_spectra DROP COLUMN std", "has lost column std"),
+        ("ALTER TABLE lyapunov_spectra DROP COLUMN max_exponent", "has lost column max_exponent"),
+        ("DROP TABLE lyapunov_spectra", "lyapunov_spectra is gone"),
+    ],
+)
+def test_damage_is_an_error_with_a_way_out_and_never_an_empty_list(
+    new_database, kind, damage, message
+):
+    url = new_database(kind)
+    study = optuna.create_study(study_name="s", storage=url)
+    trial = study.ask()
+    make_probe().report(trial, 0.5, 1)
+    before = lyap.load_spectra(study)
+    assert len(before) == 2
+    execute(url, damage)
+    again = optuna.load_study(study_name="s", storage=url)
+    with pytest.raises(SpectraError, match=message) as caught:
+        lyap.load_spectra(again)
+    way_out = str(caught.value)
+    if "storage upgrade" in way_out:
+        assert "from schema" not in run("storage", "upgrade", "--storage", url)
+        assert lyap.load_spectra(optuna.load_study(study_name="s", storage=url)) == before
+    elif "Delete the rows" in way_out:
+        execute(url, f"DELETE FROM lyapunov_version WHERE NOT version_num = '{_table.head()}'")
+        assert lyap.load_spectra(optuna.load_study(study_name="s", storage=url)) == before
+    else:
+        if "drop it" in way_out:
+            execute(url, "DROP TABLE lyapunov_spectra")
+        execute(url, "DROP TABLE lyapunov_version")
+        again = optuna.load_study(study_name="s", storage=url)
+        assert lyap.load_spectra(again) == []
+        write(again.ask(), step=2)
+        assert len(lyap.load_spectra(again)) == 1
 
 
 # Databases that refuse --------------------------------------------------------------------------

@@ -12,13 +12,8 @@ except ImportError as error:
 from lyap_optuna.campaign._config import CampaignConfig, CampaignFileError, load_config
 from lyap_optuna.campaign._configurations import run_configurations
 from lyap_optuna.campaign._recovery import previous_attempt
-from lyap_optuna.campaign._runner import (
-    CampaignError,
-    CampaignResult,
-    View,
-    open_study,
-    run_campaign,
-)
+from lyap_optuna.campaign._runner import CampaignResult, View, open_study, run_campaign
+from lyap_optuna.campaign._sole import CampaignError
 from lyap_optuna.campaign._status import CampaignStatus, campaign_status
 from lyap_optuna.campaign._storage import RetryingStorage, open_storage, storage_of
 

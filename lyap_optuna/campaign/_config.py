@@ -18,8 +18,6 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
-    PositiveFloat,
-    PositiveInt,
     PrivateAttr,
     SecretStr,
     ValidationError,
@@ -27,8 +25,18 @@ from pydantic import (
     model_validator,
 )
 
+from lyap_optuna._logging import lost_scheme
+from lyap_optuna.campaign._yaml import YAMLFileError, read_yaml
+
 SAME_SEED_EVERYWHERE = frozenset({"QMCSampler", "GridSampler", "BruteForceSampler"})
 """Samplers that share one sequence or grid: Optuna asks for one seed in all processes."""
+
+
+_YEAR = 366 * 24 * 3600
+# What databases count up to, what a machine or cluster can run, what clocks can wait.
+_Number = Annotated[int, Field(gt=0, lt=2**31)]
+_Processes = Annotated[int, Field(gt=0, le=10_000)]
+_Seconds = Annotated[float, Field(gt=0, le=_YEAR)]
 
 
 class CampaignFileError(ValueError):
@@ -68,11 +76,12 @@ class Component(_Model):
             return _as_class(found, self.name)
         names: list[str] = []
         for module in modules:
-            exported = vars(importlib.import_module(module))
-            if self.name in exported:
-                return _as_class(exported[self.name], self.name)
-            classes = {n: value for n, value in exported.items() if inspect.isclass(value)}
-            names += [n for n, value in classes.items() if issubclass(value, kind)]
+            found = importlib.import_module(module)
+            if self.name in found.__all__:
+                return _as_class(getattr(found, self.name), self.name)
+            exported = {name: getattr(found, name) for name in found.__all__}
+            classes = {name: value for name, value in exported.items() if inspect.isclass(value)}
+            names += [name for name, value in classes.items() if issubclass(value, kind)]
         near = difflib.get_close_matches(self.name, names, n=3)
         hint = f" Did you mean {' or '.join(near)}?" if near else ""
         raise ValueError(f"there is no {self.name!r} in {' or '.join(modules)}.{hint}")
@@ -110,8 +119,8 @@ class FreezeThaw(_Model):
     """
 
     name: Literal["freeze_thaw"] = "freeze_thaw"
-    n_steps: PositiveInt | None = None
-    max_paused: PositiveInt = 100
+    n_steps: _Number | None = None
+    max_paused: _Number = 100
     checkpoint: str | None = Field(default=None, min_length=1)
 
 
@@ -128,7 +137,7 @@ class Dask(_Model):
 
     address: str | None = None
     cluster: str | None = None
-    jobs: PositiveInt = 1
+    jobs: _Processes = 1
     options: dict[str, Any] = Field(default_factory=dict)
 
     @model_validator(mode="after")
@@ -162,9 +171,9 @@ class CampaignConfig(_Model):
         dask: See :class:`Dask`.
     """
 
-    study: str = Field(min_length=1)
+    study: str = Field(min_length=1, max_length=512)
     objective: str
-    trials: PositiveInt
+    trials: _Number
     direction: Literal["minimize", "maximize"] = "minimize"
     storage: SecretStr | None = None
     sampler: Named = Component(name="TPESampler")
@@ -173,15 +182,16 @@ class CampaignConfig(_Model):
         Annotated[Prune | FreezeThaw, Field(discriminator="name")], BeforeValidator(_named)
     ] = Prune()
     seed: int = Field(default=0, ge=0)
-    workers: PositiveInt | None = None
-    threads_per_worker: PositiveInt | None = None
-    time_limit: PositiveFloat | None = None
+    workers: _Processes | None = None
+    threads_per_worker: _Processes | None = None
+    time_limit: _Seconds | None = None
     max_failures: int = Field(default=20, ge=0)
-    heartbeat_interval: PositiveInt = 30
-    retry_seconds: PositiveFloat = 120.0
+    heartbeat_interval: Annotated[int, Field(gt=0, le=_YEAR)] = 30
+    retry_seconds: _Seconds = 120.0
     dask: Dask | None = None
 
     _path: Path = PrivateAttr(default=Path("campaign.yaml"))
+    _lines: dict[str, int] = PrivateAttr(default_factory=dict)
 
     @field_validator("objective")
     @classmethod
@@ -198,7 +208,13 @@ class CampaignConfig(_Model):
         missing = [n for n in re.findall(r"\$\{(\w+)\}", value) if n not in os.environ]
         if missing:
             raise ValueError(f"the environment variable {missing[0]} is not set")
-        return re.sub(r"\$\{(\w+)\}", lambda match: os.environ[match[1]], value)
+        value = re.sub(r"\$\{(\w+)\}", lambda match: os.environ[match[1]], value)
+        if lost_scheme(value):
+            raise ValueError(
+                "it holds a login, as the URL of a database does, but begins with no scheme such "
+                "as postgresql+psycopg://"
+            )
+        return value
 
     @field_validator("sampler")
     @classmethod
@@ -226,6 +242,10 @@ class CampaignConfig(_Model):
         """The file it was read from; default storages lie beside it."""
         return self._path
 
+    def line_of(self, key: str) -> str:
+        """Return file and line of a key, for an error that shows only once it is used."""
+        return f"{self._path}, line {self._lines.get(key, 1)}: {key}"
+
 
 def load_config(path: str | Path) -> CampaignConfig:
     """Read and validate a campaign file.
@@ -241,21 +261,9 @@ def load_config(path: str | Path) -> CampaignConfig:
     """
     path = Path(path)
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-        raise CampaignFileError(f"{path} cannot be read: {reason}.") from None
-    try:
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
-        _refuse_duplicates(node, path)
-        content = yaml.safe_load(text)
-    except yaml.MarkedYAMLError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark else 1
-        raise CampaignFileError(f"{path}, line {line}: {error.problem}.") from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        if isinstance(error, CampaignFileError):
-            raise
-        raise CampaignFileError(f"{path}: {type(error).__name__}: {error}.") from None
+        content, node = read_yaml(path)
+    except YAMLFileError as error:
+        raise CampaignFileError(str(error)) from None
     if not isinstance(content, dict):
         raise CampaignFileError(f"{path}, line 1: a campaign file is a mapping of keys to values.")
     try:
@@ -266,6 +274,7 @@ def load_config(path: str | Path) -> CampaignConfig:
         problems = [_told(detail["loc"], _plain(detail), node, path) for detail in details]
         raise CampaignFileError("\n".join(problems)) from None
     config._path = path.resolve()
+    config._lines = {key.value: key.start_mark.line + 1 for key, _ in node.value}
     return config
 
 
@@ -311,21 +320,6 @@ def _child(node: Any, part: int | str) -> tuple[Any, Any] | None:
     if isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
         return node.value[part].start_mark, node.value[part]
     return None
-
-
-def _refuse_duplicates(node: Any, path: Path) -> None:
-    if isinstance(node, yaml.MappingNode):
-        seen: set[str] = set()
-        for key, value in node.value:
-            if key.value in seen:
-                raise CampaignFileError(
-                    f"{path}, line {key.start_mark.line + 1}: {key.value}: given twice."
-                )
-            seen.add(key.value)
-            _refuse_duplicates(value, path)
-    elif isinstance(node, yaml.SequenceNode):
-        for value in node.value:
-            _refuse_duplicates(value, path)
 
 
 def make_sampler(component: Component, seed: int) -> BaseSampler:

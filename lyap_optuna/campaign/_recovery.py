@@ -1,10 +1,12 @@
 """What happens to trials whose worker died or was told to stop: each is repeated, once."""
 
 import contextlib
+import functools
 import os
 import platform
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -51,26 +53,61 @@ def previous_attempt(trial: BaseTrial) -> int | None:
 
 def owner(task: str, run: str = "") -> dict[str, Any]:
     """Return the mark that a worker leaves on its trial."""
-    process = psutil.Process()
+    return {"run": run, "task": task, **_this_process(os.getpid())}
+
+
+@functools.cache
+def _this_process(pid: int) -> dict[str, Any]:
     return {
-        "run": run,
-        "task": task,
         "host": platform.node(),
-        "pid": process.pid,
-        "started": process.create_time(),
+        "space": process_space(),
+        "pid": pid,
+        "started": psutil.Process(pid).create_time(),
+        "booted": psutil.boot_time(),
     }
 
 
-def process_is_gone(mark: Mapping[str, Any]) -> bool:
-    """Whether a mark is of a process of this machine that has ended."""
-    pid, started = mark.get("pid"), mark.get("started")
-    if mark.get("host") != platform.node() or not isinstance(pid, int) or pid == os.getpid():
+def process_space() -> str:
+    """Return what process ids are valid in: a boot of a machine, and a namespace (a container)."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:  # no Linux: the host alone tells
+        return ""
+
+
+_SAME_START = 2.0  # seconds: the time of the boot is known to one
+
+
+def is_local(mark: Mapping[str, Any]) -> bool:
+    """Whether the process id of a mark means the same here: same host, boot and container."""
+    return mark.get("host") == platform.node() and mark.get("space") == process_space()
+
+
+def process_is_gone(mark: Mapping[str, Any], *, one_machine: bool = False) -> bool:
+    """Whether a mark is of a process that has ended; not where that cannot be told from here.
+
+    Processes are told apart by when they began since the boot, on a clock that nobody sets.
+
+    Args:
+        mark: What :func:`owner` returned there.
+        one_machine: Whether the mark is in a file that one machine has: what signed it under the
+            same host name before another boot is gone.
+    """
+    pid, started, booted = (mark.get(key) for key in ("pid", "started", "booted"))
+    if not is_local(mark):
+        before = str(mark.get("space", "")).partition(" ")[0]
+        now = process_space().partition(" ")[0]
+        same_host = mark.get("host") == platform.node()
+        return one_machine and same_host and bool(before) and before != now
+    if not isinstance(pid, int) or pid == os.getpid():
         return False
     try:
-        return bool(psutil.Process(pid).create_time() != started)
+        now = psutil.Process(pid).create_time() - psutil.boot_time()
+        return bool(abs(now - (started - booted)) > _SAME_START)  # type: ignore[operator]
     except psutil.NoSuchProcess:
         return True
-    except (psutil.Error, ValueError, OverflowError):
+    except (psutil.Error, TypeError, ValueError, OverflowError):
         return False
 
 

@@ -15,7 +15,7 @@ import optuna
 from optuna.study import Study
 from optuna.trial import FrozenTrial
 
-from lyap_optuna.campaign._config import CampaignConfig, Dask
+from lyap_optuna.campaign._config import CampaignConfig, CampaignFileError, Dask
 from lyap_optuna.campaign._pool import DaskPool, Event, LocalPool, Pool
 from lyap_optuna.campaign._recovery import (
     marked,
@@ -23,15 +23,12 @@ from lyap_optuna.campaign._recovery import (
     repeat_interrupted,
     settle,
 )
+from lyap_optuna.campaign._sole import CampaignError, SoleRun
 from lyap_optuna.campaign._storage import open_storage, storage_of
 from lyap_optuna.campaign._strategies import Strategy
 from lyap_optuna.campaign._worker import Ended, Secret, WorkerSpec, strategy_of
 
 _POLL_SECONDS = 0.2
-
-
-class CampaignError(RuntimeError):
-    """Why a campaign ended before its total."""
 
 
 class View:
@@ -88,7 +85,8 @@ def run_campaign(
         How it ended.
 
     Raises:
-        CampaignError: A worker could not start, or too many trials failed.
+        CampaignError: Another run of the campaign is going on, a worker could not start, or too
+            many trials failed.
         ValueError: Storage and workers do not go together.
     """
     view = view or View()
@@ -101,8 +99,6 @@ def run_campaign(
             "in the file (storage: postgresql+psycopg://user@host/name, or grpc://host:port)."
         )
     study = open_study(config, url)
-    strategy = strategy_of(config)
-    _recover_earlier_runs(study, strategy, view)
     spec = WorkerSpec(
         config,
         Secret(url),
@@ -110,6 +106,19 @@ def run_campaign(
         _threads(config, n_workers, where),
         run=uuid.uuid4().hex,
     )
+    one_machine = "://" not in url or url.startswith("sqlite")
+    sole = SoleRun(study, spec.run, one_machine=one_machine, note=view.note)
+    try:
+        return _run(spec, study, sole, where, one_machine, view)
+    finally:
+        sole.release()
+
+
+def _run(
+    spec: WorkerSpec, study: Study, sole: SoleRun, where: Dask | None, one_machine: bool, view: View
+) -> CampaignResult:
+    config, strategy = spec.config, strategy_of(spec.config)
+    _recover_earlier_runs(study, strategy, one_machine, view)
     trials = study.get_trials(deepcopy=False)
     if strategy.missing(trials) == 0:
         return CampaignResult()
@@ -119,8 +128,8 @@ def run_campaign(
         if where is not None:
             pool = DaskPool(spec, where, config.workers)
         else:
-            pool = LocalPool(spec, n_workers or 1)
-        campaign = _Run(spec, study, strategy, pool, view, signals)
+            pool = LocalPool(spec, config.workers or 1)
+        campaign = _Run(spec, study, sole, strategy, pool, view, signals)
         try:
             campaign.until_done()
         finally:
@@ -133,13 +142,18 @@ def open_study(config: CampaignConfig, url: str, *, create: bool = True) -> Stud
 
     Raises:
         ValueError: It has another direction.
+        CampaignFileError: The place that the file names cannot be written to.
         KeyError: It does not exist and is not to be created.
     """
-    storage = open_storage(
-        url,
-        retry_seconds=config.retry_seconds,
-        heartbeat_interval=config.heartbeat_interval,
-    )
+    try:
+        storage = open_storage(
+            url,
+            retry_seconds=config.retry_seconds,
+            heartbeat_interval=config.heartbeat_interval,
+        )
+    except OSError as error:
+        reason = f"{error.strerror or error} ({error.filename or 'the storage'})"
+        raise CampaignFileError(f"{config.line_of('storage')}: {reason}.") from None
     verbosity = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(max(verbosity, optuna.logging.WARNING))
     try:
@@ -163,8 +177,9 @@ def open_study(config: CampaignConfig, url: str, *, create: bool = True) -> Stud
     return study
 
 
-def _recover_earlier_runs(study: Study, strategy: Strategy, view: View) -> None:
-    dead = settle(study, marked(study, process_is_gone), strategy.has_checkpoint)
+def _recover_earlier_runs(study: Study, strategy: Strategy, one_machine: bool, view: View) -> None:
+    gone = marked(study, lambda mark: process_is_gone(mark, one_machine=one_machine))
+    dead = settle(study, gone, strategy.has_checkpoint)
     if dead.failed:
         view.note(f"{len(dead.failed)} trials of workers that are gone are queued again.")
     if dead.rested:
@@ -186,6 +201,7 @@ class _Run:
         self,
         spec: WorkerSpec,
         study: Study,
+        sole: SoleRun,
         strategy: Strategy,
         pool: Pool,
         view: View,
@@ -193,6 +209,7 @@ class _Run:
     ) -> None:
         self._config, self._id = spec.config, spec.run
         self._study = study
+        self._sole = sole
         self._strategy = strategy
         self._pool = pool
         self._view = view
@@ -208,6 +225,7 @@ class _Run:
         trials: list[FrozenTrial] = []
         while True:
             self._stop_if_told()
+            self._sole.beat()
             if changed:
                 trials = self._study.get_trials(deepcopy=False)
                 self._view.progress(self._strategy.tried(trials), self._config.trials)

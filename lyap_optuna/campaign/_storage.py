@@ -3,6 +3,7 @@
 import json
 import logging
 import sqlite3
+import sys
 import uuid
 import warnings
 from collections.abc import Callable, Sequence
@@ -17,17 +18,17 @@ from optuna.exceptions import ExperimentalWarning, UpdateFinishedTrialError
 from optuna.storages import (
     BaseStorage,
     GrpcStorageProxy,
-    JournalStorage,
     RDBStorage,
     get_storage,
 )
+from optuna.storages._heartbeat import BaseHeartbeat
 from optuna.storages._rdb import models
-from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
-from lyap_optuna._logging import get_logger
+from lyap_optuna._logging import get_logger, lost_scheme
 from lyap_optuna.campaign._config import CampaignConfig
 from lyap_optuna.campaign._retry import retry_once
+from lyap_optuna.records import open_journal
 
 _logger = get_logger(__name__)
 _T = TypeVar("_T")
@@ -49,6 +50,9 @@ def is_transient(error: BaseException | None) -> bool:
             return True
         if isinstance(error, sqlalchemy.exc.DBAPIError):
             return error.connection_invalidated or _driver_says_transient(error.orig)
+        grpc = sys.modules.get("grpc")  # not everybody has it; where its errors are, it is
+        if grpc is not None and isinstance(error, grpc.RpcError):
+            return error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
         error = error.__cause__
     return False
 
@@ -69,7 +73,53 @@ def _driver_says_transient(error: BaseException | None) -> bool:
     return "authentication failed" not in str(error)  # PostgreSQL refuses, or is not there yet
 
 
-class RetryingStorage(RDBStorage):
+class _Patient(BaseStorage):
+    """Repeats what failed because the other side did not answer."""
+
+    _retry_seconds: float
+
+    def _repeat(self, call: Callable[[], _T]) -> _T:
+        if _repeating.get():  # within a call that is repeated as a whole
+            return call()
+        token = _repeating.set(True)
+        try:
+            return patiently(call, self._retry_seconds, self._unanswered)
+        finally:
+            _repeating.reset(token)
+
+    def set_trial_state_values(
+        self, trial_id: int, state: TrialState, values: Sequence[float] | None = None
+    ) -> bool:
+        """Set state and values; see :class:`optuna.storages.BaseStorage`."""
+        write = super().set_trial_state_values  # type: ignore[safe-super]
+        lost_answer = False
+
+        def attempt() -> bool:
+            nonlocal lost_answer
+            try:
+                done = write(trial_id, state, values)
+            except UpdateFinishedTrialError:
+                if not lost_answer:
+                    raise
+                stored = self.get_trial(trial_id)
+                if stored.state == state and (values is None or stored.values == list(values)):
+                    return True
+                raise
+            except Exception:
+                lost_answer = True
+                raise
+            taken = lost_answer and not done and state == TrialState.RUNNING
+            if taken and isinstance(self, BaseHeartbeat):
+                self.record_heartbeat(trial_id)
+            return done
+
+        return self._repeat(attempt)
+
+    def _unanswered(self) -> None:
+        """Take note that a call has failed and is to be repeated."""
+
+
+class RetryingStorage(_Patient, RDBStorage):
     """Optuna's database storage, which waits for a database that does not answer.
 
     What failed because the connection was lost, the server restarted or a lock was held is
@@ -107,7 +157,14 @@ class RetryingStorage(RDBStorage):
         self._tried: set[str] = set()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ExperimentalWarning)
-            super().__init__(
+            # Of several first runs at once, each creates the tables, and one is first.
+            tenacity.Retrying(
+                retry=tenacity.retry_if_exception(_came_second),
+                wait=tenacity.wait_random(0.0, 0.2),
+                stop=tenacity.stop_after_attempt(8),
+                reraise=True,
+            )(
+                super().__init__,
                 url,
                 engine_kwargs=_engine_options(url) | (engine_kwargs or {}),
                 heartbeat_interval=heartbeat_interval,
@@ -115,39 +172,15 @@ class RetryingStorage(RDBStorage):
                 heartbeat_stale_trial_callback=retry_once,
             )
 
-    def _repeat(self, call: Callable[[], _T]) -> _T:
-        if _repeating.get():  # within a call that is repeated as a whole
-            return call()
-        token = _repeating.set(True)
-        try:
-            return patiently(call, self._retry_seconds)
-        finally:
-            _repeating.reset(token)
-
     def _create_new_trial(
         self, study_id: int, template_trial: FrozenTrial | None = None
     ) -> FrozenTrial:
-        template = template_trial or optuna.trial.create_trial(state=TrialState.RUNNING)
-        attrs = {**template.system_attrs, _CREATED: uuid.uuid4().hex}
-        fresh = FrozenTrial(
-            number=template.number,
-            state=template.state,
-            value=None,
-            values=template.values,
-            datetime_start=template.datetime_start,
-            datetime_complete=template.datetime_complete,
-            params=template.params,
-            distributions=template.distributions,
-            user_attrs=template.user_attrs,
-            system_attrs=attrs,
-            intermediate_values=template.intermediate_values,
-            trial_id=template._trial_id,
-        )
+        fresh = _with_token(template_trial)
         create = super()._create_new_trial
         try:
             return self._repeat(lambda: create(study_id, fresh))
         finally:
-            self._tried.discard(attrs[_CREATED])
+            self._tried.discard(fresh.system_attrs[_CREATED])
 
     def _get_prepared_new_trial(
         self,
@@ -172,41 +205,83 @@ class RetryingStorage(RDBStorage):
             self._tried.add(token)
         return super()._get_prepared_new_trial(study_id, template_trial, session)
 
-    def set_trial_state_values(
-        self, trial_id: int, state: TrialState, values: Sequence[float] | None = None
-    ) -> bool:
-        """Set state and values; see :class:`optuna.storages.RDBStorage`."""
-        write = super().set_trial_state_values
-        lost_answer = False
-
-        def attempt() -> bool:
-            nonlocal lost_answer
-            try:
-                done = write(trial_id, state, values)
-            except UpdateFinishedTrialError:
-                if not lost_answer:
-                    raise
-                stored = self.get_trial(trial_id)
-                if stored.state == state and (values is None or stored.values == list(values)):
-                    return True
-                raise
-            except Exception:
-                lost_answer = True
-                raise
-            if lost_answer and not done and state == TrialState.RUNNING:
-                self.record_heartbeat(trial_id)
-            return done
-
-        return self._repeat(attempt)
-
 
 _repeating: ContextVar[bool] = ContextVar("repeating", default=False)
 
 
-def _repeated(name: str) -> Callable[..., Any]:
-    plain = getattr(RDBStorage, name)
+def _came_second(error: BaseException | None) -> bool:
+    while error is not None:
+        if isinstance(error, sqlalchemy.exc.IntegrityError):
+            return True
+        if isinstance(error, sqlalchemy.exc.DBAPIError) and "exists" in str(error.orig):
+            return True
+        error = error.__cause__
+    return False
 
-    def method(self: RetryingStorage, *args: Any, **kwargs: Any) -> Any:
+
+class RetryingProxy(_Patient, GrpcStorageProxy):
+    """Optuna's gRPC proxy, which waits for a server that does not answer.
+
+    What :class:`RetryingStorage` says of its calls holds here too, but for two: the token of a new
+    trial is looked for without a lock, and a waiting trial that may have been taken gets no
+    heartbeat, which the proxy does not know.
+
+    Args:
+        host: Where the server runs.
+        port: Its port.
+        retry_seconds: How long to go on, for each call.
+    """
+
+    def __init__(self, host: str, port: int, *, retry_seconds: float = 120.0) -> None:
+        self._retry_seconds = retry_seconds
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ExperimentalWarning)
+            super().__init__(host=host, port=port)
+
+    def _unanswered(self) -> None:
+        self._setup()  # a channel that failed would wait minutes before it tries again
+
+    def create_new_trial(self, study_id: int, template_trial: FrozenTrial | None = None) -> int:
+        """Create a trial; see :class:`optuna.storages.BaseStorage`."""
+        fresh = _with_token(template_trial)
+        token = fresh.system_attrs[_CREATED]
+        create = super().create_new_trial
+        tried = False
+
+        def attempt() -> int:
+            nonlocal tried
+            if tried:
+                for trial in self.get_all_trials(study_id, deepcopy=False):
+                    if trial.system_attrs.get(_CREATED) == token:
+                        return trial._trial_id
+            tried = True
+            return create(study_id, fresh)
+
+        return self._repeat(attempt)
+
+
+def _with_token(template_trial: FrozenTrial | None) -> FrozenTrial:
+    template = template_trial or optuna.trial.create_trial(state=TrialState.RUNNING)
+    return FrozenTrial(
+        number=template.number,
+        state=template.state,
+        value=None,
+        values=template.values,
+        datetime_start=template.datetime_start,
+        datetime_complete=template.datetime_complete,
+        params=template.params,
+        distributions=template.distributions,
+        user_attrs=template.user_attrs,
+        system_attrs={**template.system_attrs, _CREATED: uuid.uuid4().hex},
+        intermediate_values=template.intermediate_values,
+        trial_id=template._trial_id,
+    )
+
+
+def _repeated(kind: type[BaseStorage], name: str) -> Callable[..., Any]:
+    plain = getattr(kind, name)
+
+    def method(self: _Patient, *args: Any, **kwargs: Any) -> Any:
         return self._repeat(lambda: plain(self, *args, **kwargs))
 
     method.__name__, method.__doc__ = name, plain.__doc__
@@ -214,7 +289,7 @@ def _repeated(name: str) -> Callable[..., Any]:
 
 
 # Reading, and the writes whose second time equals the first.
-for _name in (
+_SAFE = (
     "create_new_study",  # a second time it exists already, which a campaign expects
     "set_study_user_attr",
     "set_study_system_attr",
@@ -224,30 +299,42 @@ for _name in (
     "get_study_user_attrs",
     "get_study_system_attrs",
     "get_all_studies",
-    "_set_trial_param",
-    "get_trial_param",
     "set_trial_intermediate_value",
     "set_trial_user_attr",
     "set_trial_system_attr",
     "get_trial_id_from_study_id_trial_number",
     "get_trial",
+)
+_SAFE_IN_DATABASE = (
+    "_set_trial_param",
+    "get_trial_param",
     "get_trial_user_attrs",
     "get_trial_system_attrs",
     "_get_trials",
     "_get_best_trial_id",
     "record_heartbeat",
     "_get_stale_trial_ids",
-):
-    setattr(RetryingStorage, _name, _repeated(_name))
+)
+for _name in (*_SAFE, *_SAFE_IN_DATABASE):
+    setattr(RetryingStorage, _name, _repeated(RDBStorage, _name))
+for _name in (*_SAFE, "set_trial_param", "get_all_trials"):
+    setattr(RetryingProxy, _name, _repeated(GrpcStorageProxy, _name))
 
 
-def patiently(call: Callable[[], _T], seconds: float) -> _T:
+def patiently(
+    call: Callable[[], _T], seconds: float, unanswered: Callable[[], None] = lambda: None
+) -> _T:
     """Call until there is no transient error, for so many seconds, with growing random pauses."""
+
+    def wait(state: tenacity.RetryCallState) -> None:
+        _log_waiting(state)
+        unanswered()
+
     return tenacity.Retrying(
         retry=tenacity.retry_if_exception(is_transient),
         wait=tenacity.wait_random_exponential(multiplier=0.1, max=5.0),
         stop=tenacity.stop_after_delay(seconds),
-        before_sleep=_log_waiting,
+        before_sleep=wait,
         reraise=True,
     )(call)
 
@@ -300,21 +387,24 @@ def open_storage(url: str, *, retry_seconds: float, heartbeat_interval: int) -> 
 
     Args:
         url: URL of a database, ``grpc://host:port``, or path of a journal file.
-        retry_seconds: How long to wait for a database that does not answer.
+        retry_seconds: How long to wait for a database or proxy that does not answer.
         heartbeat_interval: Seconds between signs of life in a database.
     """
     if url.startswith("grpc://"):
         host, _, port = url.removeprefix("grpc://").rstrip("/").rpartition(":")
         if not host or not port.isdigit():
             raise ValueError(f"write storage: grpc://HOST:PORT, not {url!r}")
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ExperimentalWarning)
-            proxy = GrpcStorageProxy(host=host, port=int(port))
+        proxy = RetryingProxy(host, int(port), retry_seconds=retry_seconds)
         proxy.wait_server_ready(timeout=_CONNECT_SECONDS)
         return proxy
+    if lost_scheme(url):
+        raise ValueError(
+            "The storage holds a login, as the URL of a database does, but begins with no scheme "
+            "such as postgresql+psycopg://."
+        )
     if "://" not in url:
         Path(url).parent.mkdir(parents=True, exist_ok=True)
-        return JournalStorage(JournalFileBackend(url))
+        return open_journal(url)
     return get_storage(
         RetryingStorage(url, retry_seconds=retry_seconds, heartbeat_interval=heartbeat_interval)
     )

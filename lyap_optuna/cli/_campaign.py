@@ -92,7 +92,7 @@ def _load(file: Path) -> "CampaignConfig":
     try:
         config = load_config(file)
     except CampaignFileError as error:
-        raise click.ClickException(_storage.scrub(str(error))) from None
+        raise click.ClickException(_printable(error)) from None
     if config.storage is not None:
         _storage.shown_url(config.storage.get_secret_value())  # remembers what to hide
     return config

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
+from lyap_optuna._files import write_whole
 from lyap_optuna.cli import _format, _storage
 from lyap_optuna.cli._rank import LEGEND, ranking_rows, ranking_table
 from lyap_optuna.cli._skill import skill_rows, skill_verdict
@@ -358,7 +359,7 @@ def _write_page(studies: Mapping[str, "optuna.Study"], texts: Sequence[str], pat
             visualization.plot_prediction_skill(study),
         ),
     ]
-    _format.write_whole(path, page("lyap-optuna demo", texts, figures))
+    write_whole(path, page("lyap-optuna demo", texts, figures))
 
 
 def _program(name: str) -> str:

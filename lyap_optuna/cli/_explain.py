@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from lyap_optuna._files import write_whole
 from lyap_optuna.cli import _format, _storage
 
 
@@ -46,7 +47,7 @@ def explain(
         from lyap_optuna.visualization import plot_explanation
 
         figure = plot_explanation(study, trial_number)
-        _format.write_whole(plot, figure.to_html(include_plotlyjs=True, full_html=True))
+        write_whole(plot, figure.to_html(include_plotlyjs=True, full_html=True))
         _storage.note(f"Figure: {plot}")
     if output_format == "table":
         for line in str(explanation).splitlines():

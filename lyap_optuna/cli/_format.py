@@ -4,11 +4,10 @@ import csv
 import io
 import json
 import math
-import os
-import tempfile
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from lyap_optuna._files import harmless
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -69,7 +68,7 @@ def dump(records: Sequence[Row] | Row, output_format: str) -> str:
     """Return records as JSON, YAML or CSV.
 
     JSON knows no infinity and no NaN; there they are null. In CSV a list becomes one column per
-    element and an absent value an empty field.
+    element and an absent value an empty field, and no cell begins as a spreadsheet's formula.
     """
     if output_format == "json":
         return json.dumps(_finite(records), ensure_ascii=False, indent=2) + "\n"
@@ -82,27 +81,11 @@ def dump(records: Sequence[Row] | Row, output_format: str) -> str:
         rows = [_flat(row) for row in (records if isinstance(records, Sequence) else [records])]
         header = list(dict.fromkeys(key for row in rows for key in row))
         buffer = io.StringIO()
-        writer = csv.DictWriter(buffer, header, restval="", lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+        writer = csv.writer(buffer, lineterminator="\n")
+        writer.writerow(harmless(header))
+        writer.writerows(harmless(row.get(key, "") for key in header) for row in rows)
         return buffer.getvalue()
     raise ValueError(f"output_format must be one of {FORMATS}, not {output_format!r}")
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with open(handle, "w", encoding="utf-8", newline="") as file:
-            file.write(text)
-        mask = os.umask(0)
-        os.umask(mask)
-        os.chmod(temporary, 0o666 & ~mask)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
 
 
 def _plain(value: Any) -> Any:

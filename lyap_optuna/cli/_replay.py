@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from lyap_optuna._files import write_whole
 from lyap_optuna.cli import _format, _storage
 
 if TYPE_CHECKING:
@@ -123,7 +124,7 @@ def replay(
             ("What each spent, and how often it ended a winner.", plot_replay(pruners_alone)),
             ("How soon each had a good trial.", plot_regret(replays)),
         ]
-        _format.write_whole(plot, page(f"Replay of {source.name}", [source.summary()], figures))
+        write_whole(plot, page(f"Replay of {source.name}", [source.summary()], figures))
         _storage.note(f"Figures: {plot}")
     if output_format == "table":
         _format.console().print(_format.table([shown(s) for s in summaries], _COLUMNS))

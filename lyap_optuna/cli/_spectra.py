@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from lyap_optuna._files import write_whole
 from lyap_optuna.cli import _format, _storage
 
 if TYPE_CHECKING:
@@ -80,7 +81,7 @@ def spectra(
     if output is None:
         click.echo(text, nl=False)
     else:
-        _format.write_whole(output, text)
+        write_whole(output, text)
         _storage.note(f"{len(rows)} readouts written to {_format.printable(output)}")
 
 

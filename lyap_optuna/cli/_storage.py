@@ -142,6 +142,8 @@ def load_study(url: str | None, storage_class: str | None, study_name: str | Non
     """
     import optuna
 
+    from lyap_optuna.records import is_incomplete
+
     storage = open_storage(url, storage_class)
     shown = shown_url(url or os.environ["OPTUNA_STORAGE"])
     names = sorted(study.study_name for study in storage.get_all_studies())
@@ -157,7 +159,13 @@ def load_study(url: str | None, storage_class: str | None, study_name: str | Non
         raise click.ClickException(
             f"There is no study {quoted(study_name)} in {shown}. It holds {_listed(names)}."
         )
-    return optuna.load_study(study_name=study_name, storage=storage)
+    study = optuna.load_study(study_name=study_name, storage=storage)
+    if is_incomplete(study):
+        note(
+            f"{quoted(study_name)} is an incomplete copy: it was interrupted, or it is still "
+            "being made. The same `lyap-optuna storage copy` makes it anew."
+        )
+    return study
 
 
 def _listed(names: list[str], most: int = 10) -> str:
@@ -191,8 +199,7 @@ def _open_redis(url: str) -> "BaseStorage":
 
 
 def _open_journal(path: str) -> "BaseStorage":
-    from optuna.storages import JournalStorage
-    from optuna.storages.journal import JournalFileBackend
+    from lyap_optuna.records import JournalError, open_journal
 
     try:
         with open(path, "rb") as file:
@@ -206,7 +213,9 @@ def _open_journal(path: str) -> "BaseStorage":
             f"{printable(path)} is an SQLite file. Write --storage sqlite:///{printable(path)}"
         )
     try:
-        return JournalStorage(JournalFileBackend(path))
+        return open_journal(path)
+    except JournalError as error:
+        raise click.ClickException(printable(error)) from None
     except Exception as error:
         raise click.ClickException(
             f"{printable(path)} is not an Optuna journal file ({type(error).__name__})."

@@ -51,36 +51,26 @@ def copy(
 ) -> None:
     """Copy a study with its whole spectra, which optuna.copy_study leaves behind.
 
-    Where the spectra cannot be copied, no copy of the study is left.
+    A copy that fails leaves none. One that was interrupted or killed is made anew by the same
+    command.
     """
     import optuna
 
-    from lyap_optuna.records import SpectraError, copy_spectra
+    from lyap_optuna.records import SpectraError, copy_study
 
     study = _storage.load_study(storage, storage_class, study_name)
     shown = _storage.shown_url(to_storage)
     name = to_study_name or study.study_name
     target = optuna.storages.get_storage(to_storage)
     try:
-        optuna.copy_study(
-            from_study_name=study.study_name,
-            from_storage=study._storage,
-            to_storage=target,
-            to_study_name=name,
-        )
+        copied, n_spectra = copy_study(study, target, name)
     except optuna.exceptions.DuplicatedStudyError:
         raise click.ClickException(
             f"{shown} already holds a study {_format.quoted(name)}. Give the copy another name: "
             "--to-study-name."
         ) from None
-    try:
-        copied = optuna.load_study(study_name=name, storage=target)
-        n_spectra = copy_spectra(study, copied)
-    except BaseException as error:
-        optuna.delete_study(study_name=name, storage=target)
-        if isinstance(error, SpectraError):
-            raise click.ClickException(str(error)) from None
-        raise
+    except SpectraError as error:
+        raise click.ClickException(str(error)) from None
     click.echo(
         f"Copied study {_format.quoted(study.study_name)} to {_format.quoted(name)} in {shown}: "
         f"{len(copied.get_trials(deepcopy=False))} trials, {n_spectra} spectra."

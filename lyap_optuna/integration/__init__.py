@@ -6,10 +6,12 @@ framework              class                             ``pip install``
 PyTorch Lightning      :class:`LyapunovPruningCallback`  ``'lyap-optuna[lightning]'``
 skorch                 :class:`SkorchLyapunovCallback`   ``'lyap-optuna[skorch]'``
 PyTorch Ignite         :class:`IgniteLyapunovHandler`    ``'lyap-optuna[ignite]'``
+Hugging Face Trainer   :class:`LyapunovTrainerCallback`  ``'lyap-optuna[transformers]'``
+Stable-Baselines3      :class:`LyapunovEvalCallback`     ``'lyap-optuna[sb3]'``
 =====================  ================================  ===================================
 
 Each stands where Optuna's own pruning callback for that framework would stand, and does the same:
-it reports the monitored value after each epoch and prunes. Besides, it takes readouts as a
+it reports the monitored value after each validation and prunes. Besides, it takes readouts as a
 :class:`~lyap_optuna.LyapunovProbe` does, beginning before the first update.
 """
 
@@ -20,17 +22,23 @@ if TYPE_CHECKING:
     from lyap_optuna.integration._ignite import IgniteLyapunovHandler
     from lyap_optuna.integration._lightning import LyapunovPruningCallback
     from lyap_optuna.integration._skorch import SkorchLyapunovCallback
+    from lyap_optuna.integration._stable_baselines3 import LyapunovEvalCallback
+    from lyap_optuna.integration._transformers import LyapunovTrainerCallback
 
 __all__ = [
     "IgniteLyapunovHandler",
+    "LyapunovEvalCallback",
     "LyapunovPruningCallback",
+    "LyapunovTrainerCallback",
     "SkorchLyapunovCallback",
 ]
 
 # class: (the module that defines it, the framework, its extra)
 _CALLBACKS = {
     "IgniteLyapunovHandler": ("_ignite", "PyTorch Ignite", "ignite"),
+    "LyapunovEvalCallback": ("_stable_baselines3", "sb3-contrib", "sb3"),
     "LyapunovPruningCallback": ("_lightning", "PyTorch Lightning", "lightning"),
+    "LyapunovTrainerCallback": ("_transformers", "Hugging Face transformers", "transformers"),
     "SkorchLyapunovCallback": ("_skorch", "skorch", "skorch"),
 }
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import optuna
 from ignite.engine import Engine, Events
+from optuna.study import Study
 from optuna.trial import BaseTrial
 from torch import nn
 
@@ -16,17 +17,21 @@ class IgniteLyapunovHandler:
 
     Stands where :class:`optuna_integration.PyTorchIgnitePruningHandler` would: attach it to the
     evaluator. The baseline is measured before the trainer's first update; each time the evaluator
-    calls the handler, the metric is reported with a readout, at the trainer's epoch, counted from
-    1. After the last epoch nothing is pruned: it would save nothing.
+    calls the handler after that, the metric is reported with a readout. When training is over
+    nothing is pruned: it would save nothing.
 
     Args:
-        trial: The running trial.
+        trial: The running trial, or a study whose running trial is meant.
         metric: Name of the evaluator's metric to report.
         trainer: The engine that trains.
         model: The model that it trains.
+        step: What the reported steps count: ``"epoch"`` (from 1), ``"global_step"`` (the trainer's
+            iterations) or ``"validation"`` (runs of the evaluator, from 1). None for epochs where
+            the first of these runs is at an epoch's end, and for the runs elsewhere. Trials of a
+            study should count alike.
         inputs: What the model's forward takes; or a function of the first training batch that
-            returns it; None for the first ten sequences of the inputs, where the batch is a pair
-            (inputs, targets).
+            returns it; None for what reaches the network in the first training step (ten sequences
+            of it).
         **probe_options: Passed on to :class:`~lyap_optuna.LyapunovProbe`: ``layer``,
             ``last_step``, ``full_spectrum``, ``state``, ``strict`` and the like.
 
@@ -68,18 +73,19 @@ class IgniteLyapunovHandler:
 
     def __init__(
         self,
-        trial: BaseTrial,
+        trial: BaseTrial | Study,
         metric: str,
         trainer: Engine,
         model: nn.Module,
         *,
+        step: str | None = None,
         inputs: Any | Callable[[Any], Any] | None = None,
         **probe_options: Any,
     ) -> None:
         self._metric = metric
         self._trainer = trainer
         self._model = model
-        self._reporter = TrialReporter(trial, inputs, probe_options)
+        self._reporter = TrialReporter(trial, inputs, probe_options, counting=step, first=1)
         trainer.add_event_handler(Events.ITERATION_STARTED, self._begin)
 
     def _begin(self, trainer: Engine) -> None:
@@ -101,6 +107,11 @@ class IgniteLyapunovHandler:
                 f"{sorted(engine.state.metrics) or 'it has none'}."
             )
         state = self._trainer.state
-        last = state.max_epochs is not None and state.epoch >= state.max_epochs
-        if self._reporter.report(engine.state.metrics[self._metric], state.epoch, last=last):
-            raise optuna.TrialPruned(f"Trial was pruned at epoch {state.epoch}.")
+        if not state.iteration:
+            return  # before training
+        length = state.epoch_length or 0
+        ended = state.iteration == state.epoch * length
+        step = self._reporter.step(epoch=state.epoch, update=state.iteration, once=ended)
+        last = state.max_epochs is not None and state.iteration >= state.max_epochs * length > 0
+        if self._reporter.report(engine.state.metrics[self._metric], step, last=last):
+            raise optuna.TrialPruned(f"Trial was pruned at step {step}.")

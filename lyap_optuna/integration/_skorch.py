@@ -1,14 +1,17 @@
 """A callback for skorch."""
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
 import optuna
+from optuna.study import Study
 from optuna.trial import BaseTrial
 from skorch import NeuralNet
 from skorch.callbacks import Callback
 
 from lyap_optuna.integration._reporter import TrialReporter
+from lyap_optuna.integration._trial import TrialSource
 
 
 class SkorchLyapunovCallback(Callback):  # type: ignore[misc]  # skorch has no types
@@ -19,10 +22,11 @@ class SkorchLyapunovCallback(Callback):  # type: ignore[misc]  # skorch has no t
     the epoch counted from 0. After the last epoch nothing is pruned: it would save nothing.
 
     Args:
-        trial: The running trial.
+        trial: The running trial, or a study whose running trial is meant.
         monitor: The value to report, a column of ``net.history``.
         inputs: What the module's forward takes; or a function of the first training batch, a pair
-            (inputs, targets), that returns it; None for its first ten sequences.
+            (inputs, targets), that returns it; None for what reaches the network in the first
+            training step (ten sequences of it).
         **probe_options: Passed on to :class:`~lyap_optuna.LyapunovProbe`: ``layer``,
             ``last_step``, ``full_spectrum``, ``state``, ``strict`` and the like.
 
@@ -63,21 +67,25 @@ class SkorchLyapunovCallback(Callback):  # type: ignore[misc]  # skorch has no t
 
     def __init__(
         self,
-        trial: BaseTrial,
+        trial: BaseTrial | Study,
         monitor: str = "valid_loss",
         *,
         inputs: Any | Callable[[Any], Any] | None = None,
         **probe_options: Any,
     ) -> None:
         super().__init__()
-        self.trial = trial
+        self.trial = TrialSource(trial)  # scikit-learn copies parameters, and not the study
         self.monitor = monitor
         self.inputs = inputs
         self.probe_options = probe_options
-        self.reporter_ = TrialReporter(trial, inputs, probe_options)
+        self.reporter_ = TrialReporter(self.trial, inputs, probe_options)
+
+    def __sklearn_clone__(self) -> "SkorchLyapunovCallback":
+        return copy.deepcopy(self)  # of a callback that takes options, scikit-learn knows not how
 
     def on_train_begin(self, net: NeuralNet, X: Any = None, y: Any = None, **kwargs: Any) -> None:
-        """Note how many epochs are to come."""
+        """Find the trial, and note how many epochs are to come."""
+        self.reporter_.start()
         self.last_epoch_ = len(net.history) + net.max_epochs - 1
 
     def on_batch_begin(
@@ -102,4 +110,4 @@ class SkorchLyapunovCallback(Callback):  # type: ignore[misc]  # skorch has no t
             raise ValueError(f"monitor={self.monitor!r} is not in net.history; it has {columns}.")
         value = net.history[-1, self.monitor]
         if self.reporter_.report(value, epoch, last=epoch >= self.last_epoch_):
-            raise optuna.TrialPruned(f"Trial was pruned at epoch {epoch}.")
+            raise optuna.TrialPruned(f"Trial was pruned at step {epoch}.")

@@ -9,7 +9,7 @@ from optuna.trial import TrialState
 from lyap_optuna.prediction._scores import Scale
 from lyap_optuna.prediction._study import TOP_FRACTION, single_direction
 from lyap_optuna.prediction.evidence.base import is_feasible, oriented
-from lyap_optuna.records import read_decisions
+from lyap_optuna.records import keeps_order, pruned_at, read_decisions
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,9 @@ def audited(study: Study) -> Audit:
         Audit(condemned=0, wrong=0)
     """
     sign = single_direction(study)
-    trials = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    ordered = keeps_order(study._storage)
+    trials = [trial for trial in complete if pruned_at(trial, ordered) is None]
     condemned = {
         i: decision.top_fraction or TOP_FRACTION
         for i, trial in enumerate(trials)

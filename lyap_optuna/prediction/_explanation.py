@@ -106,7 +106,13 @@ def _opening(trial: FrozenTrial, view: TrialView) -> str:
         else "; it has reported nothing"
     )
     broken = "; it does not meet its constraints" if view.feasible is False else ""
-    return f"Trial {trial.number} is {trial.state.name}{value}{reports}{broken}."
+    cut = (
+        ""
+        if view.cut_at is None
+        else f" It was pruned at step {view.cut_at}, but the exception did not reach Optuna: it "
+        "was cut short, and the predictor leaves it out."
+    )
+    return f"Trial {trial.number} is {trial.state.name}{value}{reports}{broken}.{cut}"
 
 
 def _measured(view: TrialView) -> str:
@@ -119,7 +125,7 @@ def _measured(view: TrialView) -> str:
         f"Its latest readout, at step {step}: maximum exponent {readout.max:.3g}, mean exponent "
         f"{'-' if readout.mean is None else format(readout.mean, '.3g')} nats/step"
     )
-    before = view.baseline
+    before = view.baseline_of(readout)
     if before is None or before.state != readout.state:
         return f"{sentence}; without a baseline there is no displacement."
     moved = f"{readout.max - before.max:+.3g}"

@@ -321,9 +321,10 @@ class StudyModels:
         self._kinds = tuple(kinds)
         self._top_fraction = top_fraction
         self._state: str | None = None
+        self._counting: str | None = None
         self._counted = self._others_counted = False  # by reports; because of trials that ran
         self._ascending: set[int] = set()  # pruned trials that were looked at
-        self._told = False
+        self._told: set[str] = set()
         self._seen: dict[int, tuple[FrozenTrial, TrialView | None]] = {}
         self._finished: list[TrialView] = []
         self._ends: list[int] = []  # how many had ended with each COMPLETE one
@@ -379,6 +380,15 @@ class StudyModels:
             diverged = not all(map(math.isfinite, trial.intermediate_values.values()))
             counts = state is TrialState.COMPLETE or diverged
             view = self.seen(trial) if counts else None
+            if view is not None and view.cut_at is not None:
+                self._warn_once(
+                    "cut short",
+                    f"Trial {trial.number} is COMPLETE, but was pruned at step {view.cut_at}: the "
+                    "exception was caught on its way to Optuna. The predictor leaves out such "
+                    "trials, which were cut short. (Call check_pruned() of the callback after "
+                    "training.)",
+                )
+                view = None
             if seen is not None:
                 self._models.clear()
             self._seen[trial._trial_id] = trial, view
@@ -404,11 +414,11 @@ class StudyModels:
 
     def _gather(self) -> None:
         raw = [view for _, view in self._seen.values() if view is not None]
-        state = self._prevailing_state(raw)
+        state, counting = self._prevailing_state(raw), self._prevailing_counting(raw)
         counted = self._others_counted or not all(view.in_order for view in raw)
-        if (state, counted) != (self._state, self._counted):
+        if (state, counting, counted) != (self._state, self._counting, self._counted):
             self._models.clear()
-            self._state, self._counted = state, counted
+            self._state, self._counting, self._counted = state, counting, counted
         times = [v.completed.timestamp() if v.completed else -math.inf for v in raw]
         order = sorted(range(len(raw)), key=lambda i: (times[i], raw[i].number))
         numbers = [view.number for view in self._finished]
@@ -419,7 +429,7 @@ class StudyModels:
         self.__dict__.pop("length", None)
 
     def _as_used(self, view: TrialView) -> TrialView:
-        view = view.with_readouts_of(self._state)
+        view = view.with_readouts_of(self._state).counted_by(self._counting or view.counting)
         return view.counted() if self._counted else view
 
     def _prevailing_state(self, views: Iterable[TrialView]) -> str | None:
@@ -427,16 +437,32 @@ class StudyModels:
         complete = [v.measured_state for v in views if v.value is not None]
         states = [state for state in complete if state is not None]
         state = prevailing_state(states)
-        if len(set(states)) > 1 and not self._told:
-            self._told = True
+        if len(set(states)) > 1:
             counts = ", ".join(f"{states.count(s)} of {s!r}" for s in sorted(set(states)))
-            warnings.warn(
+            self._warn_once(
+                "states",
                 f"The COMPLETE trials hold readouts of different states ({counts}), which do not "
                 f"compare: those of {state!r} are used.",
-                LyapunovWarning,
-                stacklevel=4,
             )
         return state
+
+    def _prevailing_counting(self, views: Iterable[TrialView]) -> str | None:
+        """Return what the steps that are used count, where trials count differently."""
+        counted = [v.counting for v in views if v.value is not None and v.steps.size]
+        most = max(sorted(set(counted)), key=counted.count, default=None)
+        if len(set(counted)) > 1:
+            counts = ", ".join(f"{counted.count(c)} by {c}" for c in sorted(set(counted)))
+            self._warn_once(
+                "counting",
+                f"The COMPLETE trials count their steps differently ({counts}), which do not "
+                f"compare: the reports by {most} are used. Pass step= to the callbacks.",
+            )
+        return most
+
+    def _warn_once(self, kind: str, message: str) -> None:
+        if kind not in self._told:
+            self._told.add(kind)
+            warnings.warn(message, LyapunovWarning, stacklevel=5)
 
     def seen(self, trial: FrozenTrial) -> TrialView:
         """Return what can be read of ``trial``, by its own steps and with all its readouts."""

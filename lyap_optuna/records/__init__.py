@@ -1,10 +1,14 @@
 """What is stored with a trial, and the only code that touches storage."""
 
-from lyap_optuna.records._artifacts import upload_spectrum, write_study_spectra
+from lyap_optuna.records._artifacts import publish_spectra, upload_spectrum, write_study_spectra
 from lyap_optuna.records._attempts import number_in, repeat
+from lyap_optuna.records._copies import copy_study, is_incomplete
 from lyap_optuna.records._decisions import Decision, interval, read_decisions, write_decision
+from lyap_optuna.records._errors import NoDatabaseError, SpectraError
+from lyap_optuna.records._journal import JournalError, open_journal
 from lyap_optuna.records._json import FLOOR
 from lyap_optuna.records._order import keeps_order, report_order, watch_order
+from lyap_optuna.records._prunings import counting_of, pruned_at, write_counting, write_pruned
 from lyap_optuna.records._readouts import (
     ReadoutRecord,
     baseline_step,
@@ -19,11 +23,8 @@ from lyap_optuna.records._readouts import (
     write_readouts,
 )
 from lyap_optuna.records._spectra import (
-    NoDatabaseError,
-    SpectraError,
     SpectrumRecord,
     checked_url,
-    copy_spectra,
     load_spectra,
     upgrade_spectra,
     write_spectrum,
@@ -33,6 +34,7 @@ from lyap_optuna.records._stretches import Stretch, read_stretches, write_stretc
 __all__ = [
     "Decision",
     "FLOOR",
+    "JournalError",
     "NoDatabaseError",
     "ReadoutRecord",
     "SpectraError",
@@ -41,15 +43,20 @@ __all__ = [
     "baseline_step",
     "begins_training",
     "checked_url",
-    "copy_spectra",
+    "copy_study",
+    "counting_of",
     "has_readout",
+    "is_incomplete",
     "is_own",
     "is_untouched",
     "keeps_order",
     "prevailing_state",
+    "publish_spectra",
+    "pruned_at",
     "load_spectra",
     "interval",
     "number_in",
+    "open_journal",
     "read_decisions",
     "read_readouts",
     "read_stretches",
@@ -59,8 +66,10 @@ __all__ = [
     "upgrade_spectra",
     "upload_spectrum",
     "watch_order",
+    "write_counting",
     "write_decision",
     "write_failure",
+    "write_pruned",
     "write_readouts",
     "write_spectrum",
     "write_stretches",

@@ -1,20 +1,28 @@
 """Whole spectra as files in Optuna's artifact stores, which optuna-dashboard opens."""
 
+import contextlib
 import csv
+import dataclasses
+import hashlib
+import io
+import json
 import math
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
-from optuna.storages import BaseStorage
+from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.study import Study
 from optuna.trial import BaseTrial, Trial
 
+from lyap_optuna._files import harmless, written_whole
+from lyap_optuna._logging import without_passwords
 from lyap_optuna.records import _json
 from lyap_optuna.records._readouts import baseline_step, read_readouts
-from lyap_optuna.records._spectra import holds_spectra, load_spectra
+from lyap_optuna.records._spectra import holds_spectra, is_proxy, load_spectra, unwrapped
 
 if TYPE_CHECKING:
     from optuna.artifacts._protocol import ArtifactStore
@@ -45,8 +53,6 @@ def upload_spectrum(
     trial = getattr(trial, "_delegate", trial)  # of optuna_integration's TorchDistributedTrial
     if not isinstance(trial, Trial) or not isinstance(trial.storage, BaseStorage):
         return None
-    from optuna.artifacts import upload_artifact
-
     with tempfile.TemporaryDirectory(prefix="lyap-") as folder:
         path = os.path.join(folder, f"lyapunov-spectrum-step-{step}.csv")
         with open(path, "w", newline="", encoding="utf-8") as file:
@@ -55,8 +61,121 @@ def upload_spectrum(
             for layer, (exponents, std) in layers.items():
                 for i, (e, s) in enumerate(zip(exponents, std, strict=True), start=1):
                     error = f"{s:.6g}" if math.isfinite(s) else ""
-                    writer.writerow([layer, i, f"{max(e, _json.FLOOR):.6g}", error])
-        return upload_artifact(artifact_store=artifact_store, file_path=path, study_or_trial=trial)
+                    number = f"{max(e, _json.FLOOR):.6g}"
+                    writer.writerow(harmless([layer, i, number, error]))
+        return _upload(
+            artifact_store,
+            path,
+            lambda key, entry: trial.storage.set_trial_system_attr(trial._trial_id, key, entry),
+        )
+
+
+def publish_spectra(study: Study, artifact_store: "ArtifactStore", name: str) -> bool:
+    """Write the spectra of a study's finished trials as its file, which optuna-dashboard shows.
+
+    A later call replaces the file under the same id, as a whole or not at all. A copy of the
+    study has its entries and not its files: the first call for the copy makes a file of its own.
+
+    Args:
+        study: A study of any storage.
+        artifact_store: Any of :mod:`optuna.artifacts`.
+        name: The name that the file is shown under.
+
+    Returns:
+        Whether anything was written.
+    """
+    storage, study_id = study._storage, study._study_id
+
+    def set_entry(key: str, entry: str) -> None:
+        storage.set_study_system_attr(study_id, key, entry)
+
+    with tempfile.TemporaryDirectory(prefix="lyap-") as folder:
+        path = os.path.join(folder, name)
+        if not write_study_spectra(path, study):
+            return False
+        with open(path, "rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        attrs = storage.get_study_system_attrs(study_id)
+        known = attrs.get(_FILE_ATTR)
+        known = known if isinstance(known, dict) else {}
+        artifact_id, home = str(known.get("artifact_id")), _home(study)
+        key = f"artifacts:{artifact_id}"
+        # Who deletes a file in the dashboard leaves "null" here.
+        has_entry = attrs.get(key) not in (None, "null")
+        if has_entry and known.get("home") == home:
+            if known.get("sha256") == digest and _holds(artifact_store, artifact_id):
+                return False
+            # First beside it: a disk that has no space for both leaves the old one whole.
+            part = f"{artifact_id}.part"
+            _write(artifact_store, part, path)
+            _write(artifact_store, artifact_id, path)
+            artifact_store.remove(part)
+        else:
+            if has_entry:  # the file of the study that this is a copy of
+                set_entry(key, "null")
+            artifact_id = _upload(artifact_store, path, set_entry)
+    storage.set_study_system_attr(
+        study_id, _FILE_ATTR, {"artifact_id": artifact_id, "sha256": digest, "home": home}
+    )
+    return True
+
+
+_FILE_ATTR = "lyapunov:spectra_file"
+
+
+def _upload(
+    artifact_store: "ArtifactStore", path: str, set_entry: Callable[[str, str], None]
+) -> str:
+    """Upload a CSV file, then list it: Optuna's ``upload_artifact`` lists what may never arrive."""
+    from optuna.artifacts import ArtifactMeta
+
+    artifact_id = str(uuid.uuid4())
+    meta = ArtifactMeta(artifact_id, os.path.basename(path), mimetype="text/csv", encoding=None)
+    _write(artifact_store, artifact_id, path)
+    set_entry(f"artifacts:{artifact_id}", json.dumps(dataclasses.asdict(meta)))
+    return artifact_id
+
+
+def _write(artifact_store: "ArtifactStore", artifact_id: str, path: str) -> None:
+    try:
+        with open(path, "rb") as file:
+            artifact_store.write(artifact_id, file)
+    except BaseException:
+        with contextlib.suppress(Exception):
+            artifact_store.remove(artifact_id)
+        raise
+
+
+def _holds(artifact_store: "ArtifactStore", artifact_id: str) -> bool:
+    from optuna.artifacts.exceptions import ArtifactNotFound
+
+    try:
+        artifact_store.open_reader(artifact_id).close()
+    except ArtifactNotFound:
+        return False
+    return True
+
+
+def _home(study: Study) -> str:
+    """Return what tells a study from its copies, which have all its attributes."""
+    storage: Any = unwrapped(study._storage)
+    place = f"memory {os.getpid()} {id(storage)}"
+    if isinstance(storage, RDBStorage):
+        url = storage.engine.url
+        if url.get_backend_name() != "sqlite":
+            place = f"{url.host}:{url.port}/{url.database}"
+        elif url.database and url.database != ":memory:":
+            place = os.path.realpath(url.database)
+    elif isinstance(storage, JournalStorage):
+        backend: Any = storage._backend
+        if hasattr(backend, "_file_path"):
+            place = os.path.realpath(backend._file_path)
+        elif hasattr(backend, "_url"):  # Redis
+            place = without_passwords(backend._url)
+    elif is_proxy(storage):
+        place = f"{storage._host}:{storage._port}"
+    about = f"{place} {study._study_id} {study.study_name}"
+    return hashlib.sha256(about.encode()).hexdigest()[:16]
 
 
 def write_study_spectra(path: str, study: Study) -> int:
@@ -80,8 +199,9 @@ def write_study_spectra(path: str, study: Study) -> int:
     head = ["trial", "state", *values, "step", "baseline", "layer", "layer_state", "kind"]
     in_database = holds_spectra(study)
     n_rows = widest = 0
-    with tempfile.TemporaryFile("w+", newline="", encoding="utf-8") as body:
-        writer = csv.writer(body, lineterminator="\n")
+    with tempfile.TemporaryFile() as body:
+        text = io.TextIOWrapper(body, encoding="utf-8", newline="", write_through=True)
+        writer = csv.writer(text, lineterminator="\n")
         for trial in study.get_trials(deepcopy=False):
             readouts = {s: r for s, r in read_readouts(trial).items() if r.spectra()}
             if not trial.state.is_finished() or not readouts:
@@ -102,11 +222,12 @@ def write_study_spectra(path: str, study: Study) -> int:
                 for *about, exponents in rows:
                     is_baseline = "yes" if step == baseline else "no"
                     cells = [trial.number, trial.state.name, *known, step, is_baseline, *about]
-                    writer.writerow([*cells, *(f"{e:.6g}" for e in exponents)])
+                    writer.writerow(harmless([*cells, *(f"{e:.6g}" for e in exponents)]))
                     widest = max(widest, len(exponents))
                     n_rows += 1
         body.seek(0)
-        with open(path, "w", newline="", encoding="utf-8") as file:
-            file.write(",".join([*head, *(f"exponent_{i + 1}" for i in range(widest))]) + "\n")
+        with written_whole(path) as file:
+            columns = [*head, *(f"exponent_{i + 1}" for i in range(widest))]
+            file.write((",".join(columns) + "\n").encode())
             shutil.copyfileobj(body, file)
     return n_rows

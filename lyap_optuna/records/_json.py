@@ -29,6 +29,16 @@ def rounded(value: float | None) -> float | None:
     return None if number is None else float(f"{number:.6g}")
 
 
+def cut(text: str, n_bytes: int) -> str:
+    """Return the beginning of ``text`` that takes at most so many bytes in an attribute."""
+    n_bytes -= size("")
+    for end, character in enumerate(text):
+        n_bytes -= size(character) - size("")
+        if n_bytes < 0:
+            return text[:end]
+    return text
+
+
 def size(value: Any) -> int:
     """Return the bytes that ``value`` takes in an attribute."""
     return len(json.dumps(value).encode())

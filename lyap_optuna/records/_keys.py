@@ -38,3 +38,9 @@ RESTING = "lyapunov:resting"
 
 STRETCHES = "lyapunov:stretches"
 """When a trial that has rested ran, and what was thought of it at each pause."""
+
+PRUNED = "lyapunov:pruned"
+"""The number of the trial that a callback gave up, and the step at which it did."""
+
+COUNTING = "lyapunov:steps"
+"""What the steps of a trial count, where it is not epochs: ``"global_step"``, ``"validation"``."""

@@ -18,6 +18,9 @@ from lyap_optuna.records import _json, _keys
 _MAX_ENTRY = _json.MAX_BYTES // 8
 """Bytes that one entry may take with its layers, so that eight steps are always kept."""
 
+_MAX_FAILURES = 32
+_MAX_REASON = _json.MAX_BYTES // _MAX_FAILURES - 32  # bytes, beside its step
+
 
 @dataclass(frozen=True)
 class ReadoutRecord:
@@ -36,6 +39,8 @@ class ReadoutRecord:
         floored: Whether ``max`` or ``mean`` lay below the floor.
         state: What was followed, ``"hidden"`` or ``"full"``.
         layers: Where several layers were measured, their records by name; empty for one layer.
+        baseline: Maximum and mean exponent of this network before it was trained, where it is not
+            the trial's first (:meth:`~lyap_optuna.LyapunovProbe.restart`); None elsewhere.
     """
 
     max: float
@@ -47,6 +52,16 @@ class ReadoutRecord:
     floored: bool = False
     state: str = "hidden"
     layers: Mapping[str, "ReadoutRecord"] = field(default_factory=dict)
+    baseline: "ReadoutRecord | None" = None
+
+    def since(self, baseline: "ReadoutRecord") -> "ReadoutRecord":
+        """Return the record with a baseline of its own, and so each of its layers."""
+        layers = {
+            name: layer.since(baseline.layers[name]) if name in baseline.layers else layer
+            for name, layer in self.layers.items()
+        }
+        own = ReadoutRecord(max=baseline.max, mean=baseline.mean, state=baseline.state)
+        return replace(self, layers=layers, baseline=own)
 
     @classmethod
     def from_measurement(
@@ -124,14 +139,16 @@ class ReadoutRecord:
             stored["clipped_fraction"] = self.clipped_fraction
         if self.floored:
             stored["floored"] = True
+        if self.baseline is not None:
+            stored["baseline"] = {"max": self.baseline.max, "mean": self.baseline.mean}
         return stored
 
     @classmethod
     def from_json(cls, stored: object) -> "ReadoutRecord":
         """Validate one stored object.
 
-        An entry that does not say its state is of ``"hidden"``. Layers that do not validate are
-        left out.
+        An entry that does not say its state is of ``"hidden"``. Layers and baselines that do not
+        validate are left out.
 
         Raises:
             ValueError: It is not an object with a finite ``max``, its ``mean`` is there and not
@@ -160,6 +177,11 @@ class ReadoutRecord:
                 layer = {key: value for key, value in layer.items() if key != "layers"}
             with contextlib.suppress(ValueError):
                 layers[str(name)] = replace(cls.from_json(layer), state=state)
+        before: ReadoutRecord | None = None
+        if isinstance(own := stored.get("baseline"), Mapping):
+            own = {"max": own.get("max"), "mean": own.get("mean"), "state": state}
+            with contextlib.suppress(ValueError):
+                before = cls.from_json(own)
         return cls(
             max=largest,
             mean=mean,
@@ -170,6 +192,7 @@ class ReadoutRecord:
             floored=stored.get("floored") is True,
             state=state,
             layers=layers,
+            baseline=before,
         )
 
 
@@ -329,11 +352,14 @@ def begins_training(trial: BaseTrial, step: int) -> bool:
 
 
 def write_failure(trial: BaseTrial, step: int, reason: str) -> None:
-    """Record why there is no readout at ``step`` (the last 32 such facts are kept)."""
+    """Record why there is no readout at ``step`` (the last 32 such facts are kept, cut to fit)."""
     failures = stored_trial(trial).user_attrs.get(_keys.FAILURES)
     kept = dict(failures) if isinstance(failures, dict) else {}
-    kept[str(step)] = reason[:500]
-    trial.set_user_attr(_keys.FAILURES, dict(list(kept.items())[-32:]))
+    kept[str(step)] = _json.cut(reason[:500], _MAX_REASON)
+    kept = dict(list(kept.items())[-_MAX_FAILURES:])
+    while _json.size(kept) > _json.MAX_BYTES:  # steps may have any number of digits
+        del kept[next(iter(kept))]
+    trial.set_user_attr(_keys.FAILURES, kept)
 
 
 def stored_trial(trial: BaseTrial) -> BaseTrial | FrozenTrial:

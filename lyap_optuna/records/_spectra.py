@@ -17,6 +17,7 @@ from optuna.trial import BaseTrial, FrozenTrial
 
 from lyap_optuna._warnings import LyapunovWarning
 from lyap_optuna.records import _json
+from lyap_optuna.records._errors import NoDatabaseError, SpectraError
 from lyap_optuna.records._readouts import stored_trial
 from lyap_optuna.spectrum.base import kaplan_yorke_dimension
 
@@ -24,14 +25,6 @@ if TYPE_CHECKING:
     import sqlalchemy as sa
 
 _BATCH = 100  # rows held at once while copying
-
-
-class SpectraError(RuntimeError):
-    """Why spectra cannot be stored or read; the message holds nothing secret."""
-
-
-class NoDatabaseError(SpectraError):
-    """The study is kept where there are no tables, and no database was named for its spectra."""
 
 
 @dataclass(frozen=True)
@@ -219,9 +212,9 @@ def write_spectrum(
         _table.create(engine)
         _insert(engine, measured, trial_id, elsewhere, instead_of)
 
-    # A storage that waits for its database (the campaigns') waits here too: a spectrum that is
-    # written twice is there once.
-    repeat = getattr(_unwrapped(storage), "_repeat", None) if spectra_url is None else None
+    # A storage that waits for its database (the campaigns') waits here too, whichever database it
+    # is: a spectrum that is written twice is there once.
+    repeat = getattr(unwrapped(storage), "_repeat", None)
     if repeat is None:
         write()
     else:
@@ -305,13 +298,15 @@ def copy_spectra(from_study: Study, to_study: Study) -> int:
     import sqlalchemy as sa
 
     _table.create(target)
-    with target.connect() as connection:
+    of_copy = _table.identities().where(_table.STUDIES.c.study_name == to_study.study_name)
+    with target.begin() as connection:
         identities = {
-            row["trial_number"]: dict(row)
-            for row in connection.execute(
-                _table.identities().where(_table.STUDIES.c.study_name == to_study.study_name)
-            ).mappings()
+            row["trial_number"]: dict(row) for row in connection.execute(of_copy).mappings()
         }
+        if target.dialect.name == "sqlite":
+            # Of an earlier copy that was deleted: nothing but its ids could tell it from this one.
+            ids = of_copy.with_only_columns(_table.TRIALS.c.trial_id, maintain_column_froms=True)
+            connection.execute(sa.delete(_table.SPECTRA).where(_table.SPECTRA.c.trial_id.in_(ids)))
     copied = 0
     batch: list[dict[str, Any]] = []
 
@@ -382,14 +377,14 @@ def _engine_of(
         if not create:
             _check_file(url)
         return _engine(url, os.getpid())
-    storage = _unwrapped(storage)
+    storage = unwrapped(storage)
     if isinstance(storage, RDBStorage):
         return storage.engine
     if isinstance(storage, InMemoryStorage):
         kind = "The study is kept in memory"
     elif isinstance(storage, JournalStorage):
         kind = "The study is kept in a journal"
-    elif _is_proxy(storage):
+    elif is_proxy(storage):
         kind = "The study is reached through a gRPC proxy"
     else:
         kind = f"The study is kept in a {type(storage).__name__}"
@@ -415,8 +410,8 @@ def _check_file(url: str) -> None:
         raise ValueError(f"spectra_url names the SQLite file {path}, which does not exist.")
 
 
-def _unwrapped(storage: BaseStorage) -> BaseStorage:
-    # Optuna wraps an RDBStorage in its _CachedStorage.
+def unwrapped(storage: BaseStorage) -> BaseStorage:
+    """Return the storage itself: Optuna wraps an RDBStorage in its _CachedStorage."""
     while isinstance(inner := getattr(storage, "_backend", None), BaseStorage):
         storage = inner
     return storage
@@ -431,8 +426,9 @@ def _engine(url: str, pid: int) -> "sa.Engine":
     return sa.create_engine(parsed, pool_pre_ping=parsed.get_backend_name() != "sqlite")
 
 
-def _is_proxy(storage: BaseStorage) -> bool:
-    return type(storage).__name__ == "GrpcStorageProxy"  # importing the class would load grpc
+def is_proxy(storage: BaseStorage) -> bool:
+    """Whether it is Optuna's gRPC proxy; importing the class would load grpc."""
+    return type(storage).__name__ == "GrpcStorageProxy"
 
 
 # Rows -----------------------------------------------------------------------------------------
@@ -443,7 +439,7 @@ def _identity(trial: Any, storage: BaseStorage) -> dict[str, Any]:
     assert isinstance(frozen, FrozenTrial)
     return {
         # Through a proxy, the ids are those of the database behind it, perhaps this one.
-        "trial_id": trial._trial_id if _is_proxy(storage) else None,
+        "trial_id": trial._trial_id if is_proxy(storage) else None,
         "study_name": trial.study.study_name,
         "trial_number": frozen.number,
         "trial_start": _utc(frozen.datetime_start),

@@ -18,7 +18,7 @@ from optuna.storages._rdb import models
 from sqlalchemy.dialects import mysql
 
 from lyap_optuna._version import __version__
-from lyap_optuna.records._spectra import SpectraError
+from lyap_optuna.records._errors import SpectraError
 
 VERSION_TABLE = "lyapunov_version"
 """Alembic's version table for this schema; Optuna's own is ``alembic_version``."""
@@ -105,26 +105,72 @@ def exists_in(engine: sa.Engine) -> bool:
     """Whether the database holds the table, in the version that this release knows.
 
     Raises:
-        SpectraError: It holds an older or a newer version.
+        SpectraError: It holds an older or a newer version, a damaged table, or somebody else's.
+    """
+    for _ in range(_ATTEMPTS):
+        state = _state(engine)
+        if state != "unversioned":
+            return state == "ready"
+        time.sleep(random.uniform(0, 0.1))  # another process creates it just now
+    raise SpectraError(
+        f"The table {SPECTRA.name} is there, and its row in {VERSION_TABLE} is not. Run "
+        "`lyap-optuna storage upgrade --storage $STORAGE_URL` once, which restores it."
+    )
+
+
+def _state(engine: sa.Engine) -> str:
+    """Return ``"absent"``, ``"ready"``, or ``"unversioned"``: ours, and its version is not there.
+
+    Raises:
+        SpectraError: The table is of an older or a newer version, is damaged, or is not ours.
     """
     if engine in _checked:
-        return True
+        return "ready"
     version = stored_version(engine)
+    if version is not None:
+        _check(version)
+    inspector = sa.inspect(engine)
+    if not inspector.has_table(SPECTRA.name):
+        if version is None:
+            return "absent"
+        raise SpectraError(
+            f"The table {SPECTRA.name} is gone, and {VERSION_TABLE} says that it was there. "
+            f"Restore it from a backup; or drop {VERSION_TABLE}, and the next spectrum begins a "
+            "new one."
+        )
+    missing = {c.name for c in SPECTRA.c} - {c["name"] for c in inspector.get_columns(SPECTRA.name)}
+    if missing and version is None:
+        raise SpectraError(
+            f"The database holds a table or view {SPECTRA.name} that lyap-optuna did not make: it "
+            f"has no {_listed(missing)}. Rename it, or keep spectra in another database "
+            "(spectra_url=)."
+        )
+    if missing:
+        raise SpectraError(
+            f"The table {SPECTRA.name} has lost {_listed(missing)}. Restore it from a backup; or, "
+            f"where nothing in it is needed, drop it and {VERSION_TABLE}, and the next spectrum "
+            "begins a new one."
+        )
     if version is None:
-        return False
-    _check(version)
+        return "unversioned"
     _checked.add(engine)
-    return True
+    return "ready"
+
+
+def _listed(columns: set[str]) -> str:
+    first = [name for name in (column.name for column in SPECTRA.c) if name in columns][:3]
+    more = f" and {len(columns) - len(first)} more" if len(columns) > len(first) else ""
+    return f"column{'s' if len(columns) > 1 else ''} {', '.join(first)}{more}"
 
 
 def create(engine: sa.Engine) -> None:
     """Create the table where it is absent. Any number of processes may do so at the same moment.
 
     Raises:
-        SpectraError: The table is there, in an older or a newer version.
+        SpectraError: The table is there, in an older or a newer version, damaged, or not ours.
     """
     for attempt in range(_ATTEMPTS):
-        if exists_in(engine):
+        if _state(engine) == "ready":
             return
         try:
             if not sa.inspect(engine).has_table(TRIALS.name):  # no Optuna study was kept here yet
@@ -139,7 +185,7 @@ def create(engine: sa.Engine) -> None:
                 context.stamp(ScriptDirectory.from_config(_config()), "head")
         except sa.exc.DBAPIError:
             # Another process was faster, half-way perhaps. If not, the last attempt tells.
-            if attempt == _ATTEMPTS - 1 and not exists_in(engine):
+            if attempt == _ATTEMPTS - 1 and _state(engine) != "ready":
                 raise
             time.sleep(random.uniform(0, 0.1))
 
@@ -157,9 +203,9 @@ def upgrade(engine: sa.Engine) -> tuple[str | None, str]:
         SpectraError: The table is of a newer release.
     """
     before = stored_version(engine)
-    if before is None:
+    if before is None or before == head():
         create(engine)
-    elif before != head():
+    else:
         if before not in _known():
             _check(before)
         with engine.begin() as connection:
@@ -179,11 +225,30 @@ def head() -> str:
 
 
 def stored_version(engine: sa.Engine) -> str | None:
-    """Return the schema version of a database; None where the table was never created."""
-    with engine.connect() as connection:
-        return MigrationContext.configure(
-            connection, opts={"version_table": VERSION_TABLE}
-        ).get_current_revision()
+    """Return the schema version of a database; None where there is none.
+
+    Raises:
+        SpectraError: It has several, or its table is not ours.
+    """
+    try:
+        with engine.connect() as connection:
+            found = MigrationContext.configure(
+                connection, opts={"version_table": VERSION_TABLE}
+            ).get_current_heads()
+    except (sa.exc.OperationalError, sa.exc.ProgrammingError):
+        columns = sa.inspect(engine).get_columns(VERSION_TABLE)  # the server answers?
+        if any(column["name"] == "version_num" for column in columns):
+            raise
+        raise SpectraError(
+            f"The database holds a table {VERSION_TABLE} that lyap-optuna did not make. Rename it, "
+            "or keep spectra in another database (spectra_url=)."
+        ) from None
+    if len(found) > 1:
+        raise SpectraError(
+            f"The table {VERSION_TABLE} holds several versions, {', '.join(map(repr, found))}, "
+            f"where there is one. Delete the rows that are not {head()!r}."
+        )
+    return found[0] if found else None
 
 
 def _check(version: str) -> None:

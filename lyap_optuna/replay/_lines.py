@@ -2,34 +2,42 @@
 
 import json
 import math
-import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from optuna.storages.journal import JournalFileBackend
+
+from lyap_optuna._files import AppendLock
+
 
 def append_line(path: Path, stored: Mapping[str, Any]) -> None:
-    """Add an object; numbers that JSON cannot hold are written as text."""
+    """Add an object; numbers that JSON cannot hold are written as text.
+
+    Half a line that an earlier run left at the end is moved to a file beside it first; see
+    :class:`~lyap_optuna._files.AppendLock`.
+
+    Raises:
+        ValueError: The file holds something else.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a+b") as file:
-        if file.tell():
-            file.seek(-1, os.SEEK_END)
-            if file.read(1) != b"\n":  # the last line of a run that was killed
-                file.write(b"\n")
-        file.write((json.dumps(_finite(stored), allow_nan=False) + "\n").encode())
+    # Optuna's journal is a file of JSON lines with a lock that works on network drives too.
+    JournalFileBackend(str(path), AppendLock(str(path))).append_logs([_finite(stored)])
 
 
 def read_lines(path: Path) -> Iterator[dict[str, Any]]:
     """Return the objects of a file; none where there is no file, and no line that was cut."""
     if not path.exists():
         return
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            stored = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(stored, dict):
-            yield stored
+    with path.open("rb") as file:
+        for line in file:
+            try:
+                stored = json.loads(line)
+            except ValueError:
+                continue
+            # A line is whole once its end is there: else the next run cuts it off.
+            if isinstance(stored, dict) and line.endswith(b"\n"):
+                yield stored
 
 
 def _finite(value: Any) -> Any:

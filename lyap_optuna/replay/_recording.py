@@ -27,6 +27,7 @@ from optuna.storages import BaseStorage
 from optuna.study import Study, StudyDirection, create_study
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
+from lyap_optuna._files import write_whole
 from lyap_optuna.dynamics import STATES
 from lyap_optuna.prediction._study import single_direction
 from lyap_optuna.records import (
@@ -34,6 +35,7 @@ from lyap_optuna.records import (
     _keys,
     is_own,
     keeps_order,
+    pruned_at,
     read_readouts,
     read_stretches,
     report_order,
@@ -41,6 +43,9 @@ from lyap_optuna.records import (
 
 FORMAT = "lyap-optuna recording"
 VERSION = 1
+
+MAX_BYTES = 64 << 20
+"""A recording may unpack to so much; those that come with the source have half a megabyte."""
 
 
 class RecordingError(ValueError):
@@ -143,7 +148,7 @@ class Recording:
             (TrialState.PRUNED, "how they would have ended is not known"),
             (TrialState.RUNNING, "they have not ended"),
         ):
-            found = [t.number for t in trials if t.state == state]
+            found = [t.number for t in trials if _ended_as(t, study) == state]
             if found:
                 raise RecordingError(
                     f"Study {study.study_name!r} cannot be replayed: {len(found)} of its trials "
@@ -242,7 +247,6 @@ class Recording:
             RecordingError: A hyperparameter holds what JSON cannot (infinity among the choices).
         """
         path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
         distributions: dict[str, int] = {}
         trials = []
         for trial in self.trials:
@@ -282,12 +286,7 @@ class Recording:
             ) from None
         if path.suffix == ".gz":
             content = gzip.compress(content, compresslevel=9, mtime=0)
-        unfinished = path.with_name(f".{path.name}.{os.getpid()}.part")
-        try:
-            unfinished.write_bytes(content)
-            unfinished.replace(path)
-        finally:
-            unfinished.unlink(missing_ok=True)
+        write_whole(path, content)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "Recording":
@@ -298,14 +297,21 @@ class Recording:
         """
         path = Path(path)
         try:
-            content = path.read_bytes()
-            if content[:2] == b"\x1f\x8b":
-                content = gzip.decompress(content)
+            with path.open("rb") as file:
+                packed = file.read(2) == b"\x1f\x8b"
+            with gzip.open(path) if packed else path.open("rb") as file:
+                content = file.read(MAX_BYTES + 1)
+            if len(content) > MAX_BYTES:
+                raise RecordingError(
+                    f"{path} is not a recording: its content is larger than {MAX_BYTES >> 20} MB."
+                )
             document = json.loads(content)
+        except (ValueError, EOFError, zlib.error, gzip.BadGzipFile, RecursionError) as error:
+            if isinstance(error, RecordingError):
+                raise
+            raise RecordingError(f"{path} is not a recording: {error}.") from None
         except OSError as error:
             raise RecordingError(f"{path} cannot be read: {error.strerror or error}.") from None
-        except (ValueError, EOFError, zlib.error, RecursionError) as error:
-            raise RecordingError(f"{path} is not a recording: {error}.") from None
         if not isinstance(document, dict) or document.get("format") != FORMAT:
             raise RecordingError(
                 f"{path} is not a recording: its 'format' is not {FORMAT!r}. Recordings are "
@@ -323,6 +329,7 @@ class Recording:
             IndexError,
             KeyError,
             OverflowError,
+            RecursionError,
             TypeError,
             ValueError,
         ) as error:
@@ -339,6 +346,8 @@ def _of_document(document: dict[str, Any]) -> Recording:
         values = {int(s): _from_json(v) for s, v in stored["values"].items()}
         if not values:
             raise ValueError(f"trial {number} has no values")
+        if not 0 <= min(values) <= max(values) < 2**63:
+            raise ValueError(f"trial {number} has a step that is no step of Optuna's")
         readouts = {
             str(state): {
                 int(s): _entry(ReadoutRecord.from_json(r), str(state)) for s, r in series.items()
@@ -367,6 +376,13 @@ def _of_document(document: dict[str, Any]) -> Recording:
     )
     state = document["state"]
     return recording if state is None else recording.with_state(state)
+
+
+def _ended_as(trial: FrozenTrial, study: Study) -> TrialState:
+    """Return the state of a trial; PRUNED where it ended COMPLETE although a callback pruned it."""
+    complete = trial.state == TrialState.COMPLETE
+    cut = complete and pruned_at(trial, keeps_order(study._storage)) is not None
+    return TrialState.PRUNED if cut else trial.state
 
 
 def _of_trial(trial: FrozenTrial, first: str, ordered: bool) -> RecordedTrial:

@@ -2,8 +2,8 @@
 
     python -m studies.pruning                 # everything, two processes
     python -m studies.pruning --write docs/prediction.md
-    python -m studies.pruning --orders 3 --ours 3 --ablations 3 --thawing 3 adding language
-    python -m studies.pruning --constants adding motion --ours 3
+    python -m studies.pruning --orders 3 --others 3 adding language
+    python -m studies.pruning --constants adding motion --orders 3
 
 Replays are added to ``OUTPUT/replays.jsonl`` as they end; the same command goes on with what is
 missing. ``OUTPUT/tables.md`` holds the tables and ``OUTPUT/replay.html`` the figure.
@@ -20,6 +20,7 @@ import optuna
 from tqdm import tqdm
 
 import lyap_optuna as lyap
+from lyap_optuna._files import write_whole
 from lyap_optuna.replay import (
     REGRET_AT,
     Calibration,
@@ -131,10 +132,11 @@ def with_interval(interval: Interval) -> str:
 def overview(summaries: Sequence[PrunerSummary], cell: Callable[[PrunerSummary], str]) -> str:
     """Return a table with a row for each study and a column for each pruner."""
     cells = {(s.recording, s.pruner): cell(s) for s in summaries}
-    pruners = [p for p in dict.fromkeys(s.pruner for s in summaries) if "without" not in p]
+    counts = {s.pruner: s.n_orders for s in summaries if "without" not in s.pruner}
     studies = dict.fromkeys(s.recording for s in summaries)
-    rows = [(_named(study), *(cells[study, p] for p in pruners)) for study in studies]
-    return markdown(rows, ("", *pruners))
+    rows: list[Sequence[object]] = [("orders", *counts.values())]
+    rows += [(_named(study), *(cells[study, pruner] for pruner in counts)) for study in studies]
+    return markdown(rows, ("", *counts))
 
 
 def _named(study: str) -> str:
@@ -276,7 +278,7 @@ def ablation_table(replays: dict[str, dict[str, list[Replay]]]) -> str:
     rows += [("all", kind, n, "", "", f"{won} / {lost}") for kind, (n, won, lost) in pooled.items()]
     header = (
         "study",
-        "kind",
+        "without",
         "orders",
         "epochs, points",
         "found by, ninth decile, with / without",
@@ -341,11 +343,11 @@ def timing_table() -> str:
 
 @click.command()
 @click.argument("names", nargs=-1)
-@click.option("--orders", default=100, show_default=True, help="Orders for Optuna's pruners.")
-@click.option("--ours", default=100, show_default=True, help="Orders for ours.")
-@click.option("--ablations", default=30, show_default=True, help="Orders without exponents.")
+@click.option("--orders", default=100, show_default=True, help="Of the pruners.")
+@click.option(
+    "--others", default=30, show_default=True, help="Of freeze_thaw, and without exponents."
+)
 @click.option("--kinds", is_flag=True, help="Without each kind of evidence, too.")
-@click.option("--thawing", default=30, show_default=True, help="Orders for freeze_thaw; 0: none.")
 @click.option(
     "--constants",
     "only_constants",
@@ -367,10 +369,8 @@ def timing_table() -> str:
 def main(
     names: tuple[str, ...],
     orders: int,
-    ours: int,
-    ablations: int,
+    others: int,
     kinds: bool,
-    thawing: int,
     only_constants: bool,
     write: Path | None,
     jobs: int,
@@ -383,7 +383,7 @@ def main(
         raise click.UsageError(f"No recording {unknown}; there are {', '.join(recorded)}.")
     chosen = [n for n in ORDER if n in recorded and (not names or n in names)]
     if only_constants:
-        rows = constants.table([load(name) for name in chosen], ours)
+        rows = constants.table([load(name) for name in chosen], orders)
         block = markdown(rows, ("constant", "value", "halved", "doubled"))
         click.echo(block)
         if write is not None:
@@ -395,18 +395,8 @@ def main(
         for name, make in default_pruners().items()
         if kinds or name == WITHOUT_EXPONENTS or not name.startswith(f"{OURS} without")
     }
-    if thawing:
-        pruners[THAW] = replay_freeze_thaw
-    counts = {
-        name: thawing
-        if name == THAW
-        else ours
-        if name == OURS
-        else ablations
-        if name.startswith(OURS)
-        else orders
-        for name in pruners
-    }
+    pruners[THAW] = replay_freeze_thaw
+    counts = {name: others if name == THAW or "without" in name else orders for name in pruners}
     summaries: list[PrunerSummary] = []
     replays: dict[str, dict[str, list[Replay]]] = {}
     for name in chosen:
@@ -428,7 +418,7 @@ def main(
         "timing": timing_table(),
     }
     text = "\n".join(f"## {TITLES[name]}\n\n{block}" for name, block in blocks.items())
-    (output / "tables.md").write_text(text, encoding="utf-8")
+    write_whole(output / "tables.md", text)
     if write is not None:
         for name in WRITTEN:
             write_block(write, f"{MARK}: {name}", blocks[name])

@@ -35,7 +35,14 @@ import numpy.typing as npt
 from optuna.distributions import BaseDistribution
 from optuna.trial import FrozenTrial, TrialState
 
-from lyap_optuna.records import ReadoutRecord, baseline_step, read_readouts, report_order
+from lyap_optuna.records import (
+    ReadoutRecord,
+    baseline_step,
+    counting_of,
+    pruned_at,
+    read_readouts,
+    report_order,
+)
 
 FloatArray = npt.NDArray[np.float64]
 Feature = float | str
@@ -59,7 +66,7 @@ class TrialView:
     Args:
         number: Trial number.
         state: Trial state at the time of reading.
-        value: Oriented final value of a COMPLETE trial; None for every other.
+        value: Oriented final value of a COMPLETE trial that was not cut short; None for others.
         steps: Reported steps, ascending, shape (n_reports,).
         losses: Oriented reported values, shape (n_reports,).
         best: Running minimum of ``losses``, shape (n_reports,).
@@ -70,6 +77,9 @@ class TrialView:
         feasible: Whether the recorded constraints hold; None where none is recorded.
         completed: When it finished; None while it runs.
         reported: The steps in the order in which they were reported.
+        cut_at: Where it is COMPLETE although a callback pruned it, the step at which it did: a
+            library caught the exception. Its value is no final one.
+        counting: What its steps count.
     """
 
     number: int
@@ -85,6 +95,8 @@ class TrialView:
     feasible: bool | None = None
     completed: datetime | None = field(default=None)
     reported: tuple[int, ...] = ()
+    cut_at: int | None = None
+    counting: str = "epoch"
 
     @classmethod
     def of(cls, trial: FrozenTrial, sign: int, ordered: bool = True) -> "TrialView":
@@ -102,10 +114,11 @@ class TrialView:
         readouts = read_readouts(trial)
         before = baseline_step(trial, readouts)
         complete = trial.state == TrialState.COMPLETE and trial.values is not None
+        cut_at = pruned_at(trial, ordered) if complete else None
         return cls(
             number=trial.number,
             state=trial.state,
-            value=oriented(trial.values[0], sign) if complete else None,
+            value=oriented(trial.values[0], sign) if complete and cut_at is None else None,
             steps=steps,
             losses=losses,
             best=np.minimum.accumulate(losses) if losses.size else losses,
@@ -118,6 +131,8 @@ class TrialView:
             feasible=is_feasible(trial),
             completed=trial.datetime_complete,
             reported=report_order(trial, ordered),
+            cut_at=cut_at,
+            counting=counting_of(trial),
         )
 
     @property
@@ -153,6 +168,19 @@ class TrialView:
         """What its latest readout followed, ``"hidden"`` or ``"full"``; None without readouts."""
         latest = self.readouts[max(self.readouts)] if self.readouts else self.baseline
         return None if latest is None else latest.state
+
+    def baseline_of(self, readout: ReadoutRecord) -> ReadoutRecord | None:
+        """Return what was measured before the network of ``readout`` was trained, or None."""
+        return readout.baseline or self.baseline
+
+    def counted_by(self, counting: str) -> "TrialView":
+        """Return the view without reports and readouts in training where its steps count others."""
+        if self.counting == counting:
+            return self
+        nothing = self.losses[:0]
+        return replace(
+            self, steps=self.steps[:0], losses=nothing, best=nothing, readouts={}, reported=()
+        )
 
     def with_readouts_of(self, state: str | None) -> "TrialView":
         """Return the view with the readouts of one state only; all of them for None."""

@@ -12,20 +12,23 @@ class DisplacementEvidence(Evidence):
     ``max`` and ``mean`` are signed; ``rms`` is the root of the mean squared displacement of the
     spectrum's quantiles, where both readouts have equally many. Without a baseline, or without a
     readout in training, the displacement is missing, never zero; so is that between readouts of
-    different states. Where several layers were measured, each has its own besides the model's.
+    different states. Where several layers were measured, each has its own besides the model's. In
+    cross-validation a readout of a later fold's network has a baseline of its own.
     """
 
     name = "displacement"
 
     def features(self, trial: TrialView, step: int | None) -> dict[str, Feature]:
         """Return ``max``, ``mean`` and, for whole spectra, ``rms``; empty without a baseline."""
-        readout, baseline = trial.readout(step), trial.baseline
+        readout = trial.readout(step)
+        baseline = None if readout is None else trial.baseline_of(readout)
         if readout is None or baseline is None or readout.state != baseline.state:
             return {}
         features = _between(readout, baseline, "")
         for name, layer in readout.layers.items():
-            if name in baseline.layers:
-                features |= _between(layer, baseline.layers[name], f"{name}:")
+            before = layer.baseline or baseline.layers.get(name)
+            if before is not None:
+                features |= _between(layer, before, f"{name}:")
         return features
 
 
