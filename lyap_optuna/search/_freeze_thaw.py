@@ -142,8 +142,8 @@ def freeze_thaw(
         objective: What each trial runs; see above.
         n_trials: The search ends when it would begin one trial more.
         n_steps: Steps of all trials together, after which it ends. A step is a report; a trial
-            that ends without one counts as one step. (A trial as long as the longest COMPLETE one
-            is then let go on once more: it has only to return.)
+            that returns or fails without one counts as one step. (A trial as long as the longest
+            COMPLETE one is then let go on once more: it has only to return.)
         timeout: Seconds after which it ends, at the next pause.
         max_paused: Trials that rest at a time; their models stay in memory.
         seed: Seeds each trial's generators and the exploration; None: at random. The sampler has
@@ -487,7 +487,7 @@ class Search:
     ) -> None:
         """Tell the study how a trial ended; raise what its objective raised, unless caught."""
         trial = begun.trial
-        new = int(begun.steps == 0)  # a search of nothing but such trials is to end, too
+        new = int(begun.steps == 0 and not ended)  # nothing but such trials end a search, too
         self._steps += new
         self._resting.discard(trial._trial_id)
         self._heartbeat.remove(trial._trial_id)
