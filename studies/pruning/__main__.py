@@ -136,7 +136,8 @@ def overview(summaries: Sequence[PrunerSummary], cell: Callable[[PrunerSummary],
     studies = dict.fromkeys(s.recording for s in summaries)
     rows: list[Sequence[object]] = [("orders", *counts.values())]
     rows += [(_named(study), *(cells[study, pruner] for pruner in counts)) for study in studies]
-    return markdown(rows, ("", *counts))
+    # The whole names are wider than a page.
+    return markdown(rows, ("", *(pruner.replace("Pruner", "") for pruner in counts)))
 
 
 def _named(study: str) -> str:
