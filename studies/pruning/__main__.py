@@ -9,6 +9,7 @@ Replays are added to ``OUTPUT/replays.jsonl`` as they end; the same command goes
 missing. ``OUTPUT/tables.md`` holds the tables and ``OUTPUT/replay.html`` the figure.
 """
 
+import re
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
@@ -130,14 +131,19 @@ def with_interval(interval: Interval) -> str:
 
 
 def overview(summaries: Sequence[PrunerSummary], cell: Callable[[PrunerSummary], str]) -> str:
-    """Return a table with a row for each study and a column for each pruner."""
+    """Return a table with a row for each study and a column for each pruner, ours first."""
     cells = {(s.recording, s.pruner): cell(s) for s in summaries}
     counts = {s.pruner: s.n_orders for s in summaries if "without" not in s.pruner}
-    studies = dict.fromkeys(s.recording for s in summaries)
-    rows: list[Sequence[object]] = [("orders", *counts.values())]
-    rows += [(_named(study), *(cells[study, pruner] for pruner in counts)) for study in studies]
+    pruners = sorted(counts, key=lambda pruner: pruner not in (OURS, THAW))
+    rows: list[Sequence[object]] = [("orders", *(counts[pruner] for pruner in pruners))]
+    for study in dict.fromkeys(s.recording for s in summaries):
+        rows.append((_named(study), *(cells[study, pruner] for pruner in pruners)))
+    return markdown(rows, ("", *map(_heading, pruners)))
+
+
+def _heading(pruner: str) -> str:
     # The whole names are wider than a page.
-    return markdown(rows, ("", *(pruner.replace("Pruner", "") for pruner in counts)))
+    return re.sub("(?<=[a-z])(?=[A-Z(])", " ", pruner.replace("Pruner", ""))
 
 
 def _named(study: str) -> str:
@@ -408,7 +414,7 @@ def main(
     both = (OURS, WITHOUT_EXPONENTS)
     exponents = {name: {p: found[p] for p in both} for name, found in replays.items()}
     blocks = {
-        "spent": overview(summaries, spent_and_success),
+        "spent": overview([s for s in summaries if s.pruner != "none"], spent_and_success),
         "found": overview(summaries, found_when),
         "all": main_table(summaries),
         "winners": found_table(summaries),
