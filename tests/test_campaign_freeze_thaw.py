@@ -522,8 +522,10 @@ def test_a_dask_cluster_runs_the_same_campaign(
     assert_nothing_is_lost(trials)
     failed = [t.number for t in trials if t.state == TrialState.FAIL]
     assert reports(trials) == 70 or len(trials) - len(failed) == 16
-    if killed in ("nobody", "parent"):  # of a parent that has gone, what runs comes to its pause
+    if killed == "nobody":
         assert not failed
+    elif killed == "parent":  # its turn may have ended before the worker noticed
+        assert set(failed) <= {number}
     else:
         assert number in failed
     if killed != "nobody":

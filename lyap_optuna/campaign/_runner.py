@@ -5,7 +5,7 @@ import signal
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import FrameType
@@ -16,8 +16,10 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial
 
 from lyap_optuna.campaign._config import CampaignConfig, CampaignFileError, Dask
-from lyap_optuna.campaign._pool import DaskPool, Event, LocalPool, Pool
+from lyap_optuna.campaign._dask import DaskPool
+from lyap_optuna.campaign._pool import Event, LocalPool, Pool
 from lyap_optuna.campaign._recovery import (
+    Settled,
     marked,
     process_is_gone,
     repeat_interrupted,
@@ -306,6 +308,8 @@ class _Run:
             return False
         if event.kind == "died":
             self._died(event)
+        elif event.kind == "lost":
+            self._lost(event)
         elif event.result is not None:
             result = event.result
             if event.turn is not None:
@@ -327,20 +331,24 @@ class _Run:
             self._failed(f"Trial {ended.number} failed: {ended.error}")
 
     def _died(self, event: Event) -> None:
-        text = f"Worker {event.worker} died ({event.message})."
         task = None if event.turn is None else event.turn.task
+        settled = self._settle(lambda mark: mark.get("task") == task or process_is_gone(mark))
+        self._failed(f"Worker {event.worker} died ({event.message}).{_told(settled)}")
+
+    def _lost(self, event: Event) -> None:
+        settled = self._settle(lambda mark: mark.get("address") == event.message)
+        if settled.failed or settled.rested:  # otherwise the cluster has shrunk
+            self._failed(f"The process {event.message} is gone.{_told(settled)}")
+
+    def _settle(self, chosen: Callable[[Mapping[str, Any]], bool]) -> Settled:
         settled = settle(
             self._study,
-            marked(self._study, lambda mark: mark.get("task") == task or process_is_gone(mark)),
+            marked(self._study, chosen),
             self._strategy.has_checkpoint,
             interrupted=self._result.stopped is not None,
         )
         repeat_interrupted(self._study)
-        for number in settled.failed:
-            text += f" Its trial {number} failed and is queued again."
-        if settled.rested:
-            text += f" {len(settled.rested)} that rested in it ended as they were."
-        self._failed(text)
+        return settled
 
     def _failed(self, text: str) -> None:
         self._view.note(text)
@@ -355,6 +363,12 @@ class _Run:
         if self._error is None and self._result.stopped in (None, "exhausted"):
             self._error = error
             self._stop("failed", "Stopping at the next report of each trial.")
+
+
+def _told(settled: Settled) -> str:
+    text = "".join(f" Its trial {n} failed and is queued again." for n in settled.failed)
+    rested = len(settled.rested)
+    return text + (f" {rested} that rested in it ended as they were." if rested else "")
 
 
 @contextmanager
