@@ -27,7 +27,14 @@ from optuna.trial import FrozenTrial, TrialState
 from lyap_optuna._logging import get_logger, without_passwords
 from lyap_optuna.prediction import audited
 from lyap_optuna.records import SpectraError, _keys, publish_spectra, read_stretches
-from lyap_optuna.visualization._publication import StudyInfo, gather, published_figures
+from lyap_optuna.visualization import (
+    _exponent_value,
+    _prediction_skill,
+    _pruning_timeline,
+    _spectrum_evolution,
+)
+from lyap_optuna.visualization._figures import Numbers
+from lyap_optuna.visualization._publication import published_figures
 
 if TYPE_CHECKING:
     from optuna.artifacts._protocol import ArtifactStore
@@ -88,14 +95,14 @@ def publish(study: Study, *, artifact_store: "ArtifactStore | None" = None) -> l
     if not _measured(study.get_trials(deepcopy=False)):
         _logger.warning("No trial has Lyapunov readouts. Record them with `LyapunovProbe`.")
         return []
-    info = gather(study)
+    numbers = Numbers(study)
     written = []
     stored = study._storage.get_study_system_attrs(study._study_id)
-    for name, figure in published_figures(study, info).items():
+    for name, figure in published_figures(numbers).items():
         if _stored_figure(stored, name) != figure.to_json():
             dashboard.save_plotly_graph_object(study, figure, graph_object_id=name)
             written.append(name)
-    note = note_text(study, info)
+    note = note_text(numbers)
     before = dashboard.get_note(study)
     after = with_note(before, note)
     if after != before:
@@ -143,12 +150,13 @@ def with_note(text: str, note: str) -> str:
     return f"{text}\n\n{block}" if text else block
 
 
-def note_text(study: Study, info: StudyInfo) -> str:
+def note_text(numbers: Numbers) -> str:
     """Return in words, as Markdown, what the exponents of a study show.
 
     No text from the study is in it, only numbers, this package's own words and such names of layers
     as cannot be markup.
     """
+    study = numbers.study
     trials = study.get_trials(deepcopy=False)
     measured = _measured(trials)
     states = Counter(trial.state.name for trial in measured)
@@ -157,27 +165,28 @@ def note_text(study: Study, info: StudyInfo) -> str:
         f"### Lyapunov exponents\n\n{len(measured)} of {len(trials)} trials have readouts: "
         f"{counts}. Exponents are rates per time step, in natural logarithms (nats/step): at 0 a "
         "small change of the state survives, below 0 it fades, above 0 it grows.",
-        *_best_words(study, info),
-        *_exponent_words(study, info),
-        *_skill_words(info),
-        *_pruning_words(study, info),
+        *_best_words(numbers),
+        *_exponent_words(numbers),
+        *_skill_words(numbers),
+        *_pruning_words(numbers),
         *_resting_words(trials),
     ]
     return "\n\n".join(parts)
 
 
-def _best_words(study: Study, info: StudyInfo) -> list[str]:
-    if info.best is None:
+def _best_words(numbers: Numbers) -> list[str]:
+    best = numbers.of(_spectrum_evolution.FIGURE)
+    if best is None:
         return []
-    step = max(info.best.readouts)
-    readout = info.best.readouts[step]
+    step = max(best.readouts)
+    readout = best.readouts[step]
     words = (
-        f"**The best trial** is {info.best.number}, with value {study.best_value:.4g}. Its maximum "
-        f"exponent at step {step} is {readout.max:.3g} nats/step: over 100 time steps "
+        f"**The best trial** is {best.number}, with value {numbers.study.best_value:.4g}. Its "
+        f"maximum exponent at step {step} is {readout.max:.3g} nats/step: over 100 time steps "
         f"{_after(readout.max, 100)}."
     )
-    if info.best.baseline is not None and info.best.baseline != step:
-        before = info.best.readouts[info.best.baseline].max
+    if best.baseline is not None and best.baseline != step:
+        before = best.readouts[best.baseline].max
         words += f" Before training it was {before:.3g}."
     if readout.layers:
         each = ", ".join(f"{_layer(name)} {r.max:.3g}" for name, r in readout.layers.items())
@@ -204,33 +213,34 @@ def _after(exponent: float, steps: int) -> str:
     return f"a small change of the state grows {factor} times"
 
 
-def _exponent_words(study: Study, info: StudyInfo) -> list[str]:
-    found = info.exponents
+def _exponent_words(numbers: Numbers) -> list[str]:
+    found = numbers.of(_exponent_value.FIGURE)
     if found is None or found.correlation is None or found.n_complete < 5:
         return []
     at = f"at step {found.step}"
     chance = 2 / math.sqrt(found.n_complete - 1)
-    numbers = f"rank correlation {found.correlation:.2f} over {found.n_complete} COMPLETE trials"
+    told = f"rank correlation {found.correlation:.2f} over {found.n_complete} COMPLETE trials"
     moved = found.exponent.endswith("displacement")
     what = f"how far the maximum exponent has moved {at}" if moved else f"the maximum exponent {at}"
     if abs(found.correlation) < chance:
         return [
             f"**{what[0].upper()}{what[1:]}** does not go with the final value, beyond chance "
-            f"({numbers}; chance alone reaches {chance:.2f})."
+            f"({told}; chance alone reaches {chance:.2f})."
         ]
     lower = found.correlation < 0
-    better = lower == (study.direction == optuna.study.StudyDirection.MINIMIZE)
+    better = lower == (numbers.study.direction == optuna.study.StudyDirection.MINIMIZE)
     more = "The further up it has moved" if moved else "The higher it is"
     return [
         f"**{what[0].upper()}{what[1:]}** goes with the final value. {more}, the "
         f"{'lower' if lower else 'higher'}, and so {'better' if better else 'worse'}, the value "
-        f"({numbers})."
+        f"({told})."
     ]
 
 
-def _skill_words(info: StudyInfo) -> list[str]:
-    first = min((line.steps[0] for line in info.skill), default=None)
-    lines = [line for line in info.skill if line.steps[0] == first]
+def _skill_words(numbers: Numbers) -> list[str]:
+    skill = numbers.of(_prediction_skill.FIGURE) or []
+    first = min((line.steps[0] for line in skill), default=None)
+    lines = [line for line in skill if line.steps[0] == first]
     if not lines:
         return []
     lines.sort(key=lambda line: -line.correlations[0])
@@ -245,12 +255,14 @@ def _skill_words(info: StudyInfo) -> list[str]:
     ]
 
 
-def _pruning_words(study: Study, info: StudyInfo) -> list[str]:
-    saved, spent = info.pruning.n_saved, info.pruning.n_spent
+def _pruning_words(numbers: Numbers) -> list[str]:
+    study = numbers.study
+    pruning = numbers.of(_pruning_timeline.FIGURE)
     words = []
-    if saved:
-        share = f"{saved / (saved + spent):.0%}".replace("%", " %")
-        words.append(f"**Pruning** saved {saved} of {saved + spent} steps ({share}).")
+    if pruning is not None and pruning.n_saved:
+        total = pruning.n_saved + pruning.n_spent
+        share = f"{pruning.n_saved / total:.0%}".replace("%", " %")
+        words.append(f"**Pruning** saved {pruning.n_saved} of {total} steps ({share}).")
     if len(study.directions) == 1 and (audit := audited(study)).condemned:
         words.append(str(audit).replace("%", " %"))
     return [" ".join(words)] if words else []

@@ -133,7 +133,7 @@ def test_explain_tells_the_recorded_decision(tmp_path: Path) -> None:
 def test_explain_without_readouts_says_so(tmp_path: Path) -> None:
     url = _study(f"sqlite:///{tmp_path}/bare.db", readouts=False)
     output = _run("explain", "--storage", url, "--trial-number", "3").output
-    assert "Trial 3 is COMPLETE" in output
+    assert output.startswith("Trial 3 ran to its end, step 2, with value 1.3.")
     assert "No trial of this study has Lyapunov readouts" in output
 
 

@@ -40,10 +40,10 @@ from lyap_optuna.dashboard import (
     with_note,
 )
 from lyap_optuna.records import open_journal, upload_spectrum
-from lyap_optuna.visualization._publication import gather
+from lyap_optuna.visualization._figures import Numbers
 
 NAME = "<b>a</b> **study** [link](javascript:alert(1))"
-IDS = ["lyapunov-exponents", "lyapunov-skill", "lyapunov-predictions", "lyapunov-best-trial"]
+IDS = ["lyapunov-predictions", "lyapunov-skill", "lyapunov-exponents", "lyapunov-best-trial"]
 
 
 @pytest.fixture(params=["memory", "sqlite", "journal"])
@@ -183,7 +183,7 @@ def test_a_note_with_backslashes_is_taken_literally() -> None:
 
 def test_the_note_says_what_the_numbers_say() -> None:
     study = _study()
-    note = note_text(study, gather(study))
+    note = note_text(Numbers(study))
     best = study.best_trial
     last = best.user_attrs["lyapunov:readouts"]["3"]["max"]
     assert "24 of 24 trials have readouts: 24 COMPLETE." in note
@@ -202,19 +202,19 @@ def test_the_note_says_how_many_prunings_were_wrong() -> None:
     attrs = {"lyapunov:decision": {"step": 1, "verdict": "kept", "because": "audit"}}
     study.add_trial(optuna.create_trial(value=1e9, user_attrs=attrs))
     assert "Of 1 condemned trial that ran on to the end (audit), 0 ended" in note_text(
-        study, gather(study)
+        Numbers(study)
     )
 
 
 def test_the_note_tells_better_from_lower() -> None:
     study = study_of(specs("plateau", 24, first=1, sign=-1), sign=-1)
-    note = note_text(study, gather(study))
+    note = note_text(Numbers(study))
     assert "The further up it has moved, the lower, and so worse, the value" in note
 
 
 def test_the_note_says_when_exponents_tell_nothing() -> None:
     study = study_of(specs("easy", 24, seed=1, first=1))
-    note = note_text(study, gather(study))
+    note = note_text(Numbers(study))
     assert "does not go with the final value, beyond chance" in note
 
 
@@ -236,9 +236,7 @@ def test_the_note_says_what_becomes_of_a_small_change(exponent: float, words: st
             value=1.0, intermediate_values={1: 1.0}, user_attrs={"lyapunov:readouts": series}
         )
     )
-    assert f"over 100 time steps a small change of the state {words}" in note_text(
-        study, gather(study)
-    )
+    assert f"over 100 time steps a small change of the state {words}" in note_text(Numbers(study))
 
 
 def test_no_markup_of_the_study_gets_into_note_or_figures() -> None:

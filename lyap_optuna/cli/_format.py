@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import math
+import os
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,14 @@ def printable(text: object) -> str:
 def quoted(text: object) -> str:
     """Return ``text`` printable and in quotes."""
     return f"'{printable(text)}'"
+
+
+def width() -> int | None:
+    """Return how wide the output may be; None where it is piped and COLUMNS says nothing."""
+    columns = os.environ.get("COLUMNS", "")
+    if columns.isdecimal() and int(columns) > 0:
+        return int(columns)
+    return os.get_terminal_size(1).columns if os.isatty(1) else None
 
 
 def console(*, stderr: bool = False) -> "Console":

@@ -100,7 +100,11 @@ def rank_trials(
         >>> [t.number for t in rank_trials(study)]
         [1, 2, 0]
     """
-    models = StudyModels.of_study(study, check_evidence(evidence))
+    return ranked(StudyModels.of_study(study, check_evidence(evidence)), study, step)
+
+
+def ranked(models: StudyModels, study: Study, step: int | None = None) -> list[TrialPrediction]:
+    """Rank the trials of a study by models of it."""
     trials = study.get_trials(deepcopy=False)
     models.update(trials)
     ranked_states = (TrialState.COMPLETE, TrialState.RUNNING, TrialState.PRUNED)
@@ -111,7 +115,7 @@ def rank_trials(
     constrained = any(view.feasible is not None for view, _, _ in judged)
     known = np.unique([view.value for view in models.complete if view.value is not None])
 
-    ranked: list[tuple[tuple[float, ...], TrialPrediction]] = []
+    placed: list[tuple[tuple[float, ...], TrialPrediction]] = []
     for view, entry, predicted in judged:
         if view.feasible is None and (not constrained or view.value is not None):
             entry = replace(entry, feasible=True)
@@ -125,8 +129,8 @@ def rank_trials(
         else:
             place = (1.0,)
         infeasible = float(entry.feasible is False)
-        ranked.append(((place[0], infeasible, *place[1:], view.number), entry))
-    return [prediction for _, prediction in sorted(ranked, key=lambda pair: pair[0])]
+        placed.append(((place[0], infeasible, *place[1:], view.number), entry))
+    return [prediction for _, prediction in sorted(placed, key=lambda pair: pair[0])]
 
 
 def predict_trials(
