@@ -80,6 +80,7 @@ def console(*, stderr: bool = False) -> "Console":
 def show(made: "Table") -> None:
     """Print a table without what nobody sees: blanks at the ends of its lines."""
     out = console()
+    out.width = max(out.width, made.min_width or 0)  # rather wrapped by the terminal than cut
     with out.capture() as captured:
         out.print(made)
     click.echo(re.sub(r" +((?:\x1b\[[0-9;]*m)*)$", r"\1", captured.get(), flags=re.M), nl=False)
@@ -111,6 +112,7 @@ def table(rows: Sequence[Row], columns: Mapping[str, str], spare: Sequence[str] 
             break
         columns = {other: heading for other, heading in columns.items() if other != key}
         made, wide = _table(rows, columns)
+    made.min_width = wide
     return made
 
 
