@@ -18,9 +18,7 @@ from lyap_optuna.cli import _format, _storage
     type=click.Path(path_type=Path, dir_okay=False),
     help="Write the story as a figure too, in HTML.",
 )
-@click.option(
-    "-f", "--format", "output_format", type=click.Choice(("table", "json", "yaml")), default="table"
-)
+@_format.option(_format.NESTED_FORMATS)
 def explain(
     storage: str | None,
     storage_class: str | None,

@@ -15,6 +15,7 @@ from lyap_optuna.prediction._study import (
     model_step,
 )
 from lyap_optuna.prediction.evidence import TrialView, check_evidence
+from lyap_optuna.records import read_decisions
 
 _logger = get_logger(__name__)
 
@@ -44,6 +45,10 @@ class TrialPrediction:
         probability: Chance of ending among the best tenth of the feasible COMPLETE trials.
         feasible: Whether it meets its constraints, always true in a study without constraints;
             None where its own are not recorded yet.
+        last_step: The step of its last report; None where it has reported nothing.
+        predicted_then: The final value that was predicted when a pruner last decided on it, as
+            recorded; None where nothing was.
+        then_step: The step of that decision; None likewise.
     """
 
     number: int
@@ -58,6 +63,9 @@ class TrialPrediction:
     evidence: tuple[str, ...] = ()
     probability: float | None = None
     feasible: bool | None = True
+    last_step: int | None = None
+    predicted_then: float | None = None
+    then_step: int | None = None
 
 
 def rank_trials(
@@ -157,6 +165,8 @@ def predict_trials(
     for i, (trial, view) in enumerate(zip(trials, views, strict=True)):
         predicted, kinds = predictions[i]
         readout = view.readout(at[i]) or view.baseline
+        decided = [d for d in read_decisions(trial) if d.predicted_value is not None]
+        then = decided[-1] if decided else None
         entry = TrialPrediction(
             number=view.number,
             state=view.state,
@@ -170,6 +180,9 @@ def predict_trials(
             evidence=kinds,
             probability=None if predicted is None else predicted.probability,
             feasible=view.feasible,
+            last_step=view.reported[-1] if view.reported else None,
+            predicted_then=None if then is None else then.predicted_value,
+            then_step=None if then is None else then.step,
         )
         found.append((view, entry, predicted))
     return found
