@@ -4,11 +4,14 @@ The dashboard stores a figure as attributes of its study, 2,045 characters each,
 with every page, and draws them without a theme of its own.
 """
 
+import textwrap
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from lyap_optuna.visualization import _style
 from lyap_optuna.visualization._figures import FIGURES, Numbers
+from lyap_optuna.visualization._spec import FigureSpec
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -21,7 +24,11 @@ MAX_BYTES = 100_000
 
 _MOST_TRIALS = 1_000
 _DIGITS = 4
-_TEXT, _GRID = "#808080", "rgba(128, 128, 128, 0.25)"
+_TEXT, _GRID = "#858585", "rgba(128, 128, 128, 0.25)"
+"""Grey that stands out from white and from the dashboard's dark cards alike."""
+
+_LINE = 100
+"""Characters of a caption in a line, in the dashboard in a window of 1,366 pixels."""
 
 
 def published_figures(numbers: Numbers) -> dict[str, "go.Figure"]:
@@ -34,33 +41,37 @@ def published_figures(numbers: Numbers) -> dict[str, "go.Figure"]:
     for spec in FIGURES:
         info = numbers.of(spec)
         if info is not None:
-            name = f"{PREFIX}{spec.id}"
             draw = partial(spec.draw, info, numbers.study)
-            figures[name] = _fitted(name, draw)
+            figures[f"{PREFIX}{spec.id}"] = _fitted(spec, draw)
     return figures
 
 
-def _fitted(name: str, draw: "Callable[[int], go.Figure]") -> "go.Figure":
+def _fitted(spec: FigureSpec[Any], draw: "Callable[[int], go.Figure]") -> "go.Figure":
     most = _MOST_TRIALS
     while True:
-        figure = _small(draw(most), name)
+        figure = _small(draw(most), spec)
         if len(figure.to_json()) <= MAX_BYTES or most < 10:
             return figure
         most //= 2
 
 
-def _small(figure: "go.Figure", name: str) -> "go.Figure":
+def _small(figure: "go.Figure", spec: FigureSpec[Any]) -> "go.Figure":
     import plotly.graph_objects as go
 
     axis = {"gridcolor": _GRID, "linecolor": _GRID, "automargin": True}
+    text = _style.below(figure.layout.title.text, textwrap.wrap(spec.caption, _LINE))
+    legend = figure.layout.showlegend is not False
     figure.update_layout(
         paper_bgcolor="rgba(0, 0, 0, 0)",
         plot_bgcolor="rgba(0, 0, 0, 0)",
         font={"color": _TEXT},
-        title={"x": 0.02, "font": {"size": 16}},
-        margin={"l": 60, "r": 20, "t": 80, "b": 60},
-        modebar={"bgcolor": "rgba(0, 0, 0, 0)", "color": _TEXT},
-        uirevision=name,  # a zoom outlives the next refresh of the page
+        title={"text": text, "x": 0, "font": {"size": 16}, "pad": {"t": 20, "l": 12}},
+        title_yref="container",
+        title_y=1,
+        title_yanchor="top",
+        margin={"l": 60, "r": 20, "t": 50 + 16 * text.count("<br>"), "b": 64 if legend else 44},
+        modebar={"bgcolor": "rgba(0, 0, 0, 0)", "color": _TEXT, "orientation": "v"},
+        uirevision=spec.id,  # a zoom outlives the next refresh of the page
     )
     figure.update_xaxes(axis)
     figure.update_yaxes(axis)
