@@ -43,13 +43,14 @@ def published_figures(numbers: Numbers) -> dict[str, "go.Figure"]:
 def _fitted(name: str, draw: "Callable[[int], go.Figure]") -> "go.Figure":
     most = _MOST_TRIALS
     while True:
-        figure = _small(draw(most), name)
+        figure = small(draw(most), name)
         if len(figure.to_json()) <= MAX_BYTES or most < 10:
             return figure
         most //= 2
 
 
-def _small(figure: "go.Figure", name: str) -> "go.Figure":
+def small(figure: "go.Figure", name: str) -> "go.Figure":
+    """Return a figure for light and dark pages, with 4 digits; ``name`` keeps a zoom alive."""
     import plotly.graph_objects as go
 
     axis = {"gridcolor": _GRID, "linecolor": _GRID, "automargin": True}
