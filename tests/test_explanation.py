@@ -8,6 +8,7 @@ from _studies import specs, study_of
 from optuna.trial import TrialState
 
 import lyap_optuna as lyap
+from lyap_optuna.prediction import explained
 from lyap_optuna.prediction.evidence import EVIDENCE, in_words
 
 
@@ -143,3 +144,10 @@ def test_a_decision_of_an_earlier_version_is_told_as_it_was_recorded() -> None:
     )
     explanation = lyap.explain(study, 0)
     assert explanation.sentence == "Trial 0 was pruned at step 3, after 1 report: Hopeless."
+
+
+def test_several_trials_are_explained_as_each_alone() -> None:
+    study = judged()
+    assert explained(study, [30, 3]) == [lyap.explain(study, 30), lyap.explain(study, 3)]
+    with pytest.raises(ValueError, match="has no trial 31"):
+        explained(study, [3, 31])

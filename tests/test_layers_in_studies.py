@@ -16,7 +16,7 @@ from optuna.trial import TrialState
 import lyap_optuna as lyap
 from lyap_optuna import visualization
 from lyap_optuna.cli import main
-from lyap_optuna.dashboard import note_text
+from lyap_optuna.dashboard._note import note_text
 from lyap_optuna.prediction._study import StudyModels
 from lyap_optuna.prediction._table import FeatureTable
 from lyap_optuna.prediction.evidence import EVIDENCE, TrialView

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from optuna.trial import TrialState
 
 import lyap_optuna as lyap
-from lyap_optuna.dashboard import note_text
+from lyap_optuna.dashboard._note import note_text
 from lyap_optuna.records import Stretch, _keys, read_stretches, write_stretches
 from lyap_optuna.records._stretches import MAX_STRETCHES
 from lyap_optuna.visualization import _pruning_timeline, plot_pruning_timeline

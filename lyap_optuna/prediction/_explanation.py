@@ -2,7 +2,7 @@
 
 import math
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from optuna.study import Study
@@ -126,30 +126,50 @@ def explain(study: Study, trial_number: int) -> Explanation:
         >>> print(explain(study, 0).sentence)
         Trial 0 ran to its end, step 1, with value 0.5.
     """
+    return explained(study, [trial_number])[0]
+
+
+def explained(study: Study, trial_numbers: Iterable[int]) -> list[Explanation]:
+    """Explain several trials, for hardly more than the work of one.
+
+    Raises:
+        ValueError: The study has several objectives, or no trial has one of the numbers.
+    """
     models = StudyModels.of_study(study, tuple(EVIDENCE))
     trials = study.get_trials(deepcopy=False)
-    found = [t for t in trials if t.number == trial_number]
-    if not found:
-        held = f"it has trials 0 to {len(trials) - 1}" if trials else "it has none"
-        raise ValueError(f"Study {study.study_name!r} has no trial {trial_number!r}; {held}.")
-    trial = found[0]
-    view = models.seen(trial)
-    decisions = tuple(read_decisions(trial))
+    chosen = []
+    by_number = {trial.number: trial for trial in trials}
+    for number in trial_numbers:
+        if number not in by_number:
+            held = f"it has trials 0 to {len(trials) - 1}" if trials else "it has none"
+            raise ValueError(f"Study {study.study_name!r} has no trial {number!r}; {held}.")
+        chosen.append(by_number[number])
+    # Before the ranking updates the models: a view of the trial alone does not need them.
+    views = [models.seen(trial) for trial in chosen]
     ranking = ranked(models, study)
-    place = next((i for i, p in enumerate(ranking, 1) if p.number == trial_number), None)
-    now = None if place is None else ranking[place - 1]
-    notes = [
-        *_grounds(decisions, models.sign),
-        *_rests(trial),
-        *_not_judged(trial, decisions, trials),
-        _measured(view),
-        _now(now, place, len(ranking), trial, models),
-    ]
+    places = {prediction.number: place for place, prediction in enumerate(ranking)}
     audit = audited(study)
-    if audit.condemned:
-        notes.append(str(audit))
+    last = [str(audit)] if audit.condemned else []
     if not any(_keys.READOUTS in t.user_attrs for t in trials):
-        notes.append(NO_READOUTS)
+        last.append(NO_READOUTS)
+    return [
+        _story(trial, view, models, trials, ranking, places.get(trial.number), last)
+        for trial, view in zip(chosen, views, strict=True)
+    ]
+
+
+def _story(
+    trial: FrozenTrial,
+    view: TrialView,
+    models: StudyModels,
+    trials: Sequence[FrozenTrial],
+    ranking: Sequence[TrialPrediction],
+    index: int | None,
+    last: Sequence[str],
+) -> Explanation:
+    decisions = tuple(read_decisions(trial))
+    now = None if index is None else ranking[index]
+    place = None if index is None else index + 1
     return Explanation(
         number=trial.number,
         state=trial.state,
@@ -158,7 +178,14 @@ def explain(study: Study, trial_number: int) -> Explanation:
         decisions=decisions,
         prediction=None if now is None or now.predicted_value is None else now,
         rank=place,
-        notes=tuple(notes),
+        notes=(
+            *_grounds(decisions, models.sign),
+            *_rests(trial),
+            *_not_judged(trial, decisions, trials),
+            _measured(view),
+            _now(now, place, len(ranking), trial, models),
+            *last,
+        ),
     )
 
 

@@ -93,7 +93,7 @@ def _words(summary: StudySummary) -> list[Section]:
 
 
 def _figures(study: Study) -> list[Section]:
-    drawn = published_figures(Numbers(study))
+    drawn = published_figures(Numbers(study), captions=False)
     return [
         Section(spec.name, figure=drawn[f"{PREFIX}{spec.id}"], legend=spec.caption, wide=False)
         for spec in FIGURES

@@ -1,7 +1,7 @@
 """One table: what each pruner spent and found on the recorded studies.
 
     python -m studies.pruning                 # everything, two processes
-    python -m studies.pruning --write docs/prediction.md
+    python -m studies.pruning --write docs/prediction.md --write README.md
     python -m studies.pruning --orders 3 --others 3 adding language
     python -m studies.pruning --constants adding motion --orders 3
 
@@ -40,7 +40,7 @@ from lyap_optuna.replay import (
 )
 from lyap_optuna.replay._compare import Compared, order_statistic
 from lyap_optuna.visualization import plot_replay
-from studies.pages import write_block
+from studies.pages import begin, write_block
 from studies.pruning import constants
 from studies.pruning.recorded import DATA, load
 
@@ -70,6 +70,7 @@ ORDER = (
 
 
 TITLES = {
+    "short": "In short",
     "spent": "Epochs spent, % / orders that succeed, %",
     "found": "Found by: median / ninth decile",
     "all": "What each pruner spent and found",
@@ -83,8 +84,16 @@ TITLES = {
     "timing": "What a decision costs",
 }
 MARK = "python -m studies.pruning"
-WRITTEN = ("spent", "found", "intervals", "exponents", "thawing", "chosen", "states", "timing")
-"""The tables that stand in ``docs/prediction.md``."""
+PLATEAUS = (
+    "adding",
+    "adding_tanh",
+    "copying",
+    "delayed_digits",
+    "temporal_order",
+    "wide_copying",
+    "wide_digits",
+)
+"""Recordings of tasks whose loss stays flat for epochs before it falls."""
 
 
 def replay_all(
@@ -178,6 +187,32 @@ def at(share: float) -> str:
 def found_when(summary: PrunerSummary) -> str:
     """Return the share of epochs at which a winner is found: median and ninth decile."""
     return f"{at(summary.found_by.value)} / {at(summary.found_by_late.value)}"
+
+
+def short_table(spent: str) -> str:
+    """Return, of the table of epochs and success, a row for each search: means over the studies."""
+    header, _, _, *rows = [
+        [cell.strip(" *") for cell in line.strip()[1:-1].split("|")]
+        for line in spent.strip().splitlines()
+    ]
+    names = {_heading(name): name for name in (*default_pruners(), THAW)}
+    lines: list[Sequence[object]] = []
+    for column, name in enumerate(header[1:], 1):
+        shares = {row[0]: [float(n) for n in row[column].split("/")] for row in rows}
+        found = {study: success for study, (_, success) in shares.items()}
+        flat = [success for study, success in found.items() if study in PLATEAUS]
+        easy = [success for study, success in found.items() if study not in PLATEAUS]
+        ends = name != _heading(THAW)  # it spends what it is given: half of all epochs here
+        lines.append(
+            (
+                f"`{names.get(name, name)}`",
+                f"{np.mean([epochs for epochs, _ in shares.values()]):.0f} %" if ends else "–",
+                *(f"{np.mean(values):.0f} %" if values else "–" for values in (flat, easy)),
+                f"{min(found.values()):.0f} %",
+            )
+        )
+    header = ["search", "epochs spent", "plateaus", "easy tasks", "in the worst study"]
+    return markdown(lines, header)
 
 
 def main_table(summaries: Sequence[PrunerSummary]) -> str:
@@ -388,6 +423,21 @@ def timing_table() -> str:
     return markdown(rows, ("COMPLETE trials", "decision, ms", "decision with a refit, ms"))
 
 
+def write_all(pages: Sequence[Path], blocks: dict[str, str]) -> None:
+    """Put blocks into the pages that have a place for them.
+
+    Raises:
+        ValueError: A page has a place for none.
+    """
+    for page in pages:
+        text = page.read_text(encoding="utf-8")
+        found = [name for name in blocks if begin(f"{MARK}: {name}") in text]
+        if not found:
+            raise ValueError(f"{page} has no place for any of {', '.join(blocks)}.")
+        for name in found:
+            write_block(page, f"{MARK}: {name}", blocks[name])
+
+
 @click.command()
 @click.argument("names", nargs=-1)
 @click.option("--orders", default=100, show_default=True, help="Of the pruners and freeze_thaw.")
@@ -406,8 +456,9 @@ def timing_table() -> str:
 )
 @click.option(
     "--write",
+    multiple=True,
     type=click.Path(path_type=Path, dir_okay=False, exists=True),
-    help="Page whose tables are replaced: docs/prediction.md.",
+    help="Page whose tables are replaced: docs/prediction.md, README.md.",
 )
 @click.option("--jobs", default=2, show_default=True, help="Processes.")
 @click.option(
@@ -422,7 +473,7 @@ def main(
     others: int,
     kinds: bool,
     only_constants: bool,
-    write: Path | None,
+    write: tuple[Path, ...],
     jobs: int,
     output: Path,
 ) -> None:
@@ -436,8 +487,7 @@ def main(
         rows = constants.table([load(name) for name in chosen], orders)
         block = markdown(rows, ("constant", "value", "halved", "doubled"))
         click.echo(block)
-        if write is not None:
-            write_block(write, f"{MARK}: constants", block)
+        write_all(write, {"constants": block})
         return
     output.mkdir(parents=True, exist_ok=True)
     pruners: dict[str, Compared] = {
@@ -464,8 +514,10 @@ def main(
     chosen_rows = [s for s in summaries if s.pruner.endswith(CHOSEN)]
     both = (OURS, WITHOUT_EXPONENTS)
     exponents = {name: {p: found[p] for p in both} for name, found in replays.items()}
+    spent = overview([s for s in main_rows if s.pruner != "none"], spent_and_success)
     blocks = {
-        "spent": overview([s for s in main_rows if s.pruner != "none"], spent_and_success),
+        "short": short_table(spent),
+        "spent": spent,
         "found": overview(main_rows, found_when),
         "all": main_table(summaries),
         "winners": found_table(summaries),
@@ -479,9 +531,7 @@ def main(
     }
     text = "\n".join(f"## {TITLES[name]}\n\n{block}" for name, block in blocks.items())
     write_whole(output / "tables.md", text)
-    if write is not None:
-        for name in WRITTEN:
-            write_block(write, f"{MARK}: {name}", blocks[name])
+    write_all(write, blocks)
     figure = plot_replay(main_rows)
     figure.write_html(output / "replay.html")
     click.echo(text)

@@ -30,7 +30,7 @@ async function draw() {
   const color = getComputedStyle(document.body).color;
   JSON.parse(figures).forEach(({data, layout}, i) => {
     layout.font = {...layout.font, color, size: innerWidth < 640 ? 10 : 12};
-    Plotly.newPlot(plots[i], data, layout, {responsive: true, displaylogo: false});
+    Plotly.newPlot(plots[i], data, layout, {responsive: true, displaylogo: false, displayModeBar: "hover"});
   });
 }
 
