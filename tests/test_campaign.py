@@ -11,12 +11,19 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import optuna
 import pytest
 import sqlalchemy
 from _campaigns import Campaign, assert_whole, counts, wait_for
 from optuna.trial import FrozenTrial, TrialState
 
 from lyap_optuna.campaign import View, campaign_status, load_config
+from lyap_optuna.campaign._config import Dask
+from lyap_optuna.campaign._dask import DaskPool, keep_collector_out_of_frames
+from lyap_optuna.campaign._pool import Event
+from lyap_optuna.campaign._recovery import owner
+from lyap_optuna.campaign._runner import _Run
+from lyap_optuna.campaign._worker import Secret, WorkerSpec, strategy_of
 from lyap_optuna.records._spectra import unwrapped
 
 # Stopping
@@ -201,9 +208,47 @@ def test_processes_of_a_dask_cluster_hold_nothing_of_campaigns_that_are_over(
         campaign = Campaign(tmp_path / name, **keys)
         campaign.run(dask=cluster.scheduler_address)
         assert counts(campaign.trials) == {"COMPLETE": 3}
+        marks = [trial.user_attrs["lyapunov:worker"] for trial in campaign.trials]
+        assert {mark["address"] for mark in marks} <= set(cluster.scheduler_info["workers"])
         assert held_by(cluster) == []
     gc.collect()  # the parents were here
     wait_for(lambda: connections(campaign.study) == 0)
+
+
+@pytest.mark.slow
+def test_the_parent_is_told_which_process_of_a_cluster_is_gone(tmp_path, cluster):
+    config = load_config(Campaign(tmp_path).file)
+    spec = WorkerSpec(config, Secret("unused"), (), 1, run="r")
+    pool = DaskPool(spec, Dask(address=cluster.scheduler_address), None)
+    try:
+        wait_for(lambda: pool.alive == 2)
+        assert pool.events(0.0) == []
+        address, pid = pool._client.run(os.getpid).popitem()
+        os.kill(pid, signal.SIGKILL)
+        lost: list[Event] = []
+        wait_for(lambda: bool(pool.alive and lost.extend(pool.events(0.0))) or bool(lost))
+        assert lost == [Event("lost", message=address)]
+    finally:
+        pool.close()
+
+
+def test_what_rested_in_a_process_of_a_cluster_that_is_gone_ends_at_once(tmp_path):
+    config = load_config(Campaign(tmp_path, strategy="freeze_thaw").file)
+    study = optuna.create_study()
+    for address in ("tcp://a", "tcp://b"):
+        trial = study.ask()
+        trial.report(0.5, 0)
+        trial.set_user_attr("lyapunov:worker", owner("task") | {"address": address})
+        trial.set_user_attr("lyapunov:resting", True)
+    notes: list[str] = []
+    view = SimpleNamespace(note=notes.append)
+    spec = WorkerSpec(config, Secret("unused"), (), 1, run="r")
+    run = _Run(spec, study, Any, strategy_of(config), Any, view, [])
+    for address in ("tcp://a", "tcp://c"):
+        run._handle(Event("lost", message=address))
+    assert counts(study.trials) == {"PRUNED": 1, "RUNNING": 1}
+    assert study.trials[0].value == 0.5
+    assert notes == ["The process tcp://a is gone. 1 that rested in it ended as they were."]
 
 
 @pytest.mark.slow
@@ -227,8 +272,6 @@ def test_workers_of_a_dask_cluster_stop_when_the_parent_is_gone(tmp_path, new_da
 @pytest.mark.skipif(sys.version_info >= (3, 12), reason="from 3.12 on nothing is collected there")
 @pytest.mark.parametrize("collects", [True, False])
 def test_the_collector_keeps_out_of_the_frames_of_other_threads(monkeypatch, collects):
-    from lyap_optuna.campaign._dask import keep_collector_out_of_frames
-
     seen = []
     monkeypatch.setattr(sys, "_current_frames", lambda: seen.append(gc.isenabled()) or {1: None})
     keep_collector_out_of_frames()
