@@ -306,6 +306,8 @@ _SAFE = (
     "get_trial_id_from_study_id_trial_number",
     "get_trial",
 )
+# Optuna's cache round a database calls private methods, so that these are repeated too. A test
+# holds both tuples against Optuna: each method that opens a session is repeated.
 _SAFE_IN_DATABASE = (
     "_set_trial_param",
     "get_trial_param",
