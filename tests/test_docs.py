@@ -87,6 +87,7 @@ GIVEN: dict[str, Callable[[Path], dict[str, Any]]] = {
     "campaigns.md": _campaigns,
     "dashboard.md": _databases,
     "databases.md": _databases,
+    "faq.md": lambda folder: {"optuna": optuna, "study": study_of(specs("plateau", 20))},
     "limits.md": lambda folder: {"lyap": lyap, "study": study_of(specs("plateau", 20))},
     "state.md": _state,
 }
@@ -165,6 +166,13 @@ def test_what_pages_print_is_what_they_say(folder: Path, capsys: pytest.CaptureF
             shown = [block.code for block in blocks(page) if block.language == "text"]
             assert shown
             assert all(text in printed for text in shown)
+
+
+def test_the_reference_has_every_public_name() -> None:
+    listed = "\n".join(page.read_text() for page in (DOCS / "api").glob("*.md"))
+    for module in (lyap, lyap.dynamics, lyap.visualization):
+        for name in set(module.__all__) - {"__version__"}:
+            assert re.search(rf"^ +{name}$|:: {name}$", listed, re.MULTILINE), name
 
 
 def test_the_commands_in_indented_blocks_are_there() -> None:

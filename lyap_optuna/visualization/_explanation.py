@@ -85,7 +85,7 @@ def _get_info(study: "Study", trial_number: int) -> _Info:
         for d in explanation.decisions
         if d.predicted_value is not None
     ]
-    now = explanation.prediction
+    now = None if explanation.decisions else explanation.prediction
     if now is not None and now.step is not None and now.predicted_value is not None:
         judgements.append(
             _Judgement(
@@ -135,8 +135,7 @@ def _draw(info: _Info, better: str) -> "go.Figure":
             "xaxis": {"title": {"text": "step"}, "zeroline": False},
             "yaxis": {
                 "title": {"text": "objective value"},
-                "type": _style.value_axis_type(values),
-                "zeroline": False,
+                **_style.value_axis(values),
             },
             "showlegend": True,
             "legend": _style.LEGEND,
