@@ -62,7 +62,7 @@ def correlation_interval(correlation: float, n: int) -> tuple[float, float] | No
     Example:
         >>> from lyap_optuna.prediction._skill import correlation_interval
         >>> [round(end, 2) for end in correlation_interval(0.5, 30)]
-        [0.28, 0.67]
+        [0.29, 0.67]
     """
     if n < 4:
         return None
