@@ -23,7 +23,7 @@ _BLOCK = 1 << 16
 def written_whole(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
     """Open a file for writing that takes the place of ``path`` once everything is on the disk.
 
-    It is written under a name that nobody can foresee, so that no link planted beside ``path`` is
+    It is written under an unpredictable name, so that no link planted beside ``path`` is
     followed. Whatever fails leaves ``path`` as it was, and nothing beside it.
     """
     path = Path(path)

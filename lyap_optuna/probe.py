@@ -490,7 +490,7 @@ class LyapunovProbe:
                     instead_of=instead_of,
                 )
         except NoDatabaseError as error:
-            # Not a warning: 32 quantiles of the spectrum are stored, and nobody asked for more.
+            # Not a warning: 32 quantiles of the spectrum are stored, and no database was named.
             _tell_once(trial, f"{error} 32 quantiles of each spectrum are stored with its trial.")
         except SpectraError as error:
             self._warn_once("spectra", f"{error} The readouts are stored; the trial goes on.")

@@ -254,7 +254,7 @@ class GeneralTrajectory(Trajectory):
         if not self.has_jacobians:
             raise NotMeasurableError(
                 "The states that arrive at the recurrent layers are not all that the model knows "
-                "of the past (it looks back further): there is a maximum "
+                "of the past (attention over earlier states, say): there is a maximum "
                 "exponent, by lyapunov_readout, but no whole spectrum."
             )
         out = self.states.new_empty(len(inputs), self.state_size, self.state_size)

@@ -38,7 +38,7 @@ MAX_MODELS, MAX_MODEL_BYTES = 256, 2**29
 recently used are dropped first."""
 
 TOP_FRACTION = 0.1
-"""The fraction of COMPLETE trials that count as the best, where nobody says another."""
+"""The fraction of COMPLETE trials that count as the best, by default."""
 
 _INTERVAL = 1.2815515655446004  # standard deviations, the normal quantile of 0.9: 80 % intervals
 
@@ -62,7 +62,7 @@ def refit_size(n_complete: int) -> int:
     """Return how many COMPLETE trials, in order of completion, a fit uses when there are n.
 
     The sizes 1, 2, ..., 20, 22, 24, 26, 28, 30, 33, ... grow by :data:`REFIT_GROWTH`. They depend
-    on the count alone, so that every process that looks at the study uses the same trials.
+    on the count alone, so that every process that reads the study uses the same trials.
     """
     size = min(n_complete, 1)
     while (larger := max(size + 1, math.floor(size * (1 + REFIT_GROWTH) + 1e-9))) <= n_complete:

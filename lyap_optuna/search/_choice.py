@@ -53,7 +53,7 @@ class Begun:
 
     @property
     def chance(self) -> float:
-        """Chance of ending among the best; 1 where nobody can tell, so that it goes on."""
+        """Chance of ending among the best; 1 where it is unknown, so that it goes on."""
         known = None if self.predicted is None else self.predicted.probability
         return 1.0 if known is None else known
 
