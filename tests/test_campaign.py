@@ -11,19 +11,13 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import optuna
 import pytest
 import sqlalchemy
 from _campaigns import Campaign, assert_whole, counts, wait_for
 from optuna.trial import FrozenTrial, TrialState
 
 from lyap_optuna.campaign import View, campaign_status, load_config
-from lyap_optuna.campaign._config import Dask
-from lyap_optuna.campaign._dask import DaskPool, keep_collector_out_of_frames
-from lyap_optuna.campaign._pool import Event
-from lyap_optuna.campaign._recovery import owner
-from lyap_optuna.campaign._runner import _Run
-from lyap_optuna.campaign._worker import Secret, WorkerSpec, strategy_of
+from lyap_optuna.campaign._dask import keep_collector_out_of_frames
 from lyap_optuna.records._spectra import unwrapped
 
 # Stopping
@@ -131,6 +125,25 @@ def test_a_worker_that_a_thread_keeps_is_killed_when_it_has_nothing_to_do(tmp_pa
     assert not Path(f"/proc/{campaign.pid_at(1, 3)}").exists()
 
 
+LEAVES_A_CHILD = """
+import os, subprocess
+from toy import objective
+
+child = subprocess.Popen(["sleep", "600"])
+open(f"{os.path.dirname(__file__)}/child-{child.pid}", "w").write(str(child.pid))
+"""
+
+
+def test_a_child_that_the_import_of_an_objective_leaves_behind_holds_nothing_up(tmp_path):
+    campaign = Campaign(tmp_path, objective="left:objective", trials=1)
+    (tmp_path / "left.py").write_text(LEAVES_A_CHILD)
+    try:
+        campaign.run()
+    finally:
+        campaign.kill_children()
+    assert counts(campaign.trials) == {"COMPLETE": 1}
+
+
 PARENT = """
 import os, sys, time
 from lyap_optuna.campaign import View, load_config, run_campaign
@@ -208,47 +221,9 @@ def test_processes_of_a_dask_cluster_hold_nothing_of_campaigns_that_are_over(
         campaign = Campaign(tmp_path / name, **keys)
         campaign.run(dask=cluster.scheduler_address)
         assert counts(campaign.trials) == {"COMPLETE": 3}
-        marks = [trial.user_attrs["lyapunov:worker"] for trial in campaign.trials]
-        assert {mark["address"] for mark in marks} <= set(cluster.scheduler_info["workers"])
         assert held_by(cluster) == []
     gc.collect()  # the parents were here
     wait_for(lambda: connections(campaign.study) == 0)
-
-
-@pytest.mark.slow
-def test_the_parent_is_told_which_process_of_a_cluster_is_gone(tmp_path, cluster):
-    config = load_config(Campaign(tmp_path).file)
-    spec = WorkerSpec(config, Secret("unused"), (), 1, run="r")
-    pool = DaskPool(spec, Dask(address=cluster.scheduler_address), None)
-    try:
-        wait_for(lambda: pool.alive == 2)
-        assert pool.events(0.0) == []
-        address, pid = pool._client.run(os.getpid).popitem()
-        os.kill(pid, signal.SIGKILL)
-        lost: list[Event] = []
-        wait_for(lambda: bool(pool.alive and lost.extend(pool.events(0.0))) or bool(lost))
-        assert lost == [Event("lost", message=address)]
-    finally:
-        pool.close()
-
-
-def test_what_rested_in_a_process_of_a_cluster_that_is_gone_ends_at_once(tmp_path):
-    config = load_config(Campaign(tmp_path, strategy="freeze_thaw").file)
-    study = optuna.create_study()
-    for address in ("tcp://a", "tcp://b"):
-        trial = study.ask()
-        trial.report(0.5, 0)
-        trial.set_user_attr("lyapunov:worker", owner("task") | {"address": address})
-        trial.set_user_attr("lyapunov:resting", True)
-    notes: list[str] = []
-    view = SimpleNamespace(note=notes.append)
-    spec = WorkerSpec(config, Secret("unused"), (), 1, run="r")
-    run = _Run(spec, study, Any, strategy_of(config), Any, view, [])
-    for address in ("tcp://a", "tcp://c"):
-        run._handle(Event("lost", message=address))
-    assert counts(study.trials) == {"PRUNED": 1, "RUNNING": 1}
-    assert study.trials[0].value == 0.5
-    assert notes == ["The process tcp://a is gone. 1 that rested in it ended as they were."]
 
 
 @pytest.mark.slow

@@ -57,8 +57,7 @@ class DaskPool(Pool):
             raise
         self._lives, self._goes = (self._client.submit(bool, key=key) for key in _keys(spec.run))
         self._futures: dict[Any, tuple[Turn, int]] = {}
-        self._threads: dict[str, int] = {}  # by address
-        self._lost: set[str] = set()
+        self._threads = 0
         self._asked = 0.0
 
     @property
@@ -75,11 +74,9 @@ class DaskPool(Pool):
     def alive(self) -> int:
         """Trials that the cluster can run at a time."""
         if time.monotonic() - self._asked > _ASK_SECONDS:
-            threads = self._client.nthreads()
-            self._lost |= self._threads.keys() - threads.keys()
-            self._threads, self._asked = threads, time.monotonic()
-        n_threads = sum(self._threads.values())
-        return min(n_threads, self._n_workers or n_threads)
+            self._threads = sum(self._client.nthreads().values())
+            self._asked = time.monotonic()
+        return min(self._threads, self._n_workers or self._threads)
 
     def submit(self, turn: Turn) -> None:
         """Give an idle worker a turn."""
@@ -93,11 +90,9 @@ class DaskPool(Pool):
     def events(self, timeout: float) -> list[Event]:
         """Wait until something happens, at most so many seconds."""
         done = [future for future in self._futures if future.done()]
-        if not done and not self._lost:
+        if not done:
             time.sleep(timeout)
-        # Dask runs tasks again; nobody but the parent sees to what rested in a process.
-        events = [Event("lost", message=address) for address in self._lost]
-        self._lost = set()
+        events = []
         for future in done:
             turn, index = self._futures.pop(future)
             try:
@@ -191,8 +186,6 @@ def dask_task(spec: WorkerSpec, turn: Turn, index: int) -> Result:
     The worker, with its study and sampler, stays in the thread that it was made in. Dask runs a
     task again when the process that ran it is gone: the trials it left are then settled.
     """
-    from distributed import get_worker
-
     ended: tuple[Ended, ...] = ()
     try:
         with _lock:
@@ -201,7 +194,6 @@ def dask_task(spec: WorkerSpec, turn: Turn, index: int) -> Result:
         worker = here.workers.get(threading.get_ident())
         if worker is None:
             worker = Worker(spec, index, here.stop, lambda number, epochs: None)
-            worker.address = get_worker().address
             here.workers[threading.get_ident()] = worker
         left = marked(worker.study, lambda mark: mark.get("task") == turn.task)
         if left:

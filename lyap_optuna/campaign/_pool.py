@@ -32,15 +32,14 @@ class Event:
     """Something that happened in a pool.
 
     Args:
-        kind: ``report``, ``result``, ``died`` (a worker was killed or crashed), ``lost`` (so was a
-            process of a cluster, whose turns run again), ``stopped`` (a worker ended because it was
-            asked to), ``broken`` (a worker cannot work at all).
+        kind: ``report``, ``result``, ``died`` (a worker was killed or crashed), ``stopped`` (a
+            worker ended because it was asked to), ``broken`` (a worker cannot work at all).
         worker: Number of the worker.
         turn: What it was running.
         number: Trial number of a report.
         epochs: Reported epochs of that trial.
         result: How the turn ended.
-        message: What went wrong; of a lost process its address.
+        message: What went wrong.
     """
 
     kind: str

@@ -190,7 +190,6 @@ class Worker:
         self.seed = worker_seed(config, index, len(self.study.get_trials(deepcopy=False)))
         self.study.sampler = make_sampler(config.sampler, self.seed)
         self._run_id, self._lock = spec.run, threading.Lock()
-        self.address: str | None = None  # of its process in a cluster
         self._stop, self._notify = stop, notify
         self._turn = Turn()
         self._signed: tuple[int, str] | None = None  # the last trial, and the turn's task
@@ -247,8 +246,7 @@ class Worker:
         """Say that the trial runs here in this turn."""
         if self._signed != (trial.number, self._turn.task):
             self._signed = trial.number, self._turn.task
-            mark = owner(self._turn.task, self._run_id)
-            trial.set_user_attr(WORKER, mark | {"address": self.address} if self.address else mark)
+            trial.set_user_attr(WORKER, owner(self._turn.task, self._run_id))
 
     def failed(self, trial: optuna.Trial, error: BaseException) -> None:
         """Take note of why a trial is to fail."""
