@@ -512,7 +512,7 @@ def test_a_dask_cluster_runs_the_same_campaign(
                 process.send_signal(signal.SIGINT)
                 time.sleep(0.5)
             go_on(campaign)
-            output, _ = process.communicate(timeout=110)
+            output, _ = process.communicate(timeout=300)
         if killed in ("parent", "stopped"):
             assert process.returncode == {"parent": -9, "stopped": 130}[killed], output
             campaign.run(dask=cluster.scheduler_address)
