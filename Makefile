@@ -4,6 +4,7 @@
 # make test-libraries   the tests of other libraries, in .venv-libraries
 # make benchmark   what readouts and spectra cost here, against Algorithm 1 and training (10 minutes)
 # make browser  Chromium from the system's packages, for the tests in a browser
+# make pictures   every picture of README and docs, anew, and what README says of the demo
 # make docs     the documentation, in docs/_build/html
 # make check    linter, formatter and type checker over everything
 #
@@ -19,6 +20,7 @@ TORCH ?= torch==2.13.0
 SYSTEM_SITE_PACKAGES ?=
 DEMO ?=
 BENCHMARK ?=
+PICTURES ?=
 PYTEST ?=
 
 BIN := $(VENV)/bin
@@ -31,7 +33,7 @@ export OMP_NUM_THREADS := 1
 export MKL_NUM_THREADS := 1
 export OPENBLAS_NUM_THREADS := 1
 
-.PHONY: help install demo test test-fast test-threads test-libraries browser benchmark docs check format clean
+.PHONY: help install demo test test-fast test-threads test-libraries browser benchmark pictures docs check format clean
 .DEFAULT_GOAL := help
 
 help:
@@ -82,6 +84,10 @@ browser:
 # All cores, one process: this is what it is about.
 benchmark: $(STAMP)
 	@env -u OMP_NUM_THREADS -u MKL_NUM_THREADS $(BIN)/python -m studies.speed $(BENCHMARK)
+
+# One demo, and all pictures of it. PICTURES=--reuse draws again without running it.
+pictures: $(STAMP) browser
+	@$(BIN)/python -m studies.pictures $(PICTURES)
 
 # Warnings are errors; notebooks and code cells run.
 docs: $(STAMP)

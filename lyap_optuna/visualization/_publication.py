@@ -27,9 +27,6 @@ _DIGITS = 4
 _TEXT, _GRID = "#858585", "rgba(128, 128, 128, 0.25)"
 """Grey that stands out from white and from the dashboard's dark cards alike."""
 
-_LINE = 100
-"""Characters of a caption in a line, in the dashboard in a window of 1,366 pixels."""
-
 
 def published_figures(numbers: Numbers) -> dict[str, "go.Figure"]:
     """Return the figures that have data, by the id under which they are published.
@@ -49,17 +46,18 @@ def published_figures(numbers: Numbers) -> dict[str, "go.Figure"]:
 def _fitted(spec: FigureSpec[Any], draw: "Callable[[int], go.Figure]") -> "go.Figure":
     most = _MOST_TRIALS
     while True:
-        figure = _small(draw(most), spec)
+        figure = neutral(draw(most), spec.caption, id=spec.id)
         if len(figure.to_json()) <= MAX_BYTES or most < 10:
             return figure
         most //= 2
 
 
-def _small(figure: "go.Figure", spec: FigureSpec[Any]) -> "go.Figure":
+def neutral(figure: "go.Figure", caption: str = "", *, id: str | None = None) -> "go.Figure":
+    """Return a figure for light and dark pages alike: grey text on no background, a caption."""
     import plotly.graph_objects as go
 
     axis = {"gridcolor": _GRID, "linecolor": _GRID, "automargin": True}
-    text = _style.below(figure.layout.title.text, textwrap.wrap(spec.caption, _LINE))
+    text = _style.below(figure.layout.title.text, textwrap.wrap(caption, _style.LINE))
     legend = figure.layout.showlegend is not False
     figure.update_layout(
         paper_bgcolor="rgba(0, 0, 0, 0)",
@@ -71,7 +69,7 @@ def _small(figure: "go.Figure", spec: FigureSpec[Any]) -> "go.Figure":
         title_yanchor="top",
         margin={"l": 60, "r": 20, "t": 50 + 16 * text.count("<br>"), "b": 64 if legend else 44},
         modebar={"bgcolor": "rgba(0, 0, 0, 0)", "color": _TEXT, "orientation": "v"},
-        uirevision=spec.id,  # a zoom outlives the next refresh of the page
+        uirevision=id,  # a zoom outlives the next refresh of the page
     )
     figure.update_xaxes(axis)
     figure.update_yaxes(axis)

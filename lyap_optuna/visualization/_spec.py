@@ -21,6 +21,7 @@ class FigureSpec(Generic[Info]):
     Args:
         id: Short and fixed: optuna-dashboard keeps the figure under it, files are named after it.
         name: What it is called in a list of figures.
+        call: The function of :mod:`lyap_optuna.visualization` that draws it, as one calls it.
         caption: What to see in it, one or two plain sentences; no markup.
         info: The numbers of a study; None where there is nothing to draw.
         draw: The figure of these numbers, of at most so many trials (None: of all). What it leaves
@@ -30,6 +31,7 @@ class FigureSpec(Generic[Info]):
 
     id: str
     name: str
+    call: str
     caption: str
     info: "Callable[[Study], Info | None]"
     draw: "Callable[[Info, Study, int | None], go.Figure]"
