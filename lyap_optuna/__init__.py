@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from lyap_optuna.probe import LyapunovProbe
     from lyap_optuna.pruner import LyapunovPruner
     from lyap_optuna.records import SpectrumRecord, load_spectra
+    from lyap_optuna.report import write_report
     from lyap_optuna.search import SecondChance, freeze_thaw, second_chance
     from lyap_optuna.spectrum import (
         LyapunovReadout,
@@ -56,6 +57,7 @@ __all__ = [
     "prediction_skill",
     "rank_trials",
     "second_chance",
+    "write_report",
 ]
 
 _MODULES = (
@@ -70,6 +72,7 @@ _MODULES = (
     "pruner",
     "records",
     "replay",
+    "report",
     "search",
     "spectrum",
     "visualization",
@@ -95,6 +98,7 @@ _HOMES = {
     "prediction_skill": "prediction",
     "rank_trials": "prediction",
     "second_chance": "search",
+    "write_report": "report",
 }
 
 

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 from optuna.trial import BaseTrial
 from torch import nn
 
-from lyap_optuna._copy import detached
 from lyap_optuna._logging import get_logger, without_passwords
 from lyap_optuna._warnings import LyapunovWarning
 from lyap_optuna.dynamics import (
@@ -20,6 +19,7 @@ from lyap_optuna.dynamics import (
     Dynamics,
     NonFiniteParametersError,
 )
+from lyap_optuna.dynamics._copy import detached
 from lyap_optuna.records import (
     FLOOR,
     NoDatabaseError,

@@ -180,8 +180,9 @@ def _of_network(plot: str) -> "go.Figure":
 def gallery_block(figures: list[Figure]) -> str:
     """Return the gallery as Markdown, for ``docs/figures.md``."""
     return "\n\n".join(
-        f"## {f.name}\n\n`lyap.visualization.{f.call}`\n\n{f.caption}\n\n"
-        f"![{f.name}](images/{f.file})"
+        f"## {f.name}\n\n"
+        + (f"`lyap.visualization.{f.call}`\n\n" if f.call else "")
+        + f"{f.caption}\n\n![{f.name}](images/{f.file})"
         for f in figures
     )
 
@@ -226,7 +227,7 @@ def draw_figures(browser: Any, study: "optuna.Study", figures: list[Figure]) -> 
     """Draw figures on no background, by the name of their file; those without data not."""
     from plotly.offline import get_plotlyjs
 
-    from lyap_optuna.visualization._publication import neutral
+    from lyap_optuna.visualization._publication import small
 
     width, height = _FIGURE
     page = browser.new_page(viewport={"width": width, "height": height})
@@ -236,7 +237,7 @@ def draw_figures(browser: Any, study: "optuna.Study", figures: list[Figure]) -> 
         found = figure.draw(study)
         if found is None:
             continue
-        found = neutral(found).update_layout(width=width, height=height)
+        found = small(found, figure.id).update_layout(width=width, height=height)
         page.evaluate(
             """async figure => {
                 document.body.innerHTML = "<div id='figure'></div>";

@@ -189,14 +189,24 @@ class StepModel:
     @cached_property
     def skill(self) -> float | None:
         """Rank correlation of out-of-fold predictions and values; None for fewer than 3 trials."""
-        if self.posterior is None:
+        unseen = self.unseen
+        if unseen is None:
+            return None
+        counts = np.isfinite(unseen[0])
+        return rank_correlation(unseen[0][counts], unseen[1][counts])
+
+    @property
+    def unseen(self) -> tuple[FloatArray, FloatArray] | None:
+        """Out-of-fold scores of the fitted trials and their actual ones, shape (n_fitted,) each.
+
+        A prediction is NaN for a trial that does not count: one without any of the evidence, or
+        not COMPLETE. None where nothing is predicted, and for fewer than 3 trials.
+        """
+        if self.posterior is None or not self.kinds or self.n_trials < 3:
             return None
         counts = self._has.any(axis=0) & self._complete
-        if counts.sum() < 3 or not self.kinds:
-            return None
-        return rank_correlation(
-            self._out_of_fold.mean[counts], self.scale.tied_score_of(self.values[counts])
-        )
+        predicted = np.where(counts, self._out_of_fold.mean, np.nan)
+        return predicted, self.scale.tied_score_of(self.values)
 
     def predict(self, views: Sequence[TrialView]) -> list[StepPrediction | None]:
         """Predict trials at the step; fitted ones by a posterior that has not seen their value."""

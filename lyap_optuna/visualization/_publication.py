@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 from lyap_optuna.visualization import _style
 from lyap_optuna.visualization._figures import FIGURES, Numbers
-from lyap_optuna.visualization._spec import FigureSpec
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -28,36 +27,41 @@ _TEXT, _GRID = "#858585", "rgba(128, 128, 128, 0.25)"
 """Grey that stands out from white and from the dashboard's dark cards alike."""
 
 
-def published_figures(numbers: Numbers) -> dict[str, "go.Figure"]:
+def published_figures(numbers: Numbers, *, captions: bool = True) -> dict[str, "go.Figure"]:
     """Return the figures that have data, by the id under which they are published.
 
     At most 1,000 trials are drawn, and fewer where the figure would be over :data:`MAX_BYTES`; its
     title says so. Numbers are rounded to 4 digits.
+
+    Args:
+        numbers: Those of the study.
+        captions: Whether each figure holds its caption.
     """
     figures = {}
     for spec in FIGURES:
         info = numbers.of(spec)
         if info is not None:
             draw = partial(spec.draw, info, numbers.study)
-            figures[f"{PREFIX}{spec.id}"] = _fitted(spec, draw)
+            caption = spec.caption if captions else ""
+            figures[f"{PREFIX}{spec.id}"] = _fitted(spec.id, caption, draw)
     return figures
 
 
-def _fitted(spec: FigureSpec[Any], draw: "Callable[[int], go.Figure]") -> "go.Figure":
+def _fitted(name: str, caption: str, draw: "Callable[[int], go.Figure]") -> "go.Figure":
     most = _MOST_TRIALS
     while True:
-        figure = neutral(draw(most), spec.caption, id=spec.id)
+        figure = small(draw(most), name, caption)
         if len(figure.to_json()) <= MAX_BYTES or most < 10:
             return figure
         most //= 2
 
 
-def neutral(figure: "go.Figure", caption: str = "", *, id: str | None = None) -> "go.Figure":
-    """Return a figure for light and dark pages alike: grey text on no background, a caption."""
+def small(figure: "go.Figure", name: str, caption: str = "") -> "go.Figure":
+    """Return a figure for light and dark pages, with 4 digits; ``name`` keeps a zoom alive."""
     import plotly.graph_objects as go
 
     axis = {"gridcolor": _GRID, "linecolor": _GRID, "automargin": True}
-    text = _style.below(figure.layout.title.text, textwrap.wrap(caption, _style.LINE))
+    text = _style.below(figure.layout.title.text or "", textwrap.wrap(caption, _style.LINE))
     legend = figure.layout.showlegend is not False
     figure.update_layout(
         paper_bgcolor="rgba(0, 0, 0, 0)",
@@ -69,7 +73,7 @@ def neutral(figure: "go.Figure", caption: str = "", *, id: str | None = None) ->
         title_yanchor="top",
         margin={"l": 60, "r": 20, "t": 50 + 16 * text.count("<br>"), "b": 64 if legend else 44},
         modebar={"bgcolor": "rgba(0, 0, 0, 0)", "color": _TEXT, "orientation": "v"},
-        uirevision=id,  # a zoom outlives the next refresh of the page
+        uirevision=name,  # a zoom outlives the next refresh of the page
     )
     figure.update_xaxes(axis)
     figure.update_yaxes(axis)

@@ -21,18 +21,19 @@ class FigureSpec(Generic[Info]):
     Args:
         id: Short and fixed: optuna-dashboard keeps the figure under it, files are named after it.
         name: What it is called in a list of figures.
-        call: The function of :mod:`lyap_optuna.visualization` that draws it, as one calls it.
         caption: What to see in it, one or two plain sentences; no markup.
         info: The numbers of a study; None where there is nothing to draw.
         draw: The figure of these numbers, of at most so many trials (None: of all). What it leaves
             out, it says.
+        call: How one calls the function of :mod:`lyap_optuna.visualization` that draws it, where
+            there is one.
         several_objectives: Whether studies of several objectives have it.
     """
 
     id: str
     name: str
-    call: str
     caption: str
     info: "Callable[[Study], Info | None]"
     draw: "Callable[[Info, Study, int | None], go.Figure]"
+    call: str = ""
     several_objectives: bool = False
