@@ -3,6 +3,7 @@
 # make test-threads     the latter alone
 # make test-libraries   the tests of other libraries, in .venv-libraries
 # make benchmark   what readouts and spectra cost here, against Algorithm 1 and training (10 minutes)
+# make soak     20 minutes of workers on three storages while things break: is anything lost?
 # make browser  Chromium from the system's packages, for the tests in a browser
 # make pictures   every picture of README and docs, anew, and what README says of the demo
 # make docs     the documentation, in docs/_build/html
@@ -12,6 +13,7 @@
 #   make demo TORCH=torch            another torch (any requirement pip understands)
 #   make demo SYSTEM_SITE_PACKAGES=1 TORCH=    the torch that PYTHON already has
 #   make demo DEMO='--budget 100'    other options of the demo
+#   make soak MINUTES=2 SEED=7       a shorter soak, with other faults
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -21,6 +23,8 @@ SYSTEM_SITE_PACKAGES ?=
 DEMO ?=
 BENCHMARK ?=
 PICTURES ?=
+MINUTES ?= 20
+SEED ?= 0
 PYTEST ?=
 
 BIN := $(VENV)/bin
@@ -33,7 +37,7 @@ export OMP_NUM_THREADS := 1
 export MKL_NUM_THREADS := 1
 export OPENBLAS_NUM_THREADS := 1
 
-.PHONY: help install demo test test-fast test-threads test-libraries browser benchmark pictures docs check format clean
+.PHONY: help install demo test test-fast test-threads test-libraries browser benchmark soak pictures docs check format clean
 .DEFAULT_GOAL := help
 
 help:
@@ -88,6 +92,10 @@ benchmark: $(STAMP)
 # One demo, and all pictures of it. PICTURES=--reuse draws again without running it.
 pictures: $(STAMP) browser
 	@$(BIN)/python -m studies.pictures $(PICTURES)
+
+# PostgreSQL and MariaDB are started for it, where they are installed; a journal needs nothing.
+soak: $(STAMP)
+	@$(BIN)/python -m studies.soak --minutes $(MINUTES) --seed $(SEED)
 
 # Warnings are errors; notebooks and code cells run.
 docs: $(STAMP)

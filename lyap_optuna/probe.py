@@ -300,6 +300,7 @@ class LyapunovProbe:
         trial.report(value, step)
         step = int(step)  # as Optuna does
         try:
+            _tell_of_another_pruner(trial)
             if not self._is_of(trial):
                 return
             if self._first_step is None:
@@ -489,7 +490,7 @@ class LyapunovProbe:
                     instead_of=instead_of,
                 )
         except NoDatabaseError as error:
-            # Not a warning: 32 quantiles of the spectrum are stored, and nobody asked for more.
+            # Not a warning: 32 quantiles of the spectrum are stored, and no database was named.
             _tell_once(trial, f"{error} 32 quantiles of each spectrum are stored with its trial.")
         except SpectraError as error:
             self._warn_once("spectra", f"{error} The readouts are stored; the trial goes on.")
@@ -547,6 +548,31 @@ def _tell_once(trial: BaseTrial, message: str) -> None:
     if storage not in _told:
         _told.add(storage)
         _logger.info(message)
+
+
+_unread: "weakref.WeakKeyDictionary[Any, set[int]]" = weakref.WeakKeyDictionary()
+
+
+def _tell_of_another_pruner(trial: BaseTrial) -> None:
+    """Log once for each study that its pruner reads no exponents; Optuna's default reads none."""
+    study = getattr(trial, "study", None)
+    pruner = getattr(study, "pruner", None)
+    if study is None or "should_prune" in getattr(
+        trial, "__dict__", ()
+    ):  # freeze_thaw runs it, and asks no pruner
+        return
+    told = _unread.setdefault(study._storage, set())
+    if study._study_id in told:
+        return
+    told.add(study._study_id)
+    while (inner := getattr(pruner, "_wrapped_pruner", None)) is not None:
+        pruner = inner
+    names = {kind.__name__ for kind in type(pruner).__mro__}
+    if not names & {"LyapunovPruner", "NopPruner"}:
+        _logger.warning(
+            f"The exponents are recorded, but the study's pruner, {type(pruner).__name__}, does "
+            "not read them: create the study with pruner=lyap_optuna.LyapunovPruner()."
+        )
 
 
 _networks: "weakref.WeakKeyDictionary[BaseTrial, weakref.ref[Any]]" = weakref.WeakKeyDictionary()
