@@ -357,10 +357,10 @@ def _write(folder: Path, pictures: Mapping[str, bytes]) -> None:
         click.echo(f"{folder / name}: {len(content) / 1000:.0f} kB")
 
 
-def draw_studies(pages: Path, into: Path) -> list[str]:
+def draw_studies(browser: Any, pages: Path, into: Path) -> list[str]:
     """Draw the pictures of the studies whose pages are in a folder; return which."""
     drawn = []
-    with _browser() as browser, tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder:
         for picture, (names, width, height) in STUDY_PICTURES.items():
             files = [(pages / name).resolve() for name in names]
             if not all(file.exists() for file in files):
@@ -409,8 +409,9 @@ def main(
 ) -> None:
     """Make the pictures of README and docs; DEMO_OPTIONS go to ``lyap-optuna demo``."""
     if study_pages is not None:
-        for picture in draw_studies(study_pages, ROOT / "studies"):
-            click.echo(f"studies/{picture}")
+        with _browser() as browser:
+            for picture in draw_studies(browser, study_pages, ROOT / "studies"):
+                click.echo(f"studies/{picture}")
         return
     if demo_folder is not None:
         if output is None:

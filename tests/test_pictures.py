@@ -92,7 +92,7 @@ def test_pictures_of_studies_are_drawn_of_their_pages(browser: Any, tmp_path: Pa
 
     for name in pictures.STUDY_PICTURES["hyperopt/figure.png"].pages:
         go.Figure(go.Scatter(y=[1, 2])).write_html(tmp_path / name)
-    assert pictures.draw_studies(tmp_path, tmp_path) == ["hyperopt/figure.png"]
+    assert pictures.draw_studies(browser, tmp_path, tmp_path) == ["hyperopt/figure.png"]
     png = (tmp_path / "hyperopt" / "figure.png").read_bytes()
     assert int.from_bytes(png[16:20], "big") == 780
     assert int.from_bytes(png[20:24], "big") == 840
