@@ -42,7 +42,7 @@ HEAVY = (
 OWN_EXTRAS: dict[str, tuple[str, ...]] = {
     "": (),
     "campaign": ("campaign", "dask"),
-    "dashboard.py": ("dashboard",),
+    "dashboard": ("dashboard",),
     "data": ("studies",),
     "integration": ("lightning", "skorch", "ignite", "transformers", "sb3"),
 }

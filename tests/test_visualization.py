@@ -3,7 +3,9 @@
 import json
 import logging
 import math
+import pkgutil
 from collections.abc import Callable
+from importlib import import_module
 from types import SimpleNamespace
 from typing import Any
 
@@ -28,6 +30,8 @@ from lyap_optuna.visualization import (
     _spectrum,
     _style,
 )
+from lyap_optuna.visualization._figures import FIGURES, Numbers
+from lyap_optuna.visualization._spec import FigureSpec
 
 N_STEPS = 6
 
@@ -431,6 +435,46 @@ def _wide(n_trials: int) -> optuna.Study:
     return study
 
 
+# Every figure of the registry -------------------------------------------------------------------
+
+
+def test_every_module_with_a_spec_is_registered_once() -> None:
+    found = {
+        module.name
+        for module in pkgutil.iter_modules(visualization.__path__, f"{visualization.__name__}.")
+        if isinstance(getattr(import_module(module.name), "FIGURE", None), FigureSpec)
+    }
+    assert len(found) == len(FIGURES) == len({spec.id for spec in FIGURES})
+
+
+@pytest.mark.parametrize("spec", FIGURES, ids=lambda spec: spec.id)
+def test_a_figure_draws_the_numbers_that_it_asked_for(spec: FigureSpec[Any]) -> None:
+    study = _study()
+    info = Numbers(study).of(spec)
+    assert info is not None
+    figure = spec.draw(info, study, None)
+    assert figure.data
+    assert figure.layout.title.text
+    assert not set("<>&*_`") & set(spec.caption)  # shown as Markdown, HTML and plain text
+    assert spec.draw(info, study, 10).to_json()
+
+
+@pytest.mark.parametrize("spec", FIGURES, ids=lambda spec: spec.id)
+def test_a_figure_without_numbers_is_left_out(spec: FigureSpec[Any]) -> None:
+    assert Numbers(optuna.create_study()).of(spec) is None
+    several = Numbers(optuna.create_study(directions=["minimize", "maximize"]))
+    assert several.of(spec) is None
+
+
+def test_numbers_are_gathered_once() -> None:
+    calls = []
+    spec = FigureSpec("x", "x", "x", calls.append, lambda *_: go.Figure())
+    numbers = Numbers(optuna.create_study())
+    assert numbers.of(spec) is None
+    assert numbers.of(spec) is None
+    assert len(calls) == 1
+
+
 @pytest.mark.slow
 def test_no_figure_of_a_thousand_trials_is_over_two_megabytes() -> None:
     study = _wide(1000)
@@ -442,8 +486,8 @@ def test_no_figure_of_a_thousand_trials_is_over_two_megabytes() -> None:
 @pytest.mark.parametrize("n_trials", [119, 1000, 3000])
 def test_published_figures_stay_within_what_a_page_can_load(n_trials: int) -> None:
     study = _wide(n_trials)
-    figures = _publication.published_figures(study, _publication.gather(study))
-    assert len(figures) == 6
+    figures = _publication.published_figures(Numbers(study))
+    assert len(figures) == len(FIGURES)
     sizes = {name: len(json.dumps(figure.to_json())) for name, figure in figures.items()}
     assert max(sizes.values()) < 150_000, sizes
     assert sum(sizes.values()) < 600_000, sizes
@@ -453,9 +497,8 @@ def test_a_figure_too_large_to_publish_is_drawn_of_fewer_trials(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     study = _study(200)
-    info = _publication.gather(study)
     monkeypatch.setattr(_publication, "MAX_BYTES", 3000)
-    figure = _publication.published_figures(study, info)["lyapunov-exponents"]
+    figure = _publication.published_figures(Numbers(study))["lyapunov-exponents"]
     assert len(figure.to_json()) <= 3000
     assert "of 200 drawn" in figure.layout.title.text
 
@@ -463,7 +506,7 @@ def test_a_figure_too_large_to_publish_is_drawn_of_fewer_trials(
 def test_published_figures_are_rounded_and_bring_no_template() -> None:
     study = _wide(30)
     numbers = []
-    for figure in _publication.published_figures(study, _publication.gather(study)).values():
+    for figure in _publication.published_figures(Numbers(study)).values():
         drawn = json.loads(figure.to_json())
         assert len(json.dumps(drawn["layout"]["template"])) < 100  # an empty one
         numbers += [x for trace in drawn["data"] for x in trace["y"] if isinstance(x, float)]
@@ -473,13 +516,13 @@ def test_published_figures_are_rounded_and_bring_no_template() -> None:
 
 def test_what_has_no_data_is_not_published() -> None:
     study = optuna.create_study()
-    assert _publication.published_figures(study, _publication.gather(study)) == {}
+    assert _publication.published_figures(Numbers(study)) == {}
     several = optuna.create_study(directions=["minimize", "maximize"])
     readout = {"max": 0, "mean": -1, "quantiles": [-1, 0]}
     several.add_trial(
         optuna.create_trial(values=[1.0, 2.0], user_attrs={"lyapunov:readouts": {"1": readout}})
     )
-    figures = _publication.published_figures(several, _publication.gather(several))
+    figures = _publication.published_figures(Numbers(several))
     assert list(figures) == ["lyapunov-spectra"]
 
 

@@ -52,9 +52,7 @@ def run(ctx: click.Context, file: Path, dask: str | None) -> None:
 @campaign.command()
 @_file
 @click.option("--once", is_flag=True, help="Print the table once, do not follow the campaign.")
-@click.option(
-    "-f", "--format", "output_format", type=click.Choice(("table", "json", "yaml")), default="table"
-)
+@_format.option(_format.NESTED_FORMATS)
 def status(file: Path, once: bool, output_format: str) -> None:
     """Show how the campaign of FILE stands; on a terminal, live until it is done or Ctrl-C."""
     from rich.live import Live
@@ -66,7 +64,7 @@ def status(file: Path, once: bool, output_format: str) -> None:
         click.echo(_format.dump(_as_record(config, current()), output_format), nl=False)
         return
     if once or not console.is_terminal:
-        console.print(_status_table(config, current()))
+        _format.show(_status_table(config, current()))
         return
     with Live(console=console, auto_refresh=False) as live:
         while True:

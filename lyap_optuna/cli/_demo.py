@@ -48,7 +48,13 @@ _TOLD_EVERY = 50
     show_default=True,
     help="Epochs of a trial that runs to its end, at least 2.",
 )
-@click.option("--seed", type=click.IntRange(0, 1_000_000), default=0, show_default=True)
+@click.option(
+    "--seed",
+    type=click.IntRange(0, 1_000_000),
+    default=0,
+    show_default=True,
+    help="Of both searches: the same seed gives the same studies.",
+)
 @click.option(
     "-o",
     "--output",

@@ -26,6 +26,8 @@ _COLUMNS = {
     "seconds": "decide",
 }
 
+_SPARE = ("seconds", "found_by_seconds", "calibration", "wrongly_pruned", "regret")
+
 _SEARCH = "freeze_thaw"
 
 LEGEND = (
@@ -71,9 +73,7 @@ LEGEND = (
 @click.option(
     "--plot", type=click.Path(path_type=Path, dir_okay=False), help="Write the figures, as HTML."
 )
-@click.option(
-    "-f", "--format", "output_format", type=click.Choice(_format.FORMATS), default="table"
-)
+@_format.option(_format.FORMATS)
 def replay(
     recording: Path | None,
     storage: str | None,
@@ -127,7 +127,7 @@ def replay(
         write_whole(plot, page(f"Replay of {source.name}", [source.summary()], figures))
         _storage.note(f"Figures: {plot}")
     if output_format == "table":
-        _format.console().print(_format.table([shown(s) for s in summaries], _COLUMNS))
+        _format.show(_format.table([shown(s) for s in summaries], _COLUMNS, spare=_SPARE))
         _storage.note(LEGEND.format(orders=orders, winners=len(winners(source))))
     else:
         click.echo(_format.dump([_flat(s) for s in summaries], output_format), nl=False)

@@ -85,7 +85,7 @@ def _get_info(study: "Study", trial_number: int) -> _Info:
         for d in explanation.decisions
         if d.predicted_value is not None
     ]
-    now = explanation.prediction
+    now = None if explanation.decisions else explanation.prediction
     if now is not None and now.step is not None and now.predicted_value is not None:
         judgements.append(
             _Judgement(

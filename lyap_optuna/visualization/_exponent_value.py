@@ -7,6 +7,7 @@ from optuna.trial import TrialState
 from lyap_optuna._logging import get_logger
 from lyap_optuna.records import baseline_step, prevailing_state, read_readouts
 from lyap_optuna.visualization import _style
+from lyap_optuna.visualization._spec import FigureSpec
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -181,3 +182,22 @@ def _draw(info: _ExponentValueInfo, study: "Study", most: int | None = None) -> 
         figure.update_xaxes(range=seen)
     figure.add_vline(x=0, line={"color": _style.GREY, "width": 1.5, "dash": "dash"})
     return figure
+
+
+def _of_study(study: "Study") -> _ExponentValueInfo | None:
+    """Return the displacement of the maximum; without baselines, the maximum itself."""
+    for exponent in ("max_displacement", "max"):
+        info = _get_info(study, exponent, None)
+        if info.points:
+            return info
+    return None
+
+
+FIGURE = FigureSpec(
+    id="exponents",
+    name="Exponent and final value",
+    caption="How far the maximum exponent had moved at the first step, against the final value. A "
+    "cloud that slopes tells the end early.",
+    info=_of_study,
+    draw=_draw,
+)

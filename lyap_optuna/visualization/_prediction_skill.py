@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from lyap_optuna._logging import get_logger
 from lyap_optuna.prediction import prediction_skill
 from lyap_optuna.visualization import _style
+from lyap_optuna.visualization._spec import FigureSpec
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -178,3 +179,13 @@ def _add_chance(figure: "go.Figure", lines: list[_SkillLine]) -> None:
         name="chance alone",
         hoverinfo="skip",
     )
+
+
+FIGURE = FigureSpec(
+    id="skill",
+    name="What predicts the final value, and how early",
+    caption="How well each kind of evidence ranks the trials that ran to their end. In the grey "
+    "band is what chance alone gives.",
+    info=lambda study: _get_info(study) or None,
+    draw=lambda lines, _study, _most: _draw(lines),
+)

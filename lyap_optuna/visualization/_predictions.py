@@ -8,6 +8,7 @@ from optuna.trial import TrialState
 from lyap_optuna._logging import get_logger
 from lyap_optuna.prediction import rank_trials
 from lyap_optuna.visualization import _style
+from lyap_optuna.visualization._spec import FigureSpec
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -170,3 +171,13 @@ def _draw(infos: list[_Prediction], study: "Study", most: int | None = None) -> 
 
 def _reach(upper: float | None, lower: float | None) -> float:
     return max(upper - lower, 0.0) if upper is not None and lower is not None else 0.0
+
+
+FIGURE = FigureSpec(
+    id="predictions",
+    name="Predicted and actual final value",
+    caption="The closer to the dashed line, the better the predictions: each is made by a model "
+    "that had not seen the trial.",
+    info=lambda study: _get_info(study, None) or None,
+    draw=_draw,
+)

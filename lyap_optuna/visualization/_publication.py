@@ -5,98 +5,39 @@ with every page, and draws them without a theme of its own.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from lyap_optuna.visualization import (
-    _exponent_value,
-    _prediction_skill,
-    _predictions,
-    _pruning_timeline,
-    _spectrum,
-    _spectrum_evolution,
-)
+from lyap_optuna.visualization._figures import FIGURES, Numbers
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
-    from optuna.study import Study
+
+PREFIX = "lyapunov-"
+"""Of the ids under which the dashboard keeps our figures."""
 
 MAX_BYTES = 100_000
 """What one figure may take as JSON; six of them stay below 600,000 bytes."""
 
 _MOST_TRIALS = 1_000
-_MOST_SPECTRA = 100
 _DIGITS = 4
 _TEXT, _GRID = "#808080", "rgba(128, 128, 128, 0.25)"
 
 
-@dataclass(frozen=True)
-class StudyInfo:
-    """The numbers behind the figures of a study, gathered once; None and empty where none are.
-
-    Those of studies with several objectives have only spectra and pruning.
-    """
-
-    spectra: list[_spectrum._TrialSpectrum]
-    pruning: _pruning_timeline._TimelineInfo
-    exponents: _exponent_value._ExponentValueInfo | None = None
-    predictions: tuple[_predictions._Prediction, ...] = ()
-    skill: tuple[_prediction_skill._SkillLine, ...] = ()
-    best: _spectrum_evolution._EvolutionInfo | None = None
-
-
-def gather(study: "Study") -> StudyInfo:
-    """Return the numbers behind all figures of a study."""
-    spectra = _spectrum._get_study_info(study, None, None)
-    pruning = _pruning_timeline._get_info(study)
-    if len(study.directions) > 1:
-        return StudyInfo(spectra, pruning)
-    exponents = _exponent_value._get_info(study, "max_displacement", None)
-    if not exponents.points:
-        exponents = _exponent_value._get_info(study, "max", None)
-    return StudyInfo(
-        spectra,
-        pruning,
-        exponents if exponents.points else None,
-        tuple(_predictions._get_info(study, None)),
-        tuple(_prediction_skill._get_info(study)),
-        _best(study),
-    )
-
-
-def _best(study: "Study") -> _spectrum_evolution._EvolutionInfo | None:
-    try:
-        number = study.best_trial.number
-    except ValueError:  # nothing is COMPLETE, or nothing feasible
-        return None
-    info = _spectrum_evolution._get_info(study, number)
-    return info if info.readouts else None
-
-
-def published_figures(study: "Study", info: StudyInfo) -> dict[str, "go.Figure"]:
+def published_figures(numbers: Numbers) -> dict[str, "go.Figure"]:
     """Return the figures that have data, by the id under which they are published.
 
-    At most 1,000 trials are drawn, of spectra 100, and fewer where the figure would be over
-    :data:`MAX_BYTES`; its title says so. Numbers are rounded to 4 digits.
+    At most 1,000 trials are drawn, and fewer where the figure would be over :data:`MAX_BYTES`; its
+    title says so. Numbers are rounded to 4 digits.
     """
-    draw: dict[str, Callable[[int], go.Figure]] = {}
-    if (exponents := info.exponents) is not None:
-        draw["lyapunov-exponents"] = lambda most: _exponent_value._draw(exponents, study, most)
-    if info.skill:
-        draw["lyapunov-skill"] = lambda _: _prediction_skill._draw(list(info.skill))
-    if info.predictions:
-        draw["lyapunov-predictions"] = lambda most: _predictions._draw(
-            list(info.predictions), study, most
-        )
-    if info.pruning.n_saved or info.pruning.paused:
-        draw["lyapunov-pruning"] = lambda most: _pruning_timeline._draw(info.pruning, most)
-    if info.spectra:
-        draw["lyapunov-spectra"] = lambda most: _spectrum._draw_study(
-            info.spectra, study, min(most, _MOST_SPECTRA)
-        )
-    if (best := info.best) is not None:
-        draw["lyapunov-best-trial"] = lambda _: _spectrum_evolution._draw(best)
-    return {name: _fitted(name, of) for name, of in draw.items()}
+    figures = {}
+    for spec in FIGURES:
+        info = numbers.of(spec)
+        if info is not None:
+            name = f"{PREFIX}{spec.id}"
+            draw = partial(spec.draw, info, numbers.study)
+            figures[name] = _fitted(name, draw)
+    return figures
 
 
 def _fitted(name: str, draw: "Callable[[int], go.Figure]") -> "go.Figure":

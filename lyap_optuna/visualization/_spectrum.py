@@ -10,6 +10,7 @@ from optuna.trial import FrozenTrial
 from lyap_optuna._logging import get_logger
 from lyap_optuna.records import load_spectra, read_readouts
 from lyap_optuna.visualization import _style
+from lyap_optuna.visualization._spec import FigureSpec
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -23,6 +24,9 @@ _MAX_NAMED = 8
 
 _MAX_LINES = 24
 """Above this, trials share traces by colour, so that a figure of 1,000 trials stays small."""
+
+_MOST_SPECTRA = 100
+"""Of more trials, a published figure has this many: lines on top of lines show no more."""
 
 
 class _TrialSpectrum(NamedTuple):
@@ -331,3 +335,16 @@ def _layout(text: str, remarks: Sequence[str] = ()) -> dict[str, object]:
         "yaxis": {"title": {"text": _style.EXPONENT_AXIS}, "zeroline": False},
         "legend": _style.LEGEND,
     }
+
+
+FIGURE = FigureSpec(
+    id="spectra",
+    name="Spectra by trial",
+    caption="All exponents of each network, coloured by the rank of the trial's value. Near 0 a "
+    "signal survives through time; far below it is forgotten.",
+    info=lambda study: _get_study_info(study, None, None) or None,
+    draw=lambda infos, study, most: _draw_study(
+        infos, study, None if most is None else min(most, _MOST_SPECTRA)
+    ),
+    several_objectives=True,
+)
