@@ -31,6 +31,7 @@ if TYPE_CHECKING:
         SpectrumSink,
         load_spectra,
     )
+    from lyap_optuna.report import write_report
     from lyap_optuna.search import SecondChance, freeze_thaw, second_chance
     from lyap_optuna.spectrum import (
         LyapunovReadout,
@@ -65,6 +66,7 @@ __all__ = [
     "prediction_skill",
     "rank_trials",
     "second_chance",
+    "write_report",
 ]
 
 _MODULES = (
@@ -79,6 +81,7 @@ _MODULES = (
     "pruner",
     "records",
     "replay",
+    "report",
     "search",
     "spectrum",
     "visualization",
@@ -107,6 +110,7 @@ _HOMES = {
     "prediction_skill": "prediction",
     "rank_trials": "prediction",
     "second_chance": "search",
+    "write_report": "report",
 }
 
 

@@ -13,7 +13,6 @@ from typing import Any
 from optuna.trial import BaseTrial
 from torch import nn
 
-from lyap_optuna._copy import detached
 from lyap_optuna._logging import get_logger, without_passwords
 from lyap_optuna._warnings import LyapunovWarning
 from lyap_optuna.dynamics import (
@@ -21,6 +20,7 @@ from lyap_optuna.dynamics import (
     Dynamics,
     NonFiniteParametersError,
 )
+from lyap_optuna.dynamics._copy import detached
 from lyap_optuna.records import (
     FLOOR,
     DatabaseSink,
@@ -292,6 +292,7 @@ class LyapunovProbe:
         trial.report(value, step)
         step = int(step)  # as Optuna does
         with _Storing(self, step):
+            _tell_of_another_pruner(trial)
             if not self._is_of(trial):
                 return
             if self._first_step is None:
@@ -481,6 +482,31 @@ def _depth_of_the_caller() -> int:
 
 
 _PACKAGE = f"{__name__.split('.')[0]}."
+
+_unread: "weakref.WeakKeyDictionary[Any, set[int]]" = weakref.WeakKeyDictionary()
+
+
+def _tell_of_another_pruner(trial: BaseTrial) -> None:
+    """Log once for each study that its pruner reads no exponents; Optuna's default reads none."""
+    study = getattr(trial, "study", None)
+    pruner = getattr(study, "pruner", None)
+    if study is None or "should_prune" in getattr(
+        trial, "__dict__", ()
+    ):  # freeze_thaw runs it, and asks no pruner
+        return
+    told = _unread.setdefault(study._storage, set())
+    if study._study_id in told:
+        return
+    told.add(study._study_id)
+    while (inner := getattr(pruner, "_wrapped_pruner", None)) is not None:
+        pruner = inner
+    names = {kind.__name__ for kind in type(pruner).__mro__}
+    if not names & {"LyapunovPruner", "NopPruner"}:
+        _logger.warning(
+            f"The exponents are recorded, but the study's pruner, {type(pruner).__name__}, does "
+            "not read them: create the study with pruner=lyap_optuna.LyapunovPruner()."
+        )
+
 
 _networks: "weakref.WeakKeyDictionary[BaseTrial, weakref.ref[Any]]" = weakref.WeakKeyDictionary()
 

@@ -265,7 +265,8 @@ def test_each_trial_that_has_ended_has_its_story_in_its_note(storage: BaseStorag
     notes = _trial_notes(study)
     assert notes.pop(24) == ""
     for number, note in notes.items():
-        assert note.startswith(f"{BEGIN}\n\n**{literal(lyap.explain(study, number).sentence)}**")
+        sentence = literal(lyap.explain(study, number).sentence)
+        assert note.startswith(f"{BEGIN}\n\n### Explanation\n\n**{sentence}**")
 
 
 def test_the_notes_of_trials_wait_until_no_trial_runs(storage: BaseStorage) -> None:

@@ -94,4 +94,4 @@ def test_the_command_writes_it(tmp_path: Path) -> None:
     )
     assert done.exit_code == 0, done.output
     assert f"Trial {trial.number} was pruned at step" in done.output
-    assert "threshold of the best then" in file.read_text()
+    assert f"Trial {trial.number} was pruned at step" in file.read_text()

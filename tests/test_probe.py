@@ -1,4 +1,4 @@
-"""The probe: leaves no trace in the training, loses no trial, stores what the design says."""
+"""The probe: leaves no trace in the training, loses no trial, stores what it says."""
 
 import copy
 import csv

@@ -15,8 +15,8 @@ from torch import nn
 import lyap_optuna as lyap
 import lyap_optuna.probe
 from lyap_optuna import records
-from lyap_optuna._copy import detached
 from lyap_optuna.dynamics import NotMeasurableError
+from lyap_optuna.dynamics._copy import detached
 
 X = make_inputs(4, 25, 3, dtype=torch.float32)
 

@@ -172,7 +172,7 @@ def test_colours_go_by_rank_so_that_one_diverged_trial_moves_none() -> None:
     assert _spectrum._shades([1.0, 2.0, 1e9], [1.0, 2.0, 1e9]) == [0.0, 0.5, 1.0]
 
 
-@pytest.mark.parametrize(("direction", "last"), [("minimize", 29), ("maximize", 0)])
+@pytest.mark.parametrize(("direction", "last"), [("minimize", 28), ("maximize", 0)])
 def test_the_best_spectrum_lies_on_top(direction: str, last: int) -> None:
     figure = visualization.plot_spectrum(_study(direction=direction))
     lines = [trace for trace in figure.data if trace.customdata is not None]
@@ -208,7 +208,7 @@ def test_many_trials_are_thinned_evenly_by_rank() -> None:
     figure = _spectrum._draw_study(_spectrum._get_study_info(study, None, None), study, 10)
     drawn = {number for trace in figure.data for number in (trace.customdata or ())}
     assert len(drawn) == 10
-    assert {0, 59} <= drawn  # the worst and the best
+    assert {4, 58} <= drawn  # one without a final value, and the best
     assert "10 of 60" in figure.layout.title.text
 
 
@@ -287,7 +287,7 @@ def test_predictions_hold_the_intervals_that_the_ranking_gives() -> None:
     for info in infos:
         assert info.predicted == ranked[info.number].predicted_value
         assert info.lower == ranked[info.number].lower
-        assert info.value is not None
+        assert (info.value is None) == (info.state != TrialState.COMPLETE)
     complete = [info for info in infos if info.state == TrialState.COMPLETE]
     assert [info.value for info in complete] == [study.trials[i.number].value for i in complete]
 
@@ -406,6 +406,29 @@ def test_the_value_axis_is_logarithmic_only_for_wide_positive_values() -> None:
     assert _style.value_axis_type([1.0, 2.0, math.inf]) == "linear"
     assert _style.value_axis_type([-1.0, 1000.0]) == "linear"
     assert _style.value_axis_type([]) == "linear"
+
+
+def test_a_logarithmic_axis_has_whole_numbers_as_ticks() -> None:
+    axis = _style.value_axis([0.03, 4.0])
+    assert [v for v in axis["tickvals"] if 0.03 < v < 4] == [0.05, 0.1, 0.2, 0.5, 1, 2]
+    assert axis["ticktext"][axis["tickvals"].index(0.05)] == "0.05"
+    assert "tickvals" not in _style.value_axis([1e-9, 1.0])
+    assert "tickvals" not in _style.value_axis([1.0, 2.0])
+
+
+@pytest.mark.parametrize(
+    "draw", [visualization.plot_predictions, visualization.plot_exponent_value]
+)
+def test_a_last_report_is_drawn_as_no_final_value(
+    draw: Callable[[optuna.Study], go.Figure],
+) -> None:
+    study = _study()
+    strip = [trace for trace in draw(study).data if trace.yaxis == "y2"]
+    assert [set(trace.y) for trace in strip] == [{"PRUNED"}]
+    assert len(strip[0].x) == 6
+    complete = [v for t in draw(study).data if t.name and "COMPLETE" in t.name for v in t.y]
+    values = [t.value for t in study.trials if t.state == TrialState.COMPLETE]
+    assert sorted(complete) == pytest.approx(sorted(values))
 
 
 def test_the_zero_line_spans_the_axis() -> None:

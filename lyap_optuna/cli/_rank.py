@@ -119,11 +119,13 @@ def ranking_table(
     rows: Sequence[_format.Row], params: Mapping[int, Mapping[str, Any]] | None = None
 ) -> "Table":
     """Return the ranking as a table, with the hyperparameters by trial number where given."""
+    from lyap_optuna.report._tables import in_a_cell, interval, short
+
     shown = [
         {
-            **{key: _short(value) for key, value in row.items()},
-            "interval": _interval(row["lower"], row["upper"]),
-            "params": _in_a_cell((params or {}).get(row["number"], {})),
+            **{key: short(value) for key, value in row.items()},
+            "interval": interval(row["lower"], row["upper"]),
+            "params": in_a_cell((params or {}).get(row["number"], {})),
         }
         for row in rows
     ]
@@ -131,10 +133,6 @@ def ranking_table(
     if not any(row["predicted_then"] is not None for row in rows):
         del columns["predicted_then"]
     return _format.table(shown, columns, _SPARE)
-
-
-def _in_a_cell(params: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name}={_format.cell(value)}" for name, value in params.items())
 
 
 def evidence_lines(ranking: Sequence["TrialPrediction"], sign: int) -> list[str]:
@@ -153,19 +151,6 @@ def evidence_lines(ranking: Sequence["TrialPrediction"], sign: int) -> list[str]
         named = f"{of}{', '.join(map(str, numbers))})" if of else ""
         lines.append(f"Predicted now from {told}{named}.")
     return lines
-
-
-def _interval(lower: float | None, upper: float | None) -> str:
-    """Write an interval that may be open at an end."""
-    if lower is None or upper is None:
-        if lower is None and upper is None:
-            return ""
-        return f"to {_short(upper)}" if lower is None else f"from {_short(lower)}"
-    return f"{_short(lower)} to {_short(upper)}"
-
-
-def _short(value: Any) -> Any:
-    return f"{value:.3g}" if isinstance(value, float) else value
 
 
 def has_readouts(study: "Study") -> bool:

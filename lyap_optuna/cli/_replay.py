@@ -116,15 +116,18 @@ def replay(
         )
     summaries = summarize(source, replays)
     if plot is not None:
-        from lyap_optuna.cli._page import page
+        from lyap_optuna.report import Section, page
         from lyap_optuna.visualization import plot_regret, plot_replay
 
         pruners_alone = [s for s in summaries if s.pruner != _SEARCH]
-        figures = [
-            ("What each spent, and how often it ended a winner.", plot_replay(pruners_alone)),
-            ("How soon each had a good trial.", plot_regret(replays)),
+        sections = [
+            Section(
+                "What each spent, and how often it ended a winner",
+                figure=plot_replay(pruners_alone),
+            ),
+            Section("How soon each had a good trial", figure=plot_regret(replays)),
         ]
-        write_whole(plot, page(f"Replay of {source.name}", [source.summary()], figures))
+        write_whole(plot, page(f"Replay of {source.name}", [source.summary()], sections))
         _storage.note(f"Figures: {plot}")
     if output_format == "table":
         _format.show(_format.table([shown(s) for s in summaries], _COLUMNS, spare=_SPARE))

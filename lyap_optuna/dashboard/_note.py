@@ -188,12 +188,14 @@ def trial_note_text(explanation: Explanation) -> str:
 
     What was recorded of the trial may be anybody's text: none of it is read as markup.
     """
-    parts = [f"**{literal(explanation.sentence)}**"]
+    # The dashboard puts a button over the end of the first line: that of a heading is free.
+    parts = ["### Explanation", f"**{literal(explanation.sentence)}**"]
     if rows := explanation.table():
         heads = list(rows[0])
-        lines = [heads, ["---:"] * len(heads), *([row[key] for key in heads] for row in rows)]
-        cells = ([cell if cell == "---:" else literal(cell) for cell in line] for line in lines)
-        parts.append("\n".join(f"| {' | '.join(line)} |" for line in cells))
+        # It leaves no room between columns either; an em space is not trimmed.
+        lines = [[f"\u2003{literal(head)}" for head in heads], ["---:"] * len(heads)]
+        lines += [[f"\u2003{literal(row[head])}" for head in heads] for row in rows]
+        parts.append("\n".join(f"| {' | '.join(line)} |" for line in lines))
     parts += [literal(note) for note in explanation.notes]
     return "\n\n".join(parts)
 
@@ -201,6 +203,6 @@ def trial_note_text(explanation: Explanation) -> str:
 def literal(text: str) -> str:
     """Return Markdown that shows ``text`` as it is, on one line."""
     escaped = re.sub(r"([\\`*_{}\[\]<>#|~&$!:@])", r"\\\1", " ".join(text.split()))
-    # Of a line's first characters, those that would begin a list or a heading.
-    escaped = re.sub(r"^([-+=]|\d+(?=[.)]))", r"\\\1", escaped) if escaped else ""
+    # At the beginning of a line, what would make it an item or a heading.
+    escaped = re.sub(r"^(\d*)([-+=.)])", r"\1\\\2", escaped)
     return re.sub(r"(?i)(www)\.", r"\1\\.", escaped)

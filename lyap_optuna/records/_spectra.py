@@ -86,7 +86,7 @@ def load_spectra(
     """Return the whole spectra of a study that probes with ``full_spectrum=True`` stored.
 
     This reads the table ``lyapunov_spectra``, which may be large; everything else in this
-    package goes by the trials' attributes (:func:`~lyap_optuna.records.read_readouts`).
+    package uses the trials' attributes (:func:`~lyap_optuna.records.read_readouts`).
     Rows of deleted trials are left out, and so are rows that do not validate, with a
     :class:`~lyap_optuna.LyapunovWarning`. Reading creates nothing.
 

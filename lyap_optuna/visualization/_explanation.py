@@ -135,8 +135,7 @@ def _draw(info: _Info, better: str) -> "go.Figure":
             "xaxis": {"title": {"text": "step"}, "zeroline": False},
             "yaxis": {
                 "title": {"text": "objective value"},
-                "type": _style.value_axis_type(values),
-                "zeroline": False,
+                **_style.value_axis(values),
             },
             "showlegend": True,
             "legend": _style.LEGEND,

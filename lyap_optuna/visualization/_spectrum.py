@@ -57,8 +57,8 @@ def plot_spectrum(
     """Plot the spectrum of a network, or the spectra of trials of a study.
 
     Exponents are drawn from the largest to the smallest over their index divided by their number,
-    so that networks of different sizes compare. Trials are coloured by the rank of their value,
-    the best drawn last.
+    so that networks of different sizes compare. COMPLETE trials are coloured by the rank of their
+    value, the best drawn last; those without a final value are grey, below all others.
 
     Args:
         target: A :class:`~lyap_optuna.LyapunovSpectrum`, drawn with a band of one standard
@@ -218,6 +218,8 @@ def _draw_study(infos: list[_TrialSpectrum], study: Study, most: int | None = No
     remarks = [] if len(drawn) == len(infos) else [f"{len(drawn)} of {len(infos)}, evenly by rank"]
     if any(info.std for info in drawn):
         remarks.append("bands: one standard deviation over the inputs")
+    if known and any(info.value is None for info in drawn):
+        remarks.append("grey: no final value")
     figure = go.Figure(layout=_layout("Lyapunov spectra by trial", remarks))
     if not infos:
         return figure
