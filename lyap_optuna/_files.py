@@ -73,7 +73,7 @@ _FORMULA = re.compile(
 
 
 class AppendLock(JournalFileSymlinkLock):
-    """The lock on a file of JSON lines; who holds it finds a whole line at the end of the file.
+    """The lock on a file of JSON lines; its holder finds a whole line at the end of the file.
 
     A kill or a power cut ends such a file in half a line, and what is appended to that is lost with
     it: in a journal, with everything that follows. So the half line is cut off first. It is kept

@@ -133,7 +133,7 @@ def shares_prior(kinds: int) -> FloatArray:
 
     From a Sobol sequence, which fills the simplex evenly, the same for everyone. In each of
     :data:`DRAWS` points the kinds change places in turn, so that the one with the least noise,
-    which wins where evidence is strong, speaks for no kind.
+    which wins where evidence is strong, favours no kind.
     """
     from scipy.special import gammaincinv
     from scipy.stats import qmc

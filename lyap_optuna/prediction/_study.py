@@ -148,7 +148,7 @@ class StepModel:
         self.values = values[chosen]
         self._table = FeatureTable(kinds, fitted, step)
         self._has = ~np.array([np.isnan(m).all(axis=1) for m in self._table.fitted.values()])
-        # The prior mean speaks of tangent maps; with an LSTM's cell held fixed there is none.
+        # The prior mean is about tangent maps; with an LSTM's cell held fixed there is none.
         measured = {v.measured_state for v in fitted} - {None}
         self._mean_known = measured == {"full"}
         self.posterior: Posterior | None = None
@@ -496,8 +496,8 @@ class StudyModels:
         Args:
             step: The step; None for what is known before the first report.
             refit: Whether to use every trial, rather than those that ended up to the
-                :func:`refit_size`-th COMPLETE one. (Not those that failed since: who looks later
-                must see the same.)
+                :func:`refit_size`-th COMPLETE one. (Not those that failed since: a later
+                call must use the same.)
         """
         size = len(self._finished)
         if not refit:
