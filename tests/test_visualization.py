@@ -517,12 +517,9 @@ def test_published_figures_stay_within_what_a_page_can_load(n_trials: int) -> No
     assert sum(sizes.values()) < 600_000, sizes
 
 
-def test_a_figure_too_large_to_publish_is_drawn_of_fewer_trials(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_figure_too_large_to_publish_is_drawn_of_fewer_trials() -> None:
     study = _study(200)
-    monkeypatch.setattr(_publication, "MAX_BYTES", 3000)
-    figure = _publication.published_figures(Numbers(study))["lyapunov-exponents"]
+    figure = _publication.published_figures(Numbers(study), max_bytes=3000)["lyapunov-exponents"]
     assert len(figure.to_json()) <= 3000
     assert "of 200 drawn" in figure.layout.title.text
 
