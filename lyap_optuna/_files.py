@@ -23,7 +23,7 @@ _BLOCK = 1 << 16
 def written_whole(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
     """Open a file for writing that takes the place of ``path`` once everything is on the disk.
 
-    It is written under a name that nobody can foresee, so that no link planted beside ``path`` is
+    It is written under an unpredictable name, so that no link planted beside ``path`` is
     followed. Whatever fails leaves ``path`` as it was, and nothing beside it.
     """
     path = Path(path)
@@ -73,7 +73,7 @@ _FORMULA = re.compile(
 
 
 class AppendLock(JournalFileSymlinkLock):
-    """The lock on a file of JSON lines; who holds it finds a whole line at the end of the file.
+    """The lock on a file of JSON lines; its holder finds a whole line at the end of the file.
 
     A kill or a power cut ends such a file in half a line, and what is appended to that is lost with
     it: in a journal, with everything that follows. So the half line is cut off first. It is kept

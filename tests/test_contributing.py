@@ -69,6 +69,7 @@ def test_the_guide_adds_one_of_each() -> None:
         ("test_battery.py", "LeakyUnits"),
         ("test_evidence.py", "patience"),
         ("test_visualization.py", "values"),
+        ("test_report.py", "every_figure_of_the_registry"),
     ],
 )
 def test_the_batteries_take_what_was_added(extended: Path, battery: str, selected: str) -> None:

@@ -56,7 +56,7 @@ def test_the_page_is_one_small_file_with_plotly_once(study: optuna.Study, tmp_pa
     packed = re.search(r'id="plotly">([^<]*)<', text)
     assert packed is not None
     code = gzip.decompress(base64.b64decode(packed[1]))
-    assert b"plotly.js (basic - minified)" in code[:100]
+    assert b"plotly.js (cartesian - minified)" in code[:100]
     # Nothing is fetched, from anywhere.
     assert not re.search(r"<(script|link|img|iframe)[^>]*(src|href)=|@import|url\(", text)
     assert "http://" not in text

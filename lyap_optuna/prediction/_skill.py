@@ -62,7 +62,7 @@ def correlation_interval(correlation: float, n: int) -> tuple[float, float] | No
     Example:
         >>> from lyap_optuna.prediction._skill import correlation_interval
         >>> [round(end, 2) for end in correlation_interval(0.5, 30)]
-        [0.28, 0.67]
+        [0.29, 0.67]
     """
     if n < 4:
         return None
@@ -120,7 +120,7 @@ def prediction_skill(
     steps: Sequence[int] | None = None,
     evidence: Iterable[str] | None = None,
 ) -> list[EvidenceSkill]:
-    """Measure, out of sample, how well each kind of evidence foretells the final value.
+    """Measure, out of sample, how well each kind of evidence predicts the final value.
 
     Skill of a worthless kind is around zero or below it: with n trials, a correlation below
     about 2 / sqrt(n - 1) is no sign of skill. Beside it stands the share that the predictor gives
@@ -128,10 +128,10 @@ def prediction_skill(
 
     Args:
         study: A study with one objective.
-        steps: The steps to look at. By default the first eight reported ones, then the 16th,
+        steps: The steps to evaluate. By default the first eight reported ones, then the 16th,
             32nd and so on, and each at which a readout was taken (at most 32 steps). Where steps
             do not ascend, they are the numbers of the reports, from 0.
-        evidence: Kinds of evidence to look at; all by default.
+        evidence: Kinds of evidence to evaluate; all by default.
 
     Returns:
         By step, one :class:`EvidenceSkill` for each kind and, where several vary, one for all of
@@ -180,7 +180,7 @@ def added_skill(
     Args:
         study: A study with one objective.
         added: The kinds; by default what the probe measures.
-        steps: The steps to look at; by default those of :func:`prediction_skill`.
+        steps: The steps to evaluate; by default those of :func:`prediction_skill`.
 
     Returns:
         One :class:`AddedSkill` for each step at which both can be had; empty where the kinds are

@@ -247,7 +247,7 @@ def replay_freeze_thaw(
     epoch, and exploration is seeded by the number of the order.
 
     Readouts before training are stored with each trial when it begins, but it does not rest
-    before its first epoch: a search could otherwise look at every configuration for nothing.
+    before its first epoch: a search could otherwise evaluate every configuration at no cost.
 
     The replay ends once half of all epochs are spent and a winner has been found: ``found_by`` and
     ``regret_at`` are known then. What rests at that moment counts as pruned.
@@ -395,7 +395,7 @@ def _series(trial: RecordedTrial, state: str | None) -> dict[int, dict[str, Any]
     measured = stored_readouts(trial, state)
     places: dict[int, int] = {}
     for step in measured:
-        # Taken between two steps, it is known at the second; after the last, nobody asks.
+        # Taken between two steps, it is known at the second; after the last, it is of no use.
         at = min((reported for reported in steps if reported >= step), default=None)
         if at is not None:
             places[step] = 0 if step < min(steps) else steps.index(at)

@@ -1,10 +1,10 @@
 """One HTML page of text, tables and figures that needs nothing else, below a megabyte.
 
-Plotly's own bundle takes 4.8 MB. ``page/plotly-basic.min.js.gz`` is the part of it that draws
-lines, points and bars, as `plotly.js-basic-dist-min` 4.1.1 of npm has it, unchanged (MIT licence
-beside it): 0.4 MB packed, which every browser since 2023 unpacks by itself. Nothing is fetched, so
-a page works offline, and in ten years. To renew it: ``npm pack plotly.js-basic-dist-min``, then
-``gzip -9n`` of its ``plotly-basic.min.js``.
+Plotly's own bundle takes 4.8 MB. ``page/plotly-cartesian.min.js.gz`` is the part of it that draws
+on two axes, as `plotly.js-cartesian-dist-min` 4.1.1 of npm has it, unchanged (MIT licence beside
+it): half a megabyte packed, which every browser since 2023 unpacks by itself. Nothing is fetched,
+so a page works offline, and in ten years. To renew it: ``npm pack plotly.js-cartesian-dist-min``,
+then ``gzip -9n`` of its ``plotly-cartesian.min.js``.
 """
 
 import base64
@@ -19,7 +19,20 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
-TRACES = ("bar", "pie", "scatter")
+MAX_BYTES = 1_000_000
+"""What a page may take; where it would take more, its figures show fewer trials."""
+
+TRACES = (
+    "bar",
+    "box",
+    "contour",
+    "heatmap",
+    "histogram",
+    "histogram2d",
+    "pie",
+    "scatter",
+    "violin",
+)
 """Kinds of plotly's traces that the page can draw."""
 
 
@@ -96,5 +109,5 @@ def _packed(content: bytes) -> str:
 
 @cache
 def _plotly() -> str:
-    packed = files("lyap_optuna.report").joinpath("page/plotly-basic.min.js.gz").read_bytes()
+    packed = files("lyap_optuna.report").joinpath("page/plotly-cartesian.min.js.gz").read_bytes()
     return base64.b64encode(packed).decode()

@@ -7,7 +7,7 @@ from typing import Any
 from optuna.study import Study
 
 from lyap_optuna._files import write_whole
-from lyap_optuna.report._page import Section, Table, page
+from lyap_optuna.report._page import MAX_BYTES, Section, Table, page
 from lyap_optuna.report._summary import StudySummary, summarize
 from lyap_optuna.report._tables import (
     in_a_cell,
@@ -16,6 +16,7 @@ from lyap_optuna.report._tables import (
     skill_table,
 )
 from lyap_optuna.visualization._figures import FIGURES, Numbers
+from lyap_optuna.visualization._publication import MAX_BYTES as FIGURE_BYTES
 from lyap_optuna.visualization._publication import PREFIX, published_figures
 
 _RANKED = 20
@@ -67,9 +68,17 @@ def write_report(
         True
     """
     summary = summarize(study) if summary is None else summary
-    sections = [*_words(summary), *_figures(study), *_ranking(study, summary)]
-    sections.append(Section("What to hold against these numbers", points=summary.caveats))
-    write_whole(path, page(summary.name, [*notes, summary.overview], sections))
+    numbers = Numbers(study)
+    caveats = Section("What to hold against these numbers", points=summary.caveats)
+    most = FIGURE_BYTES
+    while True:
+        figures = _figures(numbers, most)
+        sections = [*_words(summary), *figures, *_ranking(study, summary), caveats]
+        text = page(summary.name, [*notes, summary.overview], sections)
+        if len(text.encode()) < MAX_BYTES or most < FIGURE_BYTES / 8:
+            break
+        most //= 2
+    write_whole(path, text)
 
 
 def _words(summary: StudySummary) -> list[Section]:
@@ -92,8 +101,8 @@ def _words(summary: StudySummary) -> list[Section]:
     ]
 
 
-def _figures(study: Study) -> list[Section]:
-    drawn = published_figures(Numbers(study), captions=False)
+def _figures(numbers: Numbers, most: int) -> list[Section]:
+    drawn = published_figures(numbers, captions=False, max_bytes=most)
     return [
         Section(spec.name, figure=drawn[f"{PREFIX}{spec.id}"], legend=spec.caption, wide=False)
         for spec in FIGURES

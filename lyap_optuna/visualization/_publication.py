@@ -30,15 +30,18 @@ _LINE = 100
 """Characters of a caption in a line, in the dashboard in a window of 1,366 pixels."""
 
 
-def published_figures(numbers: Numbers, *, captions: bool = True) -> dict[str, "go.Figure"]:
+def published_figures(
+    numbers: Numbers, *, captions: bool = True, max_bytes: int = MAX_BYTES
+) -> dict[str, "go.Figure"]:
     """Return the figures that have data, by the id under which they are published.
 
-    At most 1,000 trials are drawn, and fewer where the figure would be over :data:`MAX_BYTES`; its
+    At most 1,000 trials are drawn, and fewer where the figure would be over ``max_bytes``; its
     title says so. Numbers are rounded to 4 digits.
 
     Args:
         numbers: Those of the study.
         captions: Whether each figure holds its caption.
+        max_bytes: What one figure may take as JSON.
     """
     figures = {}
     for spec in FIGURES:
@@ -46,15 +49,17 @@ def published_figures(numbers: Numbers, *, captions: bool = True) -> dict[str, "
         if info is not None:
             draw = partial(spec.draw, info, numbers.study)
             caption = spec.caption if captions else ""
-            figures[f"{PREFIX}{spec.id}"] = _fitted(spec.id, caption, draw)
+            figures[f"{PREFIX}{spec.id}"] = _fitted(spec.id, caption, draw, max_bytes)
     return figures
 
 
-def _fitted(name: str, caption: str, draw: "Callable[[int], go.Figure]") -> "go.Figure":
+def _fitted(
+    name: str, caption: str, draw: "Callable[[int], go.Figure]", max_bytes: int
+) -> "go.Figure":
     most = _MOST_TRIALS
     while True:
         figure = small(draw(most), name, caption)
-        if len(figure.to_json()) <= MAX_BYTES or most < 10:
+        if len(figure.to_json()) <= max_bytes or most < 10:
             return figure
         most //= 2
 

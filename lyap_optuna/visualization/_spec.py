@@ -1,4 +1,4 @@
-"""What a figure of a study consists of, so that whoever shows figures needs no list of them.
+"""What a figure of a study consists of, so that code that shows figures needs no list of them.
 
 A figure is one file, which ends with its :class:`FigureSpec`, and one line in ``_figures.py``.
 """
