@@ -478,6 +478,7 @@ def test_a_figure_draws_the_numbers_that_it_asked_for(spec: FigureSpec[Any]) -> 
     figure = spec.draw(info, study, None)
     assert figure.data
     assert figure.layout.title.text
+    assert not spec.call or hasattr(visualization, spec.call.partition("(")[0])
     assert not set("<>&*_`") & set(spec.caption)  # shown as Markdown, HTML and plain text
     assert spec.draw(info, study, 10).to_json()
 

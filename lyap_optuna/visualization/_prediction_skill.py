@@ -184,6 +184,7 @@ def _add_chance(figure: "go.Figure", lines: list[_SkillLine]) -> None:
 FIGURE = FigureSpec(
     id="skill",
     name="What predicts the final value, and how early",
+    call="plot_prediction_skill(study)",
     caption="How well each kind of evidence ranks the trials that ran to their end. In the grey "
     "band is what chance alone gives.",
     info=lambda study: _get_info(study) or None,
