@@ -191,7 +191,7 @@ def test_the_note_says_what_the_numbers_say() -> None:
     assert "The further up it has moved, the higher, and so worse, the value" in note
     skills = {s.evidence: s for s in lyap.prediction_skill(study, steps=[1])}
     assert f"displacement {skills['displacement'].rank_correlation:.2f}" in note
-    assert "The predictor weighs loss + exponents + displacement + hyperparameters." in note
+    assert "The predictor weighs loss so far, exponents, displacement and hyperparameters." in note
     assert "Pruning" not in note
 
 

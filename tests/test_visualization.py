@@ -296,7 +296,7 @@ def test_skill_names_every_kind_of_evidence() -> None:
     study = _study()
     figure = visualization.plot_prediction_skill(study)
     traces = {trace.name: trace for trace in figure.data}
-    assert {"loss", "displacement", "chance alone", "used"} <= traces.keys()
+    assert {"loss so far", "displacement", "chance alone", "used"} <= traces.keys()
     chosen = {(s.step, s.rank_correlation) for s in lyap.prediction_skill(study) if s.chosen}
     assert set(zip(traces["used"].x, traces["used"].y, strict=True)) == chosen
 
@@ -311,9 +311,9 @@ def test_combinations_of_evidence_share_one_entry_of_the_legend() -> None:
         ]
     )
     traces = {trace.name: trace for trace in figure.data}
-    assert list(traces) == ["chance alone", "loss", "all together", "used", None]
+    assert list(traces) == ["chance alone", "loss so far", "all together", "used", None]
     assert list(traces["all together"].y) == list(traces["used"].y) == [0.7, 0.8]
-    assert traces["all together"].text[1].startswith("exponents + hyperparameters<br>20 trials")
+    assert traces["all together"].text[1].startswith("exponents and hyperparameters<br>20 trials")
 
 
 def test_predictions_are_correlated_with_the_complete_trials() -> None:
