@@ -5,6 +5,7 @@
 # make benchmark   what readouts and spectra cost here, against Algorithm 1 and training (10 minutes)
 # make soak     20 minutes of workers on three storages while things break: is anything lost?
 # make browser  Chromium from the system's packages, for the tests in a browser
+# make pictures   every picture of README and docs, anew, and what README says of the demo
 # make docs     the documentation, in docs/_build/html
 # make check    linter, formatter and type checker over everything
 #
@@ -21,6 +22,7 @@ TORCH ?= torch==2.13.0
 SYSTEM_SITE_PACKAGES ?=
 DEMO ?=
 BENCHMARK ?=
+PICTURES ?=
 MINUTES ?= 20
 SEED ?= 0
 PYTEST ?=
@@ -35,7 +37,7 @@ export OMP_NUM_THREADS := 1
 export MKL_NUM_THREADS := 1
 export OPENBLAS_NUM_THREADS := 1
 
-.PHONY: help install demo test test-fast test-threads test-libraries browser benchmark soak docs check format clean
+.PHONY: help install demo test test-fast test-threads test-libraries browser benchmark soak pictures docs check format clean
 .DEFAULT_GOAL := help
 
 help:
@@ -86,6 +88,10 @@ browser:
 # All cores, one process: this is what it is about.
 benchmark: $(STAMP)
 	@env -u OMP_NUM_THREADS -u MKL_NUM_THREADS $(BIN)/python -m studies.speed $(BENCHMARK)
+
+# One demo, and all pictures of it. PICTURES=--reuse draws again without running it.
+pictures: $(STAMP) browser
+	@$(BIN)/python -m studies.pictures $(PICTURES)
 
 # PostgreSQL and MariaDB are started for it, where they are installed; a journal needs nothing.
 soak: $(STAMP)

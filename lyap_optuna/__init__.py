@@ -24,7 +24,13 @@ if TYPE_CHECKING:
     )
     from lyap_optuna.probe import LyapunovProbe
     from lyap_optuna.pruner import LyapunovPruner
-    from lyap_optuna.records import SpectrumRecord, load_spectra
+    from lyap_optuna.records import (
+        ArtifactSink,
+        DatabaseSink,
+        SpectrumRecord,
+        SpectrumSink,
+        load_spectra,
+    )
     from lyap_optuna.report import write_report
     from lyap_optuna.search import SecondChance, freeze_thaw, second_chance
     from lyap_optuna.spectrum import (
@@ -35,7 +41,9 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
+    "ArtifactSink",
     "Audit",
+    "DatabaseSink",
     "EvidenceSkill",
     "Explanation",
     "LyapunovProbe",
@@ -46,6 +54,7 @@ __all__ = [
     "RecurrentDynamics",
     "SecondChance",
     "SpectrumRecord",
+    "SpectrumSink",
     "TrialPrediction",
     "__version__",
     "audited",
@@ -78,7 +87,9 @@ _MODULES = (
     "visualization",
 )
 _HOMES = {
+    "ArtifactSink": "records",
     "Audit": "prediction",
+    "DatabaseSink": "records",
     "EvidenceSkill": "prediction",
     "Explanation": "prediction",
     "LyapunovProbe": "probe",
@@ -88,6 +99,7 @@ _HOMES = {
     "RecurrentDynamics": "dynamics",
     "SecondChance": "search",
     "SpectrumRecord": "records",
+    "SpectrumSink": "records",
     "TrialPrediction": "prediction",
     "audited": "prediction",
     "explain": "prediction",

@@ -46,7 +46,10 @@ def _fill(url: str, artifacts: Path) -> optuna.Study:
         trial = study.ask()
         torch.manual_seed(0)
         probe = lyap.LyapunovProbe(
-            torch.nn.GRU(3, 6), torch.randn(40, 4, 3), full_spectrum=True, artifact_store=store
+            torch.nn.GRU(3, 6),
+            torch.randn(40, 4, 3),
+            full_spectrum=True,
+            sink=[lyap.DatabaseSink(), lyap.ArtifactSink(store)],
         )
         for step in range(1, 11):
             probe.report(trial, 1.0, step)

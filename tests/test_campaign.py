@@ -18,7 +18,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from lyap_optuna.campaign import View, campaign_status, load_config
 from lyap_optuna.campaign._dask import keep_collector_out_of_frames
-from lyap_optuna.records._spectra import unwrapped
+from lyap_optuna.records._storages import unwrapped
 
 # Stopping
 

@@ -164,6 +164,31 @@ def test_every_option_and_command_has_help(path: tuple[str, ...]) -> None:
     assert "Usage:" in _run(*path, "--help").output
 
 
+PAGE = (Path(__file__).parents[1] / "docs" / "command_line.md").read_text()
+
+
+@pytest.mark.parametrize("path", _commands(main), ids=" ".join)
+def test_the_page_has_every_command(path: tuple[str, ...]) -> None:
+    assert f"`lyap-optuna {path[0]}`" in PAGE
+    assert all(f"`{name}`" in PAGE for name in path[1:])
+
+
+@pytest.mark.parametrize("command", ["rank", "skill", "spectra"])
+def test_the_page_has_every_column(command: str, url: str) -> None:
+    rows = json.loads(_run(command, "--storage", url, "-f", "json").stdout)
+    columns = {key for row in rows for key in row}
+    section = PAGE.partition(f"### Columns of `{command}`")[2].partition("###")[0]
+    listed = re.findall(r"^\| (`.*?`) \|", section, re.MULTILINE)
+    named = {name for line in listed for name in re.findall(r"`(\w+)`", line)}
+    assert named == columns
+
+
+def test_the_list_of_commands_is_not_cut() -> None:
+    commands = _run("--help").output.partition("Commands:")[2]
+    assert "rank" in commands
+    assert "..." not in commands
+
+
 def test_the_storage_may_come_from_the_environment(
     url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -24,6 +24,7 @@ import pytest
 import torch
 from _campaigns import wait_for
 from _dashboard import Dashboard
+from _networks import spectrum_of
 from _studies import spec, specs, study_of
 from click.testing import CliRunner
 from optuna.artifacts import FileSystemArtifactStore
@@ -36,7 +37,7 @@ from lyap_optuna.cli import main
 from lyap_optuna.dashboard import SPECTRA_FILE, Publisher, _publish, make_dashboard, publish
 from lyap_optuna.dashboard._note import BEGIN, END, literal, note_text, with_note
 from lyap_optuna.dashboard._server import arranged
-from lyap_optuna.records import open_journal, upload_spectrum
+from lyap_optuna.records import open_journal
 from lyap_optuna.visualization._figures import Numbers
 
 NAME = "<b>a</b> **study** [link](javascript:alert(1))"
@@ -190,7 +191,7 @@ def test_the_note_says_what_the_numbers_say() -> None:
     assert "The further up it has moved, the higher, and so worse, the value" in note
     skills = {s.evidence: s for s in lyap.prediction_skill(study, steps=[1])}
     assert f"displacement {skills['displacement'].rank_correlation:.2f}" in note
-    assert "The predictor weighs loss + exponents + displacement + hyperparameters." in note
+    assert "The predictor weighs loss so far, exponents, displacement and hyperparameters." in note
     assert "Pruning" not in note
 
 
@@ -520,10 +521,10 @@ def test_a_trials_file_that_does_not_fit_leaves_no_entry(tmp_path: Path) -> None
     study = optuna.create_study()
     trial = study.ask()
     with pytest.raises(OSError, match="No space left"):
-        upload_spectrum(FullStore(tmp_path, 10), trial, 1, {"rnn": ([-1.0], [0.5])})
+        lyap.ArtifactSink(FullStore(tmp_path, 10)).write(trial, 1, {"rnn": spectrum_of([-1.0])})
     assert study.trials[0].system_attrs == {}
     assert os.listdir(tmp_path) == []
-    upload_spectrum(FullStore(tmp_path, 1000), trial, 1, {"rnn": ([-1.0], [0.5])})
+    lyap.ArtifactSink(FullStore(tmp_path, 1000)).write(trial, 1, {"rnn": spectrum_of([-1.0])})
     metas = optuna.artifacts.get_all_artifact_meta(study.trials[0], storage=study._storage)
     assert [(m.filename, m.mimetype) for m in metas] == [
         ("lyapunov-spectrum-step-1.csv", "text/csv")

@@ -16,6 +16,7 @@ from pathlib import Path
 import optuna
 import pytest
 from _campaigns import Campaign, counts
+from _networks import spectrum_of
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from optuna.artifacts import FileSystemArtifactStore
@@ -27,10 +28,10 @@ from lyap_optuna.campaign import CampaignError, open_storage
 from lyap_optuna.cli._format import dump
 from lyap_optuna.cli._storage import open_storage as open_for_reading
 from lyap_optuna.records import (
+    ArtifactSink,
     JournalError,
     _journal,
     open_journal,
-    upload_spectrum,
     write_study_spectra,
 )
 from lyap_optuna.replay._lines import append_line, read_lines
@@ -346,9 +347,10 @@ def test_exported_spectra_hold_no_formula(tmp_path: Path) -> None:
     assert rows[1][2] == "-1"
     trial = study.ask()
     store = FileSystemArtifactStore(tmp_path)
-    artifact = upload_spectrum(store, trial, 1, {"+b": ([-1.0], [0.5])})
-    assert artifact is not None
-    assert store.open_reader(artifact).read().decode().splitlines()[1] == "'+b,1,-1,0.5"
+    ArtifactSink(store).write(trial, 1, {"+b": spectrum_of([-1.0], [0.5])})
+    (file,) = optuna.artifacts.get_all_artifact_meta(study.trials[1], storage=study._storage)
+    rows = store.open_reader(file.artifact_id).read().decode().splitlines()
+    assert rows[1] == "'+b,1,-1,0.5"
 
 
 # Files that are replaced

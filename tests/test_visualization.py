@@ -296,7 +296,7 @@ def test_skill_names_every_kind_of_evidence() -> None:
     study = _study()
     figure = visualization.plot_prediction_skill(study)
     traces = {trace.name: trace for trace in figure.data}
-    assert {"loss", "displacement", "chance alone", "used"} <= traces.keys()
+    assert {"loss so far", "displacement", "chance alone", "used"} <= traces.keys()
     chosen = {(s.step, s.rank_correlation) for s in lyap.prediction_skill(study) if s.chosen}
     assert set(zip(traces["used"].x, traces["used"].y, strict=True)) == chosen
 
@@ -311,9 +311,9 @@ def test_combinations_of_evidence_share_one_entry_of_the_legend() -> None:
         ]
     )
     traces = {trace.name: trace for trace in figure.data}
-    assert list(traces) == ["chance alone", "loss", "all together", "used", None]
+    assert list(traces) == ["chance alone", "loss so far", "all together", "used", None]
     assert list(traces["all together"].y) == list(traces["used"].y) == [0.7, 0.8]
-    assert traces["all together"].text[1].startswith("exponents + hyperparameters<br>20 trials")
+    assert traces["all together"].text[1].startswith("exponents and hyperparameters<br>20 trials")
 
 
 def test_predictions_are_correlated_with_the_complete_trials() -> None:
@@ -478,6 +478,7 @@ def test_a_figure_draws_the_numbers_that_it_asked_for(spec: FigureSpec[Any]) -> 
     figure = spec.draw(info, study, None)
     assert figure.data
     assert figure.layout.title.text
+    assert not spec.call or hasattr(visualization, spec.call.partition("(")[0])
     assert not set("<>&*_`") & set(spec.caption)  # shown as Markdown, HTML and plain text
     assert spec.draw(info, study, 10).to_json()
 
@@ -516,12 +517,9 @@ def test_published_figures_stay_within_what_a_page_can_load(n_trials: int) -> No
     assert sum(sizes.values()) < 600_000, sizes
 
 
-def test_a_figure_too_large_to_publish_is_drawn_of_fewer_trials(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_figure_too_large_to_publish_is_drawn_of_fewer_trials() -> None:
     study = _study(200)
-    monkeypatch.setattr(_publication, "MAX_BYTES", 3000)
-    figure = _publication.published_figures(Numbers(study))["lyapunov-exponents"]
+    figure = _publication.published_figures(Numbers(study), max_bytes=3000)["lyapunov-exponents"]
     assert len(figure.to_json()) <= 3000
     assert "of 200 drawn" in figure.layout.title.text
 

@@ -30,7 +30,7 @@ _FOUND_AFTER = "lyapunov-demo:found_after"
 _TOLD_EVERY = 50
 
 
-@click.command()
+@click.command(short_help="Two real searches on digits, side by side.")
 @click.option(
     "--budget",
     type=click.IntRange(min=1),

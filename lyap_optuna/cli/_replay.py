@@ -43,7 +43,7 @@ LEGEND = (
 )
 
 
-@click.command()
+@click.command(short_help="Which pruner would have served a study.")
 @click.argument(
     "recording", required=False, type=click.Path(path_type=Path, exists=True, dir_okay=False)
 )

@@ -7,7 +7,7 @@ import click
 from lyap_optuna.cli import _format, _storage
 
 
-@click.command()
+@click.command(short_help="Write what a study found as one HTML page.")
 @_storage.study_options
 @click.option(
     "-o",

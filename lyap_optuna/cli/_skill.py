@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 _SPARE = ("share_interval", "share", "n_trials")
 
 
-@click.command()
+@click.command(short_help="Which evidence predicts, and how surely.")
 @_storage.study_options
 @click.option(
     "--step",

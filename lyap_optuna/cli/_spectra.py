@@ -34,7 +34,7 @@ _COLUMNS = {
 }
 
 
-@click.command()
+@click.command(short_help="Export the readouts, by trial and step.")
 @_storage.study_options
 @click.option(
     "--trial-number", "trial_numbers", type=int, multiple=True, help="Only this trial; repeatable."

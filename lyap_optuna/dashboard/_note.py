@@ -13,6 +13,8 @@ from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from lyap_optuna.prediction import Explanation, audited
+from lyap_optuna.prediction._study import single_direction
+from lyap_optuna.prediction.evidence import in_words
 from lyap_optuna.records import _keys, read_stretches
 from lyap_optuna.visualization import (
     _exponent_value,
@@ -132,9 +134,15 @@ def _skill_words(numbers: Numbers) -> list[str]:
     if not lines:
         return []
     lines.sort(key=lambda line: -line.correlations[0])
-    ranked = ", ".join(f"{line.evidence} {line.correlations[0]:.2f}" for line in lines)
+    sign = single_direction(numbers.study)
+
+    def told(line: _prediction_skill._SkillLine) -> str:
+        kinds = line.evidence.split(" + ")
+        return in_words(kinds, sign) if len(kinds) == 1 else "all together"
+
+    ranked = ", ".join(f"{told(line)} {line.correlations[0]:.2f}" for line in lines)
     n_trials = max(line.n_trials[0] for line in lines)
-    used = [line.evidence for line in lines if line.chosen[0]]
+    used = [in_words(line.evidence.split(" + "), sign) for line in lines if line.chosen[0]]
     return [
         f"**What predicts the final value** at step {first}: {ranked} (rank correlation of "
         f"predicted and actual value, out of sample, on {n_trials} COMPLETE trials; chance reaches "

@@ -139,7 +139,7 @@ def freeze_thaw(
 
     Args:
         study: A study of one objective, in any storage.
-        objective: What each trial runs; see above.
+        objective: What each trial runs; see **The objective**.
         n_trials: The search ends when it would begin one trial more.
         n_steps: Steps of all trials together, after which it ends. A step is a report; a trial
             that returns or fails without one counts as one step. (A trial as long as the longest

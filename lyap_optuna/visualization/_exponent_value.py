@@ -202,6 +202,7 @@ def _of_study(study: "Study") -> _ExponentValueInfo | None:
 FIGURE = FigureSpec(
     id="exponents",
     name="Exponent and final value",
+    call="plot_exponent_value(study)",
     caption="How far the maximum exponent had moved at the first step, against the final value. A "
     "cloud that slopes tells the end early.",
     info=_of_study,

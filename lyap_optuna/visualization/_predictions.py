@@ -173,6 +173,7 @@ def _reach(upper: float | None, lower: float | None) -> float:
 FIGURE = FigureSpec(
     id="predictions",
     name="Predicted and actual final value",
+    call="plot_predictions(study)",
     caption="The closer to the dashed line, the better the predictions: each is made by a model "
     "that had not seen the trial.",
     info=lambda study: _get_info(study, None) or None,

@@ -283,6 +283,7 @@ def _of_study(study: "Study") -> _TimelineInfo | None:
 FIGURE = FigureSpec(
     id="pruning",
     name="Pruning",
+    call="plot_pruning_timeline(study)",
     caption="Which trial was ended when, and the steps that this saved; where trials rest, when "
     "each of them ran.",
     info=_of_study,

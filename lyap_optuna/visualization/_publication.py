@@ -26,9 +26,6 @@ _DIGITS = 4
 _TEXT, _GRID = "#858585", "rgba(128, 128, 128, 0.25)"
 """Grey that stands out from white and from the dashboard's dark cards alike."""
 
-_LINE = 100
-"""Characters of a caption in a line, in the dashboard in a window of 1,366 pixels."""
-
 
 def published_figures(
     numbers: Numbers, *, captions: bool = True, max_bytes: int = MAX_BYTES
@@ -69,7 +66,7 @@ def small(figure: "go.Figure", name: str, caption: str = "") -> "go.Figure":
     import plotly.graph_objects as go
 
     axis = {"gridcolor": _GRID, "linecolor": _GRID, "automargin": True}
-    text = _style.below(figure.layout.title.text or "", textwrap.wrap(caption, _LINE))
+    text = _style.below(figure.layout.title.text or "", textwrap.wrap(caption, _style.LINE))
     legend = figure.layout.showlegend is not False
     figure.update_layout(
         paper_bgcolor="rgba(0, 0, 0, 0)",

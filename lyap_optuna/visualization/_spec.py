@@ -25,6 +25,8 @@ class FigureSpec(Generic[Info]):
         info: The numbers of a study; None where there is nothing to draw.
         draw: The figure of these numbers, of at most so many trials (None: of all). What it leaves
             out, it says.
+        call: How one calls the function of :mod:`lyap_optuna.visualization` that draws it, where
+            there is one.
         several_objectives: Whether studies of several objectives have it.
     """
 
@@ -33,4 +35,5 @@ class FigureSpec(Generic[Info]):
     caption: str
     info: "Callable[[Study], Info | None]"
     draw: "Callable[[Info, Study, int | None], go.Figure]"
+    call: str = ""
     several_objectives: bool = False

@@ -342,6 +342,7 @@ def _layout(text: str, remarks: Sequence[str] = ()) -> dict[str, object]:
 FIGURE = FigureSpec(
     id="spectra",
     name="Spectra by trial",
+    call="plot_spectrum(study)",
     caption="All exponents of each network, coloured by the rank of the trial's value. Near 0 a "
     "signal survives through time; far below it is forgotten.",
     info=lambda study: _get_study_info(study, None, None) or None,

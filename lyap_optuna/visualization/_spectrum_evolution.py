@@ -146,6 +146,7 @@ def _of_best_trial(study: "Study") -> _EvolutionInfo | None:
 FIGURE = FigureSpec(
     id="best-trial",
     name="Exponents of the best trial",
+    call="plot_spectrum_evolution(study, study.best_trial.number)",
     caption="Where the best network's exponents began, and where training has taken them.",
     info=_of_best_trial,
     draw=lambda info, _study, _most: _draw(info),

@@ -6,6 +6,7 @@ templates both work; lines that are neither data nor axis are mid-grey, visible 
 """
 
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from html import escape
 from typing import TYPE_CHECKING, Any
@@ -32,6 +33,9 @@ STATE_SYMBOLS = {
     TrialState.RUNNING: "triangle-up",
     TrialState.FAIL: "square",
 }
+
+LINE = 100
+"""Characters of small text in a line, in the dashboard in a window of 1,366 pixels."""
 
 EXPONENT_AXIS = "Lyapunov exponent (nats/step)"
 INDEX_AXIS = "index / number of exponents"
@@ -101,7 +105,7 @@ def rank_correlation(x: Sequence[float], y: Sequence[float]) -> float | None:
 
 def title(text: str, remarks: Sequence[str] = ()) -> dict[str, str]:
     """Return a title with smaller remarks below it, which a narrow figure still shows whole."""
-    return {"text": below(text, ["; ".join(remarks)] if remarks else [])}
+    return {"text": below(text, textwrap.wrap("; ".join(remarks), LINE))}
 
 
 def below(text: str, lines: Sequence[str]) -> str:

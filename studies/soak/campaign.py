@@ -29,7 +29,7 @@ from studies.soak.ledger import count_acknowledged, read_ledgers
 ROOT = Path(__file__).parents[2]
 STUDY = "soak"
 COMMAND = "from lyap_optuna.cli import main; main()"
-LIMIT = 120.0  # seconds within which a campaign begins, goes on after the last fault, and ends
+LIMIT = 300.0  # seconds within which a campaign begins, goes on after the last fault, and ends
 LINE = 300  # bytes: about a line of a journal, within which a full disk tears it
 
 Mend = Callable[[], None]
@@ -366,11 +366,12 @@ class Soak:
                     due()
                     continue
                 mend = campaign.breaks(due)
-                print(f"{now:8.2f} {due}{'' if mend else ': nothing to break'}", file=log)
+                note = "" if mend else ": nothing to break"
+                print(f"{now:8.2f} {due}{note}", file=log, flush=True)
                 if mend is not None:
                     self.injected[due.kind] += 1
                     heapq.heappush(queue, (now + due.seconds, next(order), mend))
-            self._stop.wait(0.05)
+            self._stop.wait(0.2)  # to look at processes is not free
         for _, _, due in queue:
             if not isinstance(due, Fault):
                 due()
