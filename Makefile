@@ -2,6 +2,7 @@
 # make test     the tests, with one torch thread and (those that measure) with two
 # make test-threads     the latter alone
 # make test-libraries   the tests of other libraries, in .venv-libraries
+# make study-libraries     searches of 25 trials in each of them; writes docs/libraries.md (10 minutes)
 # make benchmark   what readouts and spectra cost here, against Algorithm 1 and training (10 minutes)
 # make browser  Chromium from the system's packages, for the tests in a browser
 # make docs     the documentation, in docs/_build/html
@@ -11,6 +12,7 @@
 #   make demo TORCH=torch            another torch (any requirement pip understands)
 #   make demo SYSTEM_SITE_PACKAGES=1 TORCH=    the torch that PYTHON already has
 #   make demo DEMO='--budget 100'    other options of the demo
+#   make study-libraries STUDY='--library darts'    one of them
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -20,6 +22,7 @@ SYSTEM_SITE_PACKAGES ?=
 DEMO ?=
 BENCHMARK ?=
 PYTEST ?=
+STUDY ?=
 
 BIN := $(VENV)/bin
 MEASURING := $(addprefix tests/test_,$(addsuffix .py,spectrum start driven_layers \
@@ -31,7 +34,7 @@ export OMP_NUM_THREADS := 1
 export MKL_NUM_THREADS := 1
 export OPENBLAS_NUM_THREADS := 1
 
-.PHONY: help install demo test test-fast test-threads test-libraries browser benchmark docs check format clean
+.PHONY: help install demo test test-fast test-threads test-libraries study-libraries browser benchmark docs check format clean
 .DEFAULT_GOAL := help
 
 help:
@@ -67,12 +70,18 @@ test-fast: $(STAMP)
 test-libraries: $(LIBRARIES)/.installed
 	LYAP_REQUIRE_LIBRARIES=1 $(LIBRARIES)/bin/python -m pytest -n 2 tests/libraries $(PYTEST)
 
-$(LIBRARIES)/.installed: tests/libraries/requirements.txt pyproject.toml
+# One process and one thread, so that costs can be compared.
+study-libraries: $(LIBRARIES)/.installed
+	$(LIBRARIES)/bin/python -m studies.libraries --write docs/libraries.md $(STUDY)
+
+$(LIBRARIES)/.installed: $(wildcard tests/libraries/requirements*.txt) pyproject.toml
 	$(PYTHON) -m venv $(LIBRARIES)
 	$(LIBRARIES)/bin/python -m pip install --quiet --upgrade pip
 	$(LIBRARIES)/bin/python -m pip install --quiet '$(strip $(TORCH))'
 	$(LIBRARIES)/bin/python -m pip install --quiet --editable . \
 		--requirement tests/libraries/requirements.txt
+	$(LIBRARIES)/bin/python -m pip install --quiet --no-deps \
+		--requirement tests/libraries/requirements_alone.txt
 	@touch $@
 
 # Where there is none and the system's package manager may be used.
