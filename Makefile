@@ -4,7 +4,9 @@
 # make test-libraries   the tests of other libraries, in .venv-libraries
 # make study-libraries     searches of 25 trials in each of them; writes docs/libraries.md (10 minutes)
 # make benchmark   what readouts and spectra cost here, against Algorithm 1 and training (10 minutes)
+# make soak     20 minutes of workers on three storages while things break: is anything lost?
 # make browser  Chromium from the system's packages, for the tests in a browser
+# make pictures   every picture of README and docs, anew, and what README says of the demo
 # make docs     the documentation, in docs/_build/html
 # make check    linter, formatter and type checker over everything
 #
@@ -13,6 +15,7 @@
 #   make demo SYSTEM_SITE_PACKAGES=1 TORCH=    the torch that PYTHON already has
 #   make demo DEMO='--budget 100'    other options of the demo
 #   make study-libraries STUDY='--library darts'    one of them
+#   make soak MINUTES=2 SEED=7       a shorter soak, with other faults
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -21,6 +24,9 @@ TORCH ?= torch==2.13.0
 SYSTEM_SITE_PACKAGES ?=
 DEMO ?=
 BENCHMARK ?=
+PICTURES ?=
+MINUTES ?= 20
+SEED ?= 0
 PYTEST ?=
 STUDY ?=
 
@@ -34,7 +40,7 @@ export OMP_NUM_THREADS := 1
 export MKL_NUM_THREADS := 1
 export OPENBLAS_NUM_THREADS := 1
 
-.PHONY: help install demo test test-fast test-threads test-libraries study-libraries browser benchmark docs check format clean
+.PHONY: help install demo test test-fast test-threads test-libraries study-libraries browser benchmark soak pictures docs check format clean
 .DEFAULT_GOAL := help
 
 help:
@@ -92,6 +98,14 @@ browser:
 benchmark: $(STAMP)
 	@env -u OMP_NUM_THREADS -u MKL_NUM_THREADS $(BIN)/python -m studies.speed $(BENCHMARK)
 
+# One demo, and all pictures of it. PICTURES=--reuse draws again without running it.
+pictures: $(STAMP) browser
+	@$(BIN)/python -m studies.pictures $(PICTURES)
+
+# PostgreSQL and MariaDB are started for it, where they are installed; a journal needs nothing.
+soak: $(STAMP)
+	@$(BIN)/python -m studies.soak --minutes $(MINUTES) --seed $(SEED)
+
 # Warnings are errors; notebooks and code cells run.
 docs: $(STAMP)
 	$(BIN)/python -m sphinx -E -W --keep-going -q -b html docs docs/_build/html
@@ -106,5 +120,5 @@ format: $(STAMP)
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf build dist docs/_build docs/gallery .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf build dist docs/_build docs/api/generated docs/gallery .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -not -path './$(VENV)/*' -not -path './$(LIBRARIES)/*' -prune -exec rm -rf {} +

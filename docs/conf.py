@@ -25,6 +25,7 @@ version = release = lyap_optuna.__version__
 extensions = [
     "myst_nb",
     "sphinx.ext.autodoc",
+    "sphinx.ext.autosummary",
     "sphinx.ext.napoleon",
     "sphinx.ext.viewcode",
     "sphinx_copybutton",
@@ -54,6 +55,7 @@ autodoc_mock_imports = ["fastai", "sb3_contrib", "stable_baselines3", "transform
 autodoc_typehints = "description"
 autodoc_typehints_description_target = "documented"
 autodoc_default_options = {"members": True}
+templates_path = ["_templates"]  # of the page that autosummary writes for each name
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 python_use_unqualified_type_names = True
@@ -103,6 +105,21 @@ def gather_studies(app: Sphinx) -> None:
     (folder / "index.md").write_text(index)
 
 
+def put_parameters_first(
+    app: Sphinx, what: str, name: str, obj: object, options: object, lines: list[str]
+) -> None:
+    """Move parameters, results and errors up to the first sentence, before the explanation."""
+    fields: list[str] = []
+    prose: list[str] = []
+    into = prose
+    for line in lines:
+        if line and not line[0].isspace():
+            into = fields if line in ("Args:", "Returns:", "Raises:") else prose
+        into.append(line)
+    first = prose.index("") if "" in prose else len(prose)
+    lines[:] = [*prose[:first], "", *fields, "", *prose[first:]]
+
+
 def setup(app: Sphinx) -> None:
     """Register what is made before the pages are read."""
     app.add_html_math_renderer(
@@ -111,3 +128,5 @@ def setup(app: Sphinx) -> None:
         block_renderers=(write_block, None),  # type: ignore[arg-type]
     )
     app.connect("builder-inited", gather_studies)
+    # Before napoleon, which reads the sections.
+    app.connect("autodoc-process-docstring", put_parameters_first, priority=400)

@@ -24,7 +24,14 @@ if TYPE_CHECKING:
     )
     from lyap_optuna.probe import LyapunovProbe
     from lyap_optuna.pruner import LyapunovPruner
-    from lyap_optuna.records import SpectrumRecord, load_spectra
+    from lyap_optuna.records import (
+        ArtifactSink,
+        DatabaseSink,
+        SpectrumRecord,
+        SpectrumSink,
+        load_spectra,
+    )
+    from lyap_optuna.report import write_report
     from lyap_optuna.search import SecondChance, freeze_thaw, second_chance
     from lyap_optuna.spectrum import (
         LyapunovReadout,
@@ -34,7 +41,9 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
+    "ArtifactSink",
     "Audit",
+    "DatabaseSink",
     "EvidenceSkill",
     "Explanation",
     "LyapunovProbe",
@@ -45,6 +54,7 @@ __all__ = [
     "RecurrentDynamics",
     "SecondChance",
     "SpectrumRecord",
+    "SpectrumSink",
     "TrialPrediction",
     "__version__",
     "audited",
@@ -56,6 +66,7 @@ __all__ = [
     "prediction_skill",
     "rank_trials",
     "second_chance",
+    "write_report",
 ]
 
 _MODULES = (
@@ -70,12 +81,15 @@ _MODULES = (
     "pruner",
     "records",
     "replay",
+    "report",
     "search",
     "spectrum",
     "visualization",
 )
 _HOMES = {
+    "ArtifactSink": "records",
     "Audit": "prediction",
+    "DatabaseSink": "records",
     "EvidenceSkill": "prediction",
     "Explanation": "prediction",
     "LyapunovProbe": "probe",
@@ -85,6 +99,7 @@ _HOMES = {
     "RecurrentDynamics": "dynamics",
     "SecondChance": "search",
     "SpectrumRecord": "records",
+    "SpectrumSink": "records",
     "TrialPrediction": "prediction",
     "audited": "prediction",
     "explain": "prediction",
@@ -95,6 +110,7 @@ _HOMES = {
     "prediction_skill": "prediction",
     "rank_trials": "prediction",
     "second_chance": "search",
+    "write_report": "report",
 }
 
 

@@ -23,7 +23,7 @@ _BLOCK = 1 << 16
 def written_whole(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
     """Open a file for writing that takes the place of ``path`` once everything is on the disk.
 
-    It is written under a name that nobody can foresee, so that no link planted beside ``path`` is
+    It is written under an unpredictable name, so that no link planted beside ``path`` is
     followed. Whatever fails leaves ``path`` as it was, and nothing beside it.
     """
     path = Path(path)
@@ -73,43 +73,84 @@ _FORMULA = re.compile(
 
 
 class AppendLock(JournalFileSymlinkLock):
-    """The lock on a file of JSON lines; who holds it finds a whole line at the end of the file.
+    """The lock on a file of JSON lines; its holder finds a whole line at the end of the file.
 
-    A full disk, a kill or a power cut ends such a file in half a line, and what is appended to
-    that is lost with it: in a journal, with everything that follows. So the half line is cut off
-    first. It is kept beside the file, as ``NAME.torn``, and a warning is logged.
+    A kill or a power cut ends such a file in half a line, and what is appended to that is lost with
+    it: in a journal, with everything that follows. So the half line is cut off first. It is kept
+    beside the file, as ``NAME.torn``, and a warning is logged. What the holder could not finish
+    itself, on a full disk, is taken back at once.
+
+    A holder that does not move for half a minute loses the lock to another. When it moves again it
+    cuts nothing off any more, and leaves the other's lock alone.
     """
+
+    _mine: tuple[int, int] | None = None  # the lock that this object holds
 
     def acquire(self) -> bool:
         """Acquire the lock, then cut.
 
         Raises:
             ValueError: The file holds something else than JSON objects.
-            OSError: What is to be cut cannot be kept; nothing was cut.
+            OSError: What is to be cut cannot be kept, or the lock was lost; nothing was cut.
         """
         held = super().acquire()
+        self._mine = self._present()
         try:
-            _cut_torn_line(self._lock_target_file)
+            self._cut_torn_line()
         except BaseException:
-            self.release()
+            self._let_go()
             raise
         return held
 
-
-def _cut_torn_line(path: str) -> None:
-    with contextlib.suppress(FileNotFoundError), open(path, "r+b") as file:
-        if file.read(1) not in (b"", b"{"):
-            raise ValueError(f"{path} holds no lines of JSON. Name another file.")
-        start, line = _last_line(file)
-        if not line or _is_whole(line):
+    def release(self) -> None:
+        """Take back half a line of one's own, then release the lock, unless it was lost."""
+        if self._mine is None:  # somebody else's, who does not move
+            super().release()
             return
-        kept = _keep(path, line)
-        file.truncate(start)
-        os.fsync(file.fileno())
-        _logger.warning(
-            f"{path} ended in {len(line)} bytes of an unfinished line, as a full disk or a kill "
-            f"leaves one. They were moved to {kept}; everything before them is kept."
-        )
+        try:
+            self._take_back()
+        finally:
+            self._let_go()
+
+    def _let_go(self) -> None:
+        kept, self._mine = self._is_kept(), None
+        if kept:
+            super().release()
+
+    def _present(self) -> tuple[int, int] | None:
+        with contextlib.suppress(FileNotFoundError):
+            found = os.lstat(self._lock_file)
+            return found.st_ino, found.st_ctime_ns
+        return None
+
+    def _is_kept(self) -> bool:
+        return self._mine is not None and self._present() == self._mine
+
+    def _cut_torn_line(self) -> None:
+        path = self._lock_target_file
+        with contextlib.suppress(FileNotFoundError), open(path, "r+b") as file:
+            if file.read(1) not in (b"", b"{"):
+                raise ValueError(f"{path} holds no lines of JSON. Name another file.")
+            start, line = _last_line(file)
+            if not line or _is_whole(line):
+                return
+            kept = _keep(path, line)
+            if not self._is_kept():
+                raise TimeoutError(f"Another process has taken the lock on {path}.")
+            file.truncate(start)
+            os.fsync(file.fileno())
+            _logger.warning(
+                f"{path} ended in {len(line)} bytes of an unfinished line, as a full disk or a "
+                f"kill leaves one. They were moved to {kept}; everything before them is kept."
+            )
+
+    def _take_back(self) -> None:
+        with contextlib.suppress(FileNotFoundError), open(self._lock_target_file, "r+b") as file:
+            if file.seek(0, os.SEEK_END) == 0:
+                return
+            file.seek(-1, os.SEEK_END)
+            if file.read(1) != b"\n" and self._is_kept():
+                file.truncate(_last_line(file)[0])
 
 
 def _last_line(file: IO[bytes]) -> tuple[int, bytes]:

@@ -1,18 +1,18 @@
 """The probe: measures exponents while a trial trains, and leaves no trace in the training."""
 
+import inspect
 import numbers
 import sys
 import traceback
 import warnings
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from optuna.trial import BaseTrial
 from torch import nn
 
-from lyap_optuna._copy import detached
 from lyap_optuna._logging import get_logger, without_passwords
 from lyap_optuna._warnings import LyapunovWarning
 from lyap_optuna.dynamics import (
@@ -20,19 +20,18 @@ from lyap_optuna.dynamics import (
     Dynamics,
     NonFiniteParametersError,
 )
+from lyap_optuna.dynamics._copy import detached
 from lyap_optuna.records import (
     FLOOR,
-    NoDatabaseError,
+    DatabaseSink,
     ReadoutRecord,
     SpectraError,
+    SpectrumSink,
     begins_training,
-    checked_url,
     has_readout,
     is_untouched,
-    upload_spectrum,
     write_failure,
     write_readouts,
-    write_spectrum,
 )
 from lyap_optuna.spectrum import (
     LyapunovReadout,
@@ -41,9 +40,6 @@ from lyap_optuna.spectrum import (
 )
 from lyap_optuna.spectrum._schedule import integer
 
-if TYPE_CHECKING:
-    from optuna.artifacts._protocol import ArtifactStore
-
 _logger = get_logger(__name__)
 
 N_QUANTILES = 32
@@ -51,12 +47,17 @@ N_QUANTILES = 32
 UNTRAINED_STEP = -1
 """Where a baseline stands before the first report: Optuna's steps begin at 0."""
 
-_READOUT_OPTIONS = frozenset(
-    {"state", "k", "warmup", "lengths", "mean_tolerance", "seed", "initial_state"}
-)
-_SPECTRUM_OPTIONS = frozenset(
-    {"state", "warmup", "lengths", "initial_state", "qr_every", "start", "rtol"}
-)
+
+def _options_of(function: Callable[..., Any], *others: str) -> set[str]:
+    return {
+        name
+        for name, parameter in inspect.signature(function).parameters.items()
+        if parameter.kind is parameter.KEYWORD_ONLY and name not in ("layer", *others)
+    }
+
+
+_READOUT_OPTIONS = _options_of(lyapunov_readout)
+_SPECTRUM_OPTIONS = _options_of(lyapunov_spectrum, "k")  # all exponents, whatever k
 
 
 class LyapunovProbe:
@@ -95,19 +96,16 @@ class LyapunovProbe:
         last_step: Readouts are taken by :meth:`report` up to this step, and after :meth:`restart`
             as many steps on.
         full_spectrum: Measure the whole spectrum of each layer and store 32 of its quantiles too,
-            and all of it in the study's relational database (:func:`~lyap_optuna.load_spectra`
-            reads it back). A study that is kept elsewhere says so once, in the log.
+            and all of it where ``sink`` says.
         baseline: Measure before training.
         strict: Raise where the model cannot be measured.
-        spectra_url: The URL of a database for whole spectra, where the study's storage is none (a
-            journal file, a gRPC proxy, memory) or another is preferred.
-        artifact_store: An artifact store (:mod:`optuna.artifacts`), into which the whole spectra
-            of each step go as a file of the trial too, while it runs; optuna-dashboard opens it
-            there.
+        sink: Where whole spectra go: a :class:`~lyap_optuna.DatabaseSink` (by default that of the
+            study's own database), a :class:`~lyap_optuna.ArtifactSink`, another
+            :class:`~lyap_optuna.SpectrumSink`, or a list of them.
         **readout_options: Passed on to :func:`~lyap_optuna.lyapunov_readout`: ``state``, ``k``,
             ``warmup``, ``lengths``, ``mean_tolerance``, ``seed``, ``initial_state``; with
             ``full_spectrum`` to :func:`~lyap_optuna.lyapunov_spectrum` too: ``qr_every``,
-            ``start``, ``rtol``.
+            ``start``, ``rtol`` and the like.
 
     Raises:
         ValueError: An argument is wrong whatever the model; with ``strict`` also where the model
@@ -145,8 +143,7 @@ class LyapunovProbe:
         full_spectrum: bool = False,
         baseline: bool = True,
         strict: bool = False,
-        spectra_url: str | None = None,
-        artifact_store: "ArtifactStore | None" = None,
+        sink: SpectrumSink | Sequence[SpectrumSink] | None = None,
         **readout_options: Any,
     ) -> None:
         self._model = _checked_model(model)
@@ -155,12 +152,9 @@ class LyapunovProbe:
         self._last_step = integer("last_step", last_step)
         self._options = _checked_options(readout_options, full_spectrum)
         self._layer = _checked_layer(layer)
-        if spectra_url is not None and not full_spectrum:
-            raise ValueError("spectra_url is for whole spectra: pass full_spectrum=True too.")
-        if artifact_store is not None and not full_spectrum:
-            raise ValueError("artifact_store is for whole spectra: pass full_spectrum=True too.")
-        self._spectra_url = None if spectra_url is None else checked_url(spectra_url)
-        self._artifact_store = artifact_store
+        if sink is not None and not full_spectrum:
+            raise ValueError("sink is for whole spectra: pass full_spectrum=True too.")
+        self._sinks = _checked_sinks(sink)
         self._full_spectrum = full_spectrum
         self._untrained = baseline
         self._strict = strict
@@ -295,27 +289,25 @@ class LyapunovProbe:
         Raises:
             NotImplementedError: By Optuna, in a multi-objective study; use :meth:`record`.
         """
-        first = not self._settled
-        begins = first and self._begins(trial, step)
         trial.report(value, step)
         step = int(step)  # as Optuna does
-        try:
+        with _Storing(self, step):
+            _tell_of_another_pruner(trial)
             if not self._is_of(trial):
                 return
             if self._first_step is None:
                 self._first_step = step
             if self._later < 0:  # the first report of another network
                 self._later = max(step - self._first_step, 0)
+            first = not self._settled
             if first:
-                self._settle(trial, step, begins)
+                self._settle(trial, step)
             elif self._place is not None and trial.number == self._trial:
                 self._place = min(self._place, step - 1)
             if self._failure is None and step - self._later <= self._last_step:
                 self._measure_and_store(trial, step)
             elif first or self._is_misplaced(trial):
                 self._store(trial, step, None)
-        except Exception as error:  # whatever it is, it is not worth the trial
-            self._warn_storage(step, error)
 
     def record(self, trial: BaseTrial, step: int) -> None:
         """Store a readout with the trial, at a step of one's own choosing, without a value.
@@ -328,7 +320,7 @@ class LyapunovProbe:
             step: The step.
         """
         step = int(step)
-        try:
+        with _Storing(self, step):
             if not self._is_of(trial):
                 return
             if self._stored_at is not None:
@@ -337,8 +329,6 @@ class LyapunovProbe:
                 self._measure_and_store(trial, step)
             else:
                 write_failure(trial, step, self._failure)
-        except Exception as error:
-            self._warn_storage(step, error)
 
     # The trial ----------------------------------------------------------------------------------
 
@@ -365,30 +355,18 @@ class LyapunovProbe:
 
     def _store_at_once(self, trial: BaseTrial) -> None:
         """Store the baseline before the first report, where it is this network's for certain."""
-        try:
+        with _Storing(self, UNTRAINED_STEP):
             if self._failure is not None:
                 write_failure(trial, UNTRAINED_STEP, self._failure)
                 self._failure_stored = True
             elif self._is_of(trial) and self._baseline is not None and is_untouched(trial):
                 write_readouts(trial, {UNTRAINED_STEP: _record(self._baseline)})
                 self._place = self._stored_at = UNTRAINED_STEP
-        except Exception as error:
-            self._warn_storage(UNTRAINED_STEP, error)
-
-    def _begins(self, trial: BaseTrial, step: Any) -> bool:
-        """Whether a first report at ``step`` begins the training, as far as can be told."""
-        try:
-            return begins_training(trial, int(step))
-        except (TypeError, ValueError):  # no step: Optuna says so
-            return False
-        except Exception as error:
-            self._warn_storage(step, error)
-            return True
 
     def _is_misplaced(self, trial: BaseTrial) -> bool:
         return trial.number == self._trial and self._stored_at != self._place
 
-    def _settle(self, trial: BaseTrial, step: int, begins: bool) -> None:
+    def _settle(self, trial: BaseTrial, step: int) -> None:
         """See, at the first report, where the baseline belongs."""
         self._settled = True
         if self._trial is None:
@@ -401,6 +379,9 @@ class LyapunovProbe:
                 f"last_step={self._last_step} lies before the first reported step, {step}: no "
                 "readout is taken while training. Raise last_step.",
             )
+        begins = True
+        with _Storing(self, step):
+            begins = begins_training(trial, step)
         if begins and self._baseline is not None:
             self._place = step - 1
         if self._failure is not None and not self._failure_stored:
@@ -435,97 +416,61 @@ class LyapunovProbe:
         if trial.number == self._trial and self._baseline is not None and self._place is not None:
             baseline = self._place, self._baseline
         misplaced = baseline is not None and baseline[0] != self._stored_at
-        try:
-            write_readouts(
-                trial,
-                {} if readout is None else {step: self._record(readout)},
-                baseline=(baseline[0], _record(baseline[1])) if baseline and misplaced else None,
-                step=step,
-                moved_from=self._stored_at,
-            )
-        except Exception as error:
-            self._warn_storage(step, error)
-            return
+        write_readouts(
+            trial,
+            {} if readout is None else {step: self._record(readout)},
+            baseline=(baseline[0], _record(baseline[1])) if baseline and misplaced else None,
+            step=step,
+            moved_from=self._stored_at,
+        )
         if baseline is not None:
             self._stored_at = baseline[0]
             if self._spectra_at != self._stored_at:
-                self._store_spectra(trial, *baseline, instead_of=self._spectra_at)
+                self._store_spectra(trial, *baseline, self._spectra_at)
                 self._spectra_at = self._stored_at
         if readout is not None:
             self._store_spectra(trial, step, readout)
 
-    def _warn_storage(self, step: int, error: Exception) -> None:
-        self._warn_once(
-            "storage",
-            f"The readout at step {step} was not stored ({_of_database(error)}). The trial goes "
-            "on.",
-        )
-
     def _store_spectra(
-        self,
-        trial: BaseTrial,
-        step: int,
-        readout: LyapunovReadout,
-        *,
-        instead_of: int | None = None,
+        self, trial: BaseTrial, step: int, readout: LyapunovReadout, old: int | None = None
     ) -> None:
-        """Store the whole spectra of a readout: rows in a database, and a file."""
         parts = readout.layers.items()
         spectra = {name: part.spectrum for name, part in parts if part.spectrum is not None}
-        if not spectra:
-            return
-        try:
-            for layer, spectrum in spectra.items():
-                write_spectrum(
-                    trial,
-                    step,
-                    layer=layer,
-                    state=spectrum.state,
-                    exponents=spectrum.exponents.tolist(),
-                    std=spectrum.std.tolist(),
-                    state_size=spectrum.state_size,
-                    sequences=len(spectrum.per_input),
-                    spectra_url=self._spectra_url,
-                    instead_of=instead_of,
-                )
-        except NoDatabaseError as error:
-            # Not a warning: 32 quantiles of the spectrum are stored, and nobody asked for more.
-            _tell_once(trial, f"{error} 32 quantiles of each spectrum are stored with its trial.")
-        except SpectraError as error:
-            self._warn_once("spectra", f"{error} The readouts are stored; the trial goes on.")
-        except Exception as error:
-            self._warn_once(
-                "spectra",
-                f"The spectrum at step {step} was not stored ({_of_database(error)}); its readout "
-                "was. The trial goes on.",
-            )
-        if self._artifact_store is None:
-            return
-        try:
-            upload_spectrum(
-                self._artifact_store,
-                trial,
-                step,
-                {name: (s.exponents.tolist(), s.std.tolist()) for name, s in spectra.items()},
-            )
-        except Exception as error:
-            self._warn_once(
-                "artifact",
-                f"The spectrum at step {step} was not uploaded ({_of_database(error)}); its "
-                "readout was stored. The trial goes on.",
-            )
+        for sink in self._sinks if spectra else ():
+            with _Storing(self, step, sink):
+                sink.write(trial, step, spectra, old)
 
     def _record(self, readout: LyapunovReadout) -> ReadoutRecord:
         record = _record(readout)
         return record if self._before is None else record.since(self._before)
 
-    def _known(self, names: frozenset[str]) -> dict[str, Any]:
+    def _known(self, names: set[str]) -> dict[str, Any]:
         return {name: value for name, value in self._options.items() if name in names}
 
     def _warn_once(self, kind: str, message: str) -> None:
         if kind not in self._warned:
             self._warned.add(kind)
             warnings.warn(message, LyapunovWarning, stacklevel=_depth_of_the_caller())
+
+
+class _Storing:
+    """Within it, an error is a warning of the probe: whatever it is, it is not worth the trial."""
+
+    def __init__(self, probe: LyapunovProbe, step: int, sink: SpectrumSink | None = None) -> None:
+        self._warn_once = probe._warn_once
+        self._kind = f"storing {type(sink).__name__}"
+        self._what = f"The {'spectrum' if sink else 'readout'} at step {step}"
+        self._besides = "Its readout was. " if sink else ""
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, kind: object, error: object, trace: object) -> bool:
+        if isinstance(error, Exception):
+            why = _why(error)
+            self._warn_once(
+                self._kind, f"{self._what} was not stored{why} {self._besides}The trial goes on."
+            )
+        return isinstance(error, Exception)
 
 
 def _depth_of_the_caller() -> int:
@@ -538,15 +483,29 @@ def _depth_of_the_caller() -> int:
 
 _PACKAGE = f"{__name__.split('.')[0]}."
 
-_told: "weakref.WeakSet[Any]" = weakref.WeakSet()
+_unread: "weakref.WeakKeyDictionary[Any, set[int]]" = weakref.WeakKeyDictionary()
 
 
-def _tell_once(trial: BaseTrial, message: str) -> None:
-    """Log ``message`` once for the storage of ``trial``, however many probes a study makes."""
-    storage = getattr(getattr(trial, "_delegate", trial), "storage", None)
-    if storage not in _told:
-        _told.add(storage)
-        _logger.info(message)
+def _tell_of_another_pruner(trial: BaseTrial) -> None:
+    """Log once for each study that its pruner reads no exponents; Optuna's default reads none."""
+    study = getattr(trial, "study", None)
+    pruner = getattr(study, "pruner", None)
+    if study is None or "should_prune" in getattr(
+        trial, "__dict__", ()
+    ):  # freeze_thaw runs it, and asks no pruner
+        return
+    told = _unread.setdefault(study._storage, set())
+    if study._study_id in told:
+        return
+    told.add(study._study_id)
+    while (inner := getattr(pruner, "_wrapped_pruner", None)) is not None:
+        pruner = inner
+    names = {kind.__name__ for kind in type(pruner).__mro__}
+    if not names & {"LyapunovPruner", "NopPruner"}:
+        _logger.warning(
+            f"The exponents are recorded, but the study's pruner, {type(pruner).__name__}, does "
+            "not read them: create the study with pruner=lyap_optuna.LyapunovPruner()."
+        )
 
 
 _networks: "weakref.WeakKeyDictionary[BaseTrial, weakref.ref[Any]]" = weakref.WeakKeyDictionary()
@@ -615,6 +574,17 @@ def _checked_layer(layer: Any) -> str | list[str] | nn.Module | None:
     )
 
 
+def _checked_sinks(sink: Any) -> list[SpectrumSink]:
+    sinks = list(sink) if isinstance(sink, (list, tuple)) else [sink or DatabaseSink()]
+    wrong = [_kind(one) for one in sinks if not isinstance(one, SpectrumSink)]
+    if wrong or not sinks:
+        raise ValueError(
+            "sink must be a DatabaseSink, an ArtifactSink, another SpectrumSink, or a list of "
+            f"them, but got {', '.join(wrong) or 'an empty list'}."
+        )
+    return sinks
+
+
 def _is_number(value: Any) -> bool:
     return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
@@ -672,15 +642,17 @@ def _reason(error: Exception) -> str:
 _MAX_REASON = 400
 
 
-def _of_database(error: Exception) -> str:
-    """Return why a storage failed; only what the database itself said, and no password."""
+def _why(error: Exception) -> str:
+    """Return the end of a sentence: why a storage failed, by its own words and no password."""
     trace = "".join(traceback.format_exception(error))
     _logger.debug("Storing failed.\n%s", without_passwords(trace))
+    if isinstance(error, SpectraError):
+        return f": {error}"
     for e in (error, error.__cause__):
         said = getattr(e, "orig", None)  # of SQLAlchemy's errors
         if said is not None and (lines := str(said).strip().splitlines()):
-            return f"{type(error).__name__}: {without_passwords(lines[0])}"
-    return type(error).__name__
+            return f" ({type(error).__name__}: {without_passwords(lines[0])})."
+    return f" ({type(error).__name__})."
 
 
 __all__ = ["LyapunovProbe"]

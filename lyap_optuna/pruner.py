@@ -34,28 +34,24 @@ from lyap_optuna.records import (
 class LyapunovPruner(BasePruner):
     """Pruner that keeps the trials that may still end among the best.
 
-    From the COMPLETE trials it learns what the loss so far, the Lyapunov exponents, their
-    displacement since before training and the hyperparameters say of the final value: a
-    posterior over final values, on ranks, in which each kind of evidence counts for as much as
-    the COMPLETE trials bear out. A trial is pruned where its chance of ending among the best
-    ``top_fraction`` is less than what the next look is worth: half way through training
-    ``min_probability`` times the share of the variance that the evidence explains, and in
-    proportion less where looking again after as many epochs as the trial has had is cheap, or
-    where little is left to save. In formulas, after e of E reports and with a share s explained,
-    where p < ``min_probability`` x s x 2 min(e + 1, E - e) / E. So a trial needs the base rate
-    where the evidence explains one half, and nothing is pruned where it explains nothing.
-    (docs/mathematics.md has the posterior.)
+    From the COMPLETE trials it learns how the final value depends on the loss so far, the Lyapunov
+    exponents, their displacement since before training and the hyperparameters: a posterior over
+    final values, on ranks, in which each kind of evidence counts for as much as the COMPLETE trials
+    support. A trial is pruned if its chance p of ending among the best ``top_fraction`` is below
+    what training it to the next check costs: after e of E reports, if the evidence explains a share
+    s of the variance, p < ``min_probability`` x s x 2 min(e + 1, E - e) / E. Nothing is pruned
+    where the evidence explains nothing. (:doc:`/mathematics` has the posterior and the reasons.)
 
-    A trial that leads is kept whatever is predicted: fewer than ``top_fraction`` of the feasible
+    A trial that leads is kept, whatever is predicted: fewer than ``top_fraction`` of the feasible
     COMPLETE trials had a report as good at the same step. (Not in studies whose final values are
     worse where their last reports are better.) A final value is taken to be known to within 5 %
-    of the distance from the median to the best: the order of trials on a plateau teaches nothing.
+    of the distance from the median to the best: the order of trials on a plateau is ignored.
     Where the study uses constraints, the best are the best feasible trials.
 
-    That early exponents foretell the final loss, and that a maximum exponent near 0 is better, is
+    That early exponents predict the final loss, and that a maximum exponent near 0 is better, is
     the finding of Vogt, Puelma Touzel, Shlizerman and Lajoie, *On Lyapunov Exponents for RNNs*
-    (arXiv:2006.14123); that their displacement since the baseline often foretells it better, and
-    that the evidence must be weighed study by study, is ours.
+    (arXiv:2006.14123). This project adds that their displacement since the baseline often predicts
+    it better, and that the evidence must be weighted study by study.
 
     Studies whose objective never calls a :class:`~lyap_optuna.LyapunovProbe` work too: the
     pruner uses what there is. With ``LyapunovProbe(..., trial=trial)``, ``trial.should_prune()``
@@ -287,12 +283,11 @@ class LyapunovPruner(BasePruner):
 def required_chance(at_most: float, explained: float, done: int, total: int) -> float:
     """Return the chance of ending among the best that a trial needs after some of its reports.
 
-    A trial is worth a next look while its chance times the worth of a trial among the best exceeds
-    what the look costs: as many epochs again as it has had, as successive halving gives (and one,
-    where it has had none), or what is left where that is less. What it costs is worth the trials
-    that could be begun in its place, and those are cheaper the more the evidence explains, as the
-    poor ones among them are found out. Where it explains nothing, none is found out and nothing
-    is gained by pruning.
+    A trial goes on while its chance times the worth of a trial among the best exceeds the cost of
+    training to its next check: as many epochs again as it has had, as in successive halving (one if
+    it has had none), or what is left if that is less. Those epochs could train new trials instead,
+    which are cheaper the more the evidence explains, because the poor ones are soon found out.
+    Where it explains nothing, nothing is gained by pruning.
 
     Args:
         at_most: The chance needed half way where the evidence explains everything.

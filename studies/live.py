@@ -202,7 +202,7 @@ def run_trial(
     trial = study.ask()
     torch.manual_seed(1_000 * setting.seed + trial.number)
     run = task.start(trial, data)
-    # Training with a probe is bit-identical: where nobody reads it, nobody waits for it.
+    # Training with a probe is bit-identical: without a reader it is left out.
     probe = (
         lyap.LyapunovProbe(run.model, run.probe_inputs, trial=trial, full_spectrum=True)
         if isinstance(study.pruner, lyap.LyapunovPruner)

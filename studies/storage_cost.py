@@ -24,7 +24,7 @@ import torch
 from optuna.storages import RDBStorage
 
 import lyap_optuna as lyap
-from lyap_optuna.records import Decision, write_decision, write_spectrum
+from lyap_optuna.records import DatabaseSink, Decision, write_decision
 
 STEPS = 5  # readouts per trial, as many as a probe takes by default
 DECISION = Decision(
@@ -138,16 +138,7 @@ def measure(url: str, *, trials: int, units: int) -> dict[str, Cost]:
             with meter.measure(costs["decision"]):
                 write_decision(study, frozen, decision)
             with meter.measure(costs["spectrum"]):
-                write_spectrum(
-                    trial,
-                    step,
-                    layer="",
-                    state=whole.state,
-                    exponents=whole.spectrum.exponents.tolist(),
-                    std=whole.spectrum.std.tolist(),
-                    state_size=units,
-                    sequences=4,
-                )
+                DatabaseSink().write(trial, step, {"": whole.spectrum})
         study.tell(trial, 0.5)
     assert len(lyap.load_spectra(study, trial_number=1)) == STEPS
     storage.engine.dispose()

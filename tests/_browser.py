@@ -12,17 +12,11 @@ from typing import Any
 
 import pytest
 
-NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-OPTIONS = (
-    "--no-sandbox",  # refuses to run as root otherwise; it opens pages of this machine only
-    "--disable-gpu",
-    "--disable-background-networking",
-    "--no-first-run",
-)
+from studies.pictures import BROWSER_OPTIONS, BROWSERS
 
 
 def _absent() -> str | None:
-    if not any(map(shutil.which, NAMES)):
+    if not any(map(shutil.which, BROWSERS)):
         return (
             "There is no Chromium on this machine. To run the tests in a browser: "
             "make browser, or apt-get install chromium."
@@ -43,9 +37,9 @@ def browser() -> Iterator[Any]:
         pytest.skip(reason)
     from playwright.sync_api import sync_playwright
 
-    path = next(filter(None, map(shutil.which, NAMES)))
+    path = next(filter(None, map(shutil.which, BROWSERS)))
     with sync_playwright() as playwright:
-        launched = playwright.chromium.launch(executable_path=path, args=list(OPTIONS))
+        launched = playwright.chromium.launch(executable_path=path, args=list(BROWSER_OPTIONS))
         yield launched
         launched.close()
 

@@ -1,5 +1,6 @@
 """Networks for tests, all seeded."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -7,6 +8,7 @@ from torch import Tensor, nn
 
 from lyap_optuna.dynamics import StackedDynamics
 from lyap_optuna.dynamics.torch_kernels import cell_of
+from lyap_optuna.spectrum import LyapunovSpectrum
 
 KINDS = ("rnn_tanh", "rnn_relu", "gru", "lstm_hidden", "lstm_full")
 
@@ -59,3 +61,21 @@ def make_inputs(
 def orthogonal(n: int, seed: int = 0) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     return torch.linalg.qr(torch.randn(n, n, generator=generator, dtype=torch.float64))[0]
+
+
+def spectrum_of(
+    exponents: Sequence[float], std: Sequence[float] | None = None, state: str = "hidden"
+) -> LyapunovSpectrum:
+    """A spectrum with these exponents, as if ten sequences had been measured."""
+    as_tensor = torch.tensor(exponents, dtype=torch.float64)
+    return LyapunovSpectrum(
+        exponents=as_tensor,
+        std=torch.tensor([0.1] * len(exponents) if std is None else std, dtype=torch.float64),
+        per_input=as_tensor.expand(10, -1),
+        history=None,
+        state_size=len(exponents),
+        steps=1,
+        warmup=0,
+        method="textbook",
+        state=state,
+    )

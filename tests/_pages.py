@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import click
 
+from lyap_optuna._version import __version__
 from lyap_optuna.campaign import load_config
 from lyap_optuna.cli import main
 
@@ -70,9 +71,11 @@ def check_command(words: list[str]) -> str:
     """Check a command that cannot run here: that its program and options are there."""
     if words[:2] == ["pip", "install"]:
         project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-        extras = re.fullmatch(r"lyap-optuna\[([\w,]+)\]", words[2])
-        assert extras is not None, words
-        assert set(extras[1].split(",")) <= set(project["optional-dependencies"]), words
+        source, _, extras = words[-1].rstrip("]").partition("[")
+        wheel = f"dist/lyap_optuna-{__version__}-py3-none-any.whl"
+        assert source in ("lyap-optuna", ".", "torch", "build", wheel), words
+        named = {extra for extra in extras.split(",") if extra}
+        assert named <= set(project["optional-dependencies"]), words
     elif words[0] == "lyap-optuna":
         command: click.Command = main
         rest = words[1:]
@@ -83,7 +86,7 @@ def check_command(words: list[str]) -> str:
         for option in (word for word in rest if word.startswith("-")):
             assert any(option in parameter.opts for parameter in command.params), words
     elif words[:2] == ["python", "-m"]:
-        shown = _help(words[2])
+        shown = "--wheel" if words[2] == "build" else _help(words[2])
         assert all(word in shown for word in words[3:] if word.startswith("--")), words
     elif words[0] == "make":
         targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)

@@ -9,14 +9,11 @@ from torch import Tensor
 from torch.func import jacrev
 
 from lyap_optuna.dynamics import (
-    AntisymmetricRNN,
     DiagonalDynamics,
-    DiagonalStateSpace,
-    MinimalGatedUnit,
     RecurrentDynamics,
     check_dynamics,
 )
-from lyap_optuna.dynamics._registry import architecture_of
+from lyap_optuna.dynamics._registry import _ARCHITECTURES, architecture_of
 from lyap_optuna.dynamics.autodiff import AutodiffTrajectory
 from lyap_optuna.dynamics.diagonal import DiagonalTrajectory
 from lyap_optuna.dynamics.linear_tape import UntraceableError, record
@@ -91,7 +88,10 @@ def test_layers_pass(kind, layers):
     assert max(errors.values()) < 1e-6
 
 
-@pytest.mark.parametrize("module", [AntisymmetricRNN, DiagonalStateSpace, MinimalGatedUnit])
+OWN = [module for module, known in _ARCHITECTURES.items() if known.build is not None]
+
+
+@pytest.mark.parametrize("module", OWN)
 def test_own_architectures_pass(module):
     check_dynamics(built(module(N, 4)), inputs())
 

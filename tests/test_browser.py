@@ -17,18 +17,11 @@ from optuna.trial import TrialState
 from optuna_dashboard import save_note
 
 import lyap_optuna as lyap
+from lyap_optuna.visualization._figures import FIGURES
 
 __all__ = ["browser", "screenshot"]
 
 NAME = "<img src=x onerror=alert(1)> & **bold** <script>alert(2)</script>"
-FIGURES = {
-    "lyapunov-best-trial": "Lyapunov exponents of trial",
-    "lyapunov-exponents": "Displacement of the maximum exponent at step 1",
-    "lyapunov-predictions": "Predicted and actual final value",
-    "lyapunov-pruning": "Pruning: 18 of 261 steps saved (7 %)",
-    "lyapunov-skill": "What predicts the final value, and how early",
-    "lyapunov-spectra": "Lyapunov spectra by trial",
-}
 MINE = "A note of my own,"
 
 
@@ -53,7 +46,10 @@ def _fill(url: str, artifacts: Path) -> optuna.Study:
         trial = study.ask()
         torch.manual_seed(0)
         probe = lyap.LyapunovProbe(
-            torch.nn.GRU(3, 6), torch.randn(40, 4, 3), full_spectrum=True, artifact_store=store
+            torch.nn.GRU(3, 6),
+            torch.randn(40, 4, 3),
+            full_spectrum=True,
+            sink=[lyap.DatabaseSink(), lyap.ArtifactSink(store)],
         )
         for step in range(1, 11):
             probe.report(trial, 1.0, step)
@@ -86,7 +82,7 @@ def test_the_dashboard_shows_what_was_published(
             return len(dashboard.json(api)["artifacts"]) == 1
 
         wait_for(published)
-        context = browser.new_context(viewport={"width": 1400, "height": 1000})
+        context = browser.new_context(viewport={"width": 1366, "height": 1000})
         context.set_default_timeout(60_000)
         page = context.new_page()
         problems: list[str] = []
@@ -119,11 +115,13 @@ def _look_at_the_list(page: Any, url: str) -> None:
 
 def _look_at_the_study(page: Any, home: str, screenshot: Callable[[str], None]) -> None:
     page.goto(home)
-    for name, title in FIGURES.items():
-        figure = page.locator(f"[id='user-defined-plot:{name}']")
+    for spec in FIGURES:
+        figure = page.locator(f"[id='user-defined-plot:lyapunov-{spec.id}']")
         figure.locator(".main-svg").first.wait_for()
-        assert figure.locator(".gtitle").text_content().startswith(title)
-        assert figure.locator(".legendtext, .cbtitle").count() > 0
+        assert spec.caption[:40] in figure.locator(".gtitle").text_content()
+    shown = page.locator("[id^='user-defined-plot:']").evaluate_all("all => all.map(e => e.id)")
+    assert shown == [f"user-defined-plot:lyapunov-{spec.id}" for spec in FIGURES]
+    _nothing_is_outside(page)
     assert page.get_by_text(NAME).count() > 0
     assert page.locator("img[src=x]").count() == 0
 
@@ -137,7 +135,7 @@ def _look_at_the_study(page: Any, home: str, screenshot: Callable[[str], None]) 
     height = page.evaluate("document.documentElement.scrollHeight")
     for theme in ("light", "dark"):
         page.emulate_media(color_scheme=theme)
-        page.set_viewport_size({"width": 1400, "height": height})
+        page.set_viewport_size({"width": 1366, "height": height})
         page.wait_for_timeout(500)
         screenshot(f"study-{theme}")
     page.emulate_media(color_scheme="light")
@@ -146,8 +144,19 @@ def _look_at_the_study(page: Any, home: str, screenshot: Callable[[str], None]) 
     page.get_by_role("button", name="show artifact table").click()
     for heading in ("exponent_1", "layer_state"):
         page.locator("th", has_text=heading).first.wait_for()
-    page.set_viewport_size({"width": 1400, "height": 1000})
+    page.set_viewport_size({"width": 1366, "height": 1000})
     screenshot("spectra")
+
+
+def _nothing_is_outside(page: Any) -> None:
+    wide = "document.documentElement.scrollWidth > document.documentElement.clientWidth"
+    assert not page.evaluate(wide)
+    for title in page.locator(".gtitle").all():
+        box = title.bounding_box()
+        figure = title.locator("xpath=ancestor::div[contains(@class, 'js-plotly-plot')]")
+        outer = figure.bounding_box()
+        assert outer["y"] <= box["y"]
+        assert box["x"] + box["width"] <= outer["x"] + outer["width"]
 
 
 def _look_at_the_note(page: Any) -> None:
@@ -175,6 +184,9 @@ def _look_at_trials(page: Any, home: str) -> None:
     assert "Trial 20" in text
     for key in ("max", "mean", "predicted_value"):
         assert f"lyapunov:{key}" in text
+    assert "Trial 20 was pruned at step 1" in text
+    assert "<b>no</b> chance" in text  # the recorded reason, as it is
+    _nothing_is_outside(page)
     page.goto(f"{home}/trials?numbers=25")
     for step in (0, 1, 2, 3, 4, 5):
         page.get_by_text(f"lyapunov-spectrum-step-{step}.csv").wait_for()

@@ -46,6 +46,8 @@ from lyap_optuna.campaign._retry import INTERRUPTED, WORKER
 from lyap_optuna.campaign._sole import SoleRun
 from lyap_optuna.campaign._worker import worker_seed
 from lyap_optuna.cli import main
+from lyap_optuna.cli._campaign import _best_value, _how_it_ended
+from lyap_optuna.records import Decision, write_decision
 
 OBJECTIVES = '''
 import os
@@ -702,9 +704,48 @@ def test_failures_are_told_without_passwords_and_bounded(campaign: Callable[...,
     assert _states(_study(path)) == ["FAIL", "FAIL"]
 
 
-def test_an_objective_that_cannot_be_imported_is_told(campaign: Callable[..., Path]) -> None:
-    output = _run("run", campaign("nothing"), code=1).output
+def test_an_objective_that_cannot_be_imported_is_told_and_leaves_nothing(
+    campaign: Callable[..., Path],
+) -> None:
+    path = campaign("nothing")
+    before = sorted(path.parent.iterdir())
+    output = _run("run", path, code=1).output
     assert "The objective objectives:nothing cannot be imported" in output
+    left = set(path.parent.iterdir()) - set(before)
+    assert {entry.name for entry in left} <= {"__pycache__"}
+
+
+@pytest.mark.parametrize("direction", ["minimize", "maximize"])
+def test_how_trials_ended_is_told_in_a_line(direction: str) -> None:
+    study = optuna.create_study(direction=direction)
+    decision = Decision(1, "pruned", probability=0.0123, min_probability=0.0987)
+    for values, state in (
+        ([2.0], TrialState.COMPLETE),
+        ([1.0], TrialState.COMPLETE),
+        (None, TrialState.PRUNED),
+        (None, TrialState.FAIL),
+    ):
+        trial = study.ask()
+        trial.report(0.5, 0)
+        trial.report(0.25, 1)
+        if state == TrialState.PRUNED:
+            stored = study._storage.get_trial(trial._trial_id)
+            write_decision(study, stored, decision)
+        study.tell(trial, values, state=state)
+    told = [
+        _how_it_ended(trial, interrupted=trial.state == TrialState.FAIL, best=trial.number == 1)
+        for trial in study.trials
+    ]
+    assert told == [
+        "Trial 0: COMPLETE after 2 epochs, value 2",
+        "Trial 1: COMPLETE after 2 epochs, value 1, the best so far",
+        "Trial 2: PRUNED after 2 epochs, as its chance of ending among the best was 0.012, "
+        "below 0.099",
+        "Trial 3: interrupted after 2 epochs",
+    ]
+    assert _best_value(direction, study.trials) == (1.0 if direction == "minimize" else 2.0)
+    assert _best_value(direction, study.trials[2:]) is None
+    assert _best_value(direction, study.trials[2:], 7.0) == 7.0
 
 
 @pytest.mark.slow

@@ -3,9 +3,11 @@
 import csv
 import io
 import json
+import re
 import sqlite3
 from pathlib import Path
 
+import click
 import optuna
 import pytest
 import yaml
@@ -88,6 +90,105 @@ def test_rank_top_and_formats(url: str) -> None:
     assert "max λ" in table
 
 
+def test_rank_shows_hyperparameters_the_last_step_and_what_was_predicted_then(url: str) -> None:
+    study = optuna.load_study(study_name="tune", storage=url)
+    decision = {"trial": 12, "step": 1, "verdict": "pruned", "predicted_value": 1.75}
+    study.add_trial(
+        optuna.create_trial(
+            state=TrialState.PRUNED,
+            intermediate_values={1: 3.0, 2: 2.0},
+            user_attrs={"lyapunov:decision": decision},
+        )
+    )
+    rows = json.loads(_run("rank", "--storage", url, "--params", "-f", "json").stdout)
+    by_number = {row["number"]: row for row in rows}
+    assert by_number[12]["predicted_then"] == 1.75
+    assert by_number[12]["then_step"] == 1
+    assert by_number[0]["step"] == 1  # of the last readout
+    assert [by_number[n]["last_step"] for n in (0, 12)] == [2, 2]
+    assert by_number[3]["params_cell"] == NASTY
+    assert "params_cell" not in by_number[12]
+    shown = _run("rank", "--storage", url, "--params")
+    assert "cell=<script>" in shown.stdout
+    assert "1.75" in shown.stdout
+    assert "Predicted now from " in shown.stderr
+    assert "hyperparameters" not in _run("rank", "--storage", url).stdout
+
+
+@pytest.mark.parametrize("columns", [None, "40", "60", "80", "120"])
+@pytest.mark.parametrize("command", [("rank",), ("rank", "--params"), ("spectra",)])
+def test_a_table_fits_and_has_no_blanks_around_it(
+    url: str, command: tuple[str, ...], columns: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)
+    if columns is not None:
+        monkeypatch.setenv("COLUMNS", columns)
+    lines = _run(*command, "--storage", url, "-q").stdout.split("\n")
+    assert lines[0]
+    assert lines[-2]
+    assert lines[-1] == ""
+    assert all(line == line.rstrip() for line in lines)
+    if columns in ("80", "120"):
+        assert max(map(len, lines)) <= int(columns)
+    assert sum("COMPLETE" in line for line in lines) == (24 if command == ("spectra",) else 12)
+
+
+@pytest.mark.parametrize("name", ["NO_COLOR", "TERM"])
+def test_a_table_has_no_colours_where_none_are_wanted(
+    url: str, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(name, "1" if name == "NO_COLOR" else "dumb")
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    assert not re.search(r"\x1b\[[0-9;]*[34]\d", _run("rank", "--storage", url).stdout)
+
+
+def _commands(group: click.Group, path: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
+    found: list[tuple[str, ...]] = []
+    for name, command in group.commands.items():
+        found.append((*path, name))
+        if isinstance(command, click.Group):
+            found += _commands(command, (*path, name))
+    return found
+
+
+@pytest.mark.parametrize("path", [(), *_commands(main)], ids=" ".join)
+def test_every_option_and_command_has_help(path: tuple[str, ...]) -> None:
+    command: click.Command = main
+    for name in path:
+        assert isinstance(command, click.Group)
+        command = command.commands[name]
+    assert command.help
+    for option in command.params:
+        if isinstance(option, click.Option):
+            assert option.help, option.opts
+    assert "Usage:" in _run(*path, "--help").output
+
+
+PAGE = (Path(__file__).parents[1] / "docs" / "command_line.md").read_text()
+
+
+@pytest.mark.parametrize("path", _commands(main), ids=" ".join)
+def test_the_page_has_every_command(path: tuple[str, ...]) -> None:
+    assert f"`lyap-optuna {path[0]}`" in PAGE
+    assert all(f"`{name}`" in PAGE for name in path[1:])
+
+
+@pytest.mark.parametrize("command", ["rank", "skill", "spectra"])
+def test_the_page_has_every_column(command: str, url: str) -> None:
+    rows = json.loads(_run(command, "--storage", url, "-f", "json").stdout)
+    columns = {key for row in rows for key in row}
+    section = PAGE.partition(f"### Columns of `{command}`")[2].partition("###")[0]
+    listed = re.findall(r"^\| (`.*?`) \|", section, re.MULTILINE)
+    named = {name for line in listed for name in re.findall(r"`(\w+)`", line)}
+    assert named == columns
+
+
+def test_the_list_of_commands_is_not_cut() -> None:
+    commands = _run("--help").output.partition("Commands:")[2]
+    assert "rank" in commands
+    assert "..." not in commands
+
+
 def test_the_storage_may_come_from_the_environment(
     url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -133,7 +234,7 @@ def test_explain_tells_the_recorded_decision(tmp_path: Path) -> None:
 def test_explain_without_readouts_says_so(tmp_path: Path) -> None:
     url = _study(f"sqlite:///{tmp_path}/bare.db", readouts=False)
     output = _run("explain", "--storage", url, "--trial-number", "3").output
-    assert "Trial 3 is COMPLETE" in output
+    assert output.startswith("Trial 3 ran to its end, step 2, with value 1.3.")
     assert "No trial of this study has Lyapunov readouts" in output
 
 

@@ -6,10 +6,12 @@ import io
 import json
 import logging
 import os
+import re
 import signal
 import sys
 import threading
 import time
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,10 +19,12 @@ from typing import Any
 import numpy as np
 import optuna
 import optuna_dashboard
+import plotly.graph_objects as go
 import pytest
 import torch
 from _campaigns import wait_for
 from _dashboard import Dashboard
+from _networks import spectrum_of
 from _studies import spec, specs, study_of
 from click.testing import CliRunner
 from optuna.artifacts import FileSystemArtifactStore
@@ -30,20 +34,14 @@ from optuna.trial import TrialState
 
 import lyap_optuna as lyap
 from lyap_optuna.cli import main
-from lyap_optuna.dashboard import (
-    BEGIN,
-    END,
-    SPECTRA_FILE,
-    Publisher,
-    note_text,
-    publish,
-    with_note,
-)
-from lyap_optuna.records import open_journal, upload_spectrum
-from lyap_optuna.visualization._publication import gather
+from lyap_optuna.dashboard import SPECTRA_FILE, Publisher, _publish, make_dashboard, publish
+from lyap_optuna.dashboard._note import BEGIN, END, literal, note_text, with_note
+from lyap_optuna.dashboard._server import arranged
+from lyap_optuna.records import open_journal
+from lyap_optuna.visualization._figures import Numbers
 
 NAME = "<b>a</b> **study** [link](javascript:alert(1))"
-IDS = ["lyapunov-exponents", "lyapunov-skill", "lyapunov-predictions", "lyapunov-best-trial"]
+IDS = ["lyapunov-predictions", "lyapunov-skill", "lyapunov-exponents", "lyapunov-best-trial"]
 
 
 @pytest.fixture(params=["memory", "sqlite", "journal"])
@@ -91,7 +89,7 @@ def _served(study: optuna.Study) -> dict[str, Any]:
 def test_the_dashboard_serves_figures_and_note(storage: BaseStorage) -> None:
     study = _study(storage=storage)
     optuna_dashboard.save_note(study, "Mine.")
-    assert publish(study) == [*IDS, "note"]
+    assert publish(study) == [*IDS, "note", "trial-notes"]
     served = _served(study)
     figures = {f["id"]: json.loads(f["graph_object"]) for f in served["plotly_graph_objects"]}
     assert sorted(figures) == sorted(IDS)
@@ -106,7 +104,7 @@ def test_what_is_there_already_is_not_written_again(storage: BaseStorage) -> Non
     assert publish(study) == []
     assert _attrs(study) == before
     study.add_trial(optuna.create_trial(**specs("plateau", 1, seed=5, first=1)[0]))
-    assert publish(study) == [*IDS[:3], "note"]  # the best trial is the same
+    assert publish(study) == [*IDS[:3], "note", "trial-notes"]  # the best trial is the same
     served = _served(study)
     assert sorted(f["id"] for f in served["plotly_graph_objects"]) == sorted(IDS)  # none twice
 
@@ -183,7 +181,7 @@ def test_a_note_with_backslashes_is_taken_literally() -> None:
 
 def test_the_note_says_what_the_numbers_say() -> None:
     study = _study()
-    note = note_text(study, gather(study))
+    note = note_text(Numbers(study))
     best = study.best_trial
     last = best.user_attrs["lyapunov:readouts"]["3"]["max"]
     assert "24 of 24 trials have readouts: 24 COMPLETE." in note
@@ -193,7 +191,7 @@ def test_the_note_says_what_the_numbers_say() -> None:
     assert "The further up it has moved, the higher, and so worse, the value" in note
     skills = {s.evidence: s for s in lyap.prediction_skill(study, steps=[1])}
     assert f"displacement {skills['displacement'].rank_correlation:.2f}" in note
-    assert "The predictor weighs loss + exponents + displacement + hyperparameters." in note
+    assert "The predictor weighs loss so far, exponents, displacement and hyperparameters." in note
     assert "Pruning" not in note
 
 
@@ -202,19 +200,19 @@ def test_the_note_says_how_many_prunings_were_wrong() -> None:
     attrs = {"lyapunov:decision": {"step": 1, "verdict": "kept", "because": "audit"}}
     study.add_trial(optuna.create_trial(value=1e9, user_attrs=attrs))
     assert "Of 1 condemned trial that ran on to the end (audit), 0 ended" in note_text(
-        study, gather(study)
+        Numbers(study)
     )
 
 
 def test_the_note_tells_better_from_lower() -> None:
     study = study_of(specs("plateau", 24, first=1, sign=-1), sign=-1)
-    note = note_text(study, gather(study))
+    note = note_text(Numbers(study))
     assert "The further up it has moved, the lower, and so worse, the value" in note
 
 
 def test_the_note_says_when_exponents_tell_nothing() -> None:
     study = study_of(specs("easy", 24, seed=1, first=1))
-    note = note_text(study, gather(study))
+    note = note_text(Numbers(study))
     assert "does not go with the final value, beyond chance" in note
 
 
@@ -236,9 +234,7 @@ def test_the_note_says_what_becomes_of_a_small_change(exponent: float, words: st
             value=1.0, intermediate_values={1: 1.0}, user_attrs={"lyapunov:readouts": series}
         )
     )
-    assert f"over 100 time steps a small change of the state {words}" in note_text(
-        study, gather(study)
-    )
+    assert f"over 100 time steps a small change of the state {words}" in note_text(Numbers(study))
 
 
 def test_no_markup_of_the_study_gets_into_note_or_figures() -> None:
@@ -255,6 +251,111 @@ def test_no_markup_of_the_study_gets_into_note_or_figures() -> None:
     pruning = json.dumps(json.loads(figures["lyapunov-pruning"]))
     assert "&lt;b&gt;a&lt;/b&gt;" in pruning
     assert "<b>" not in pruning
+
+
+def _trial_notes(study: optuna.Study) -> dict[int, str]:
+    return {trial["number"]: trial["note"]["body"] for trial in _served(study)["trials"]}
+
+
+def test_each_trial_that_has_ended_has_its_story_in_its_note(storage: BaseStorage) -> None:
+    study = _study(storage=storage)
+    running = study.ask()
+    running.set_user_attr("lyapunov:readouts", {"0": {"max": 0.0, "mean": -1.0}})
+    publish(study)
+    notes = _trial_notes(study)
+    assert notes.pop(24) == ""
+    for number, note in notes.items():
+        sentence = literal(lyap.explain(study, number).sentence)
+        assert note.startswith(f"{BEGIN}\n\n### Explanation\n\n**{sentence}**")
+
+
+def test_the_notes_of_trials_wait_until_no_trial_runs(storage: BaseStorage) -> None:
+    study = _study(storage=storage)
+    running = study.ask()
+    publisher = Publisher(storage)
+    publisher.look()
+    before = _trial_notes(study)
+    study.tell(running, state=TrialState.FAIL)
+    _add(study, 9)
+    third = study.ask()
+    if not isinstance(storage, JournalStorage):
+        publisher.look()
+        notes = _trial_notes(study)
+        assert notes[25]
+        assert {number: notes[number] for number in before} == before
+    study.tell(third, state=TrialState.FAIL)
+    publisher.look()
+    publisher.look()
+    now = _trial_notes(study)
+    assert "25 COMPLETE trials" in now[0]
+    assert "25 COMPLETE trials" not in before[0]
+
+
+def test_of_many_trials_those_that_rank_first_have_notes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_publish, "MOST_NOTES", 5)
+    study = _study()
+    publish(study)
+    noted = {number for number, note in _trial_notes(study).items() if note}
+    assert noted == {prediction.number for prediction in lyap.rank_trials(study)[:5]}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        NAME,
+        "a | b",
+        "# no",
+        "- no",
+        "1. no",
+        "<script>",
+        "https://x.org",
+        "www.x.org",
+        "$x$ ~a~ &lt;",
+    ],
+)
+def test_text_of_a_trial_is_no_markup(text: str) -> None:
+    shown = literal(text)
+    assert re.sub(r"\\(.)", r"\1", shown) == text
+    assert not re.search(r"(?<!\\)[*_`<>\[\]|~&$]|(?<!\\):|^[-#]|^\d+\.|www\.", shown)
+
+
+# What is served --------------------------------------------------------------------------------
+
+
+def test_figures_are_served_in_order_and_attributes_short() -> None:
+    study = _study()
+    optuna_dashboard.save_plotly_graph_object(study, go.Figure(), graph_object_id="another")
+    publish(study)
+    long = _served(study)
+    server = make_dashboard(study._storage, "127.0.0.1", 0)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        url = f"http://127.0.0.1:{server.server_port}/api/studies"
+        with urllib.request.urlopen(f"{url}/{study._study_id}") as answer:
+            served = json.load(answer)
+        with urllib.request.urlopen(url) as answer:
+            assert json.load(answer)["study_summaries"]
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+    assert [f["id"] for f in served["plotly_graph_objects"]] == [*IDS, "another"]
+    ours = [a for t in served["trials"] for a in t["user_attrs"] if a["key"].startswith("lyap")]
+    assert ours
+    assert max(len(attr["value"]) for attr in ours) < 100
+    for trial in long["trials"]:
+        trial["user_attrs"] = []
+    for trial in served["trials"]:
+        trial["user_attrs"] = []
+    assert served["trials"] == long["trials"]
+
+
+def test_attributes_of_others_are_shown_as_they_are() -> None:
+    trial = {"user_attrs": [{"key": "mine", "value": "x" * 500}]}
+    before = json.dumps(trial)
+    arranged({"plotly_graph_objects": [], "trials": [trial], "best_trials": []})
+    assert json.dumps(trial) == before
 
 
 # The file of spectra ---------------------------------------------------------------------------
@@ -420,10 +521,10 @@ def test_a_trials_file_that_does_not_fit_leaves_no_entry(tmp_path: Path) -> None
     study = optuna.create_study()
     trial = study.ask()
     with pytest.raises(OSError, match="No space left"):
-        upload_spectrum(FullStore(tmp_path, 10), trial, 1, {"rnn": ([-1.0], [0.5])})
+        lyap.ArtifactSink(FullStore(tmp_path, 10)).write(trial, 1, {"rnn": spectrum_of([-1.0])})
     assert study.trials[0].system_attrs == {}
     assert os.listdir(tmp_path) == []
-    upload_spectrum(FullStore(tmp_path, 1000), trial, 1, {"rnn": ([-1.0], [0.5])})
+    lyap.ArtifactSink(FullStore(tmp_path, 1000)).write(trial, 1, {"rnn": spectrum_of([-1.0])})
     metas = optuna.artifacts.get_all_artifact_meta(study.trials[0], storage=study._storage)
     assert [(m.filename, m.mimetype) for m in metas] == [
         ("lyapunov-spectrum-step-1.csv", "text/csv")
@@ -448,7 +549,11 @@ def test_a_file_that_was_deleted_comes_back(tmp_path: Path) -> None:
 
 def test_without_whole_spectra_there_is_no_file(tmp_path: Path) -> None:
     study = _study()
-    assert publish(study, artifact_store=FileSystemArtifactStore(tmp_path)) == [*IDS, "note"]
+    assert publish(study, artifact_store=FileSystemArtifactStore(tmp_path)) == [
+        *IDS,
+        "note",
+        "trial-notes",
+    ]
     assert list(tmp_path.iterdir()) == []
 
 
@@ -536,20 +641,20 @@ def test_a_study_that_fails_is_logged_once_and_holds_up_no_other(
     url = new_database("sqlite")
     _study(storage=url)
     study_of(specs("plateau", 6, first=1), storage=url, study_name="other")
-    real = lyap.dashboard.publish
+    real = _publish.write
 
-    def publish(study: optuna.Study, **options: Any) -> list[str]:
+    def write(study: optuna.Study, *args: Any, **options: Any) -> list[str]:
         if study.study_name == NAME:
             raise OSError("postgresql://user:s3cret@host/name")
-        return real(study, **options)
+        return real(study, *args, **options)
 
-    monkeypatch.setattr(lyap.dashboard, "publish", publish)
+    monkeypatch.setattr(_publish, "write", write)
     publisher = Publisher(RDBStorage(url))
     assert publisher.look() == ["other"]
     assert publisher.look() == []
     assert warned.text.count("could not be published (OSError)") == 1
     assert "s3cret" not in warned.text
-    monkeypatch.setattr(lyap.dashboard, "publish", real)
+    monkeypatch.setattr(_publish, "write", real)
     assert publisher.look() == [NAME]
 
 

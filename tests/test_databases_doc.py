@@ -8,9 +8,9 @@ import numpy as np
 import optuna
 import pytest
 import sqlalchemy as sa
+from _networks import spectrum_of
 
 import lyap_optuna as lyap
-from lyap_optuna.records import write_spectrum
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
@@ -36,16 +36,7 @@ def study(database_url):
             if step:
                 trial.report(1.0 / step, step)
             exponents = np.sort(rng.normal(-0.3 + 4 * rate * step, 0.4, size=8))[::-1]
-            write_spectrum(
-                trial,
-                step,
-                layer="rnn",
-                state="hidden",
-                exponents=exponents.tolist(),
-                std=[0.1] * 8,
-                state_size=8,
-                sequences=10,
-            )
+            lyap.DatabaseSink().write(trial, step, {"rnn": spectrum_of(exponents.tolist())})
         if number == 2:
             study.tell(trial, state=optuna.trial.TrialState.PRUNED)
         else:

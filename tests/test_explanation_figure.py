@@ -67,9 +67,11 @@ def test_what_was_decided_before_training_is_said_to_be(
     expected = ["before training", *(str(step) for step in range(1, 1 + reports))]
     assert list(ticks) == list(zip([-1, 1, 2][: 1 + reports], expected, strict=True))
     assert "reported nothing" not in caplog.text
-    verdict = "Pruned" if reports == 0 else "Kept"
-    story = str(lyap.explain(study, trial.number))
-    assert f"{verdict} before training. Predicted to end at" in story
+    explanation = lyap.explain(study, trial.number)
+    story = str(explanation)
+    row = explanation.table()[0]
+    assert (row["step"], row["verdict"]) == ("before", "pruned" if reports == 0 else "kept")
+    assert row["predicted"]
     assert "step -1" not in story
 
 
@@ -91,5 +93,5 @@ def test_the_command_writes_it(tmp_path: Path) -> None:
         ["explain", "--storage", storage, "--trial-number", str(trial.number), "--plot", str(file)],
     )
     assert done.exit_code == 0, done.output
-    assert "Pruned at step" in done.output
-    assert "threshold of the best then" in file.read_text()
+    assert f"Trial {trial.number} was pruned at step" in done.output
+    assert f"Trial {trial.number} was pruned at step" in file.read_text()

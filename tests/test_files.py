@@ -2,8 +2,10 @@
 
 import csv
 import io
+import json
 import logging
 import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -14,17 +16,24 @@ from pathlib import Path
 import optuna
 import pytest
 from _campaigns import Campaign, counts
+from _networks import spectrum_of
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from optuna.artifacts import FileSystemArtifactStore
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
-from lyap_optuna._files import harmless, write_whole, written_whole
+from lyap_optuna._files import AppendLock, harmless, write_whole, written_whole
 from lyap_optuna.campaign import CampaignError, open_storage
 from lyap_optuna.cli._format import dump
 from lyap_optuna.cli._storage import open_storage as open_for_reading
-from lyap_optuna.records import JournalError, open_journal, upload_spectrum, write_study_spectra
+from lyap_optuna.records import (
+    ArtifactSink,
+    JournalError,
+    _journal,
+    open_journal,
+    write_study_spectra,
+)
 from lyap_optuna.replay._lines import append_line, read_lines
 
 # A journal whose last line is torn
@@ -162,6 +171,62 @@ def test_threads_that_find_a_torn_line_lose_nothing(tmp_path: Path, whole: bytes
     assert len(study.user_attrs) == 40
 
 
+def test_half_a_line_is_not_read_with_the_rest_of_what_takes_its_place(
+    tmp_path: Path, whole: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "c.journal"
+    path.write_bytes(whole)
+    backend = open_journal(path)._backend
+    lines = whole.splitlines(keepends=True)
+    path.write_bytes(whole + b'{"op_code":4,"worker_id":"')
+
+    class Changes(io.FileIO):
+        def read(self, size: int = -1) -> bytes:
+            read = super().read(size)
+            path.write_bytes(whole + lines[-1] * 2)
+            return read
+
+    with monkeypatch.context() as patch:
+        patch.setattr(_journal, "open", lambda name, *_, **__: Changes(name), raising=False)
+        assert list(backend.read_logs(0)) == list(map(json.loads, lines))
+    assert list(backend.read_logs(len(lines))) == [json.loads(lines[-1])] * 2
+
+
+def test_what_does_not_fit_on_the_disk_is_taken_back(tmp_path: Path, whole: bytes) -> None:
+    path = tmp_path / "c.journal"
+    path.write_bytes(whole)
+    study = optuna.load_study(study_name="s", storage=open_journal(path))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    for k in range(3):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (len(whole) + 40, limits[1]))
+        try:
+            with pytest.raises(OSError, match="File too large"):
+                study.set_user_attr("a", k)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        assert path.read_bytes() == whole
+    study.set_user_attr("a", 3)
+    assert study.user_attrs == {"a": 3}
+    assert os.listdir(tmp_path) == ["c.journal"]
+
+
+def test_a_lock_that_was_lost_is_left_to_who_has_it(tmp_path: Path, whole: bytes) -> None:
+    path = tmp_path / "c.journal"
+    path.write_bytes(whole)
+    stopped, other = AppendLock(str(path)), AppendLock(str(path))
+    stopped.acquire()
+    AppendLock(str(path)).release()  # as one does that has waited for half a minute
+    other.acquire()
+    with path.open("ab") as file:
+        file.write(b'{"op_code":4,')  # half of what the other writes
+    stopped.release()
+    assert path.read_bytes() == whole + b'{"op_code":4,'
+    assert os.path.lexists(f"{path}.lock")
+    other.release()
+    assert not os.path.lexists(f"{path}.lock")
+    assert path.read_bytes() == whole
+
+
 FULL = """
 from toy import *
 import resource
@@ -196,7 +261,7 @@ def test_a_campaign_goes_on_once_its_full_disk_has_space(tmp_path: Path) -> None
         assert trials[number].intermediate_values == was.intermediate_values
         assert trials[number].user_attrs == was.user_attrs
         assert trials[number].state == was.state
-    assert list(tmp_path.glob("campaign.journal.torn*"))
+    assert not list(tmp_path.glob("campaign.journal.torn*"))
 
 
 # Lines of results
@@ -238,7 +303,8 @@ def test_a_line_that_does_not_fit_on_the_disk_costs_no_other(tmp_path: Path) -> 
     )
     done = subprocess.run([sys.executable, "-c", script, str(path)], capture_output=True, text=True)
     assert "File too large" in done.stderr
-    assert path.stat().st_size == 40
+    assert list(tmp_path.iterdir()) == [path]
+    assert list(read_lines(path)) == [{"row": 0}]
     append_line(path, {"row": 1})
     assert list(read_lines(path)) == [{"row": 0}, {"row": 1}]
 
@@ -281,9 +347,10 @@ def test_exported_spectra_hold_no_formula(tmp_path: Path) -> None:
     assert rows[1][2] == "-1"
     trial = study.ask()
     store = FileSystemArtifactStore(tmp_path)
-    artifact = upload_spectrum(store, trial, 1, {"+b": ([-1.0], [0.5])})
-    assert artifact is not None
-    assert store.open_reader(artifact).read().decode().splitlines()[1] == "'+b,1,-1,0.5"
+    ArtifactSink(store).write(trial, 1, {"+b": spectrum_of([-1.0], [0.5])})
+    (file,) = optuna.artifacts.get_all_artifact_meta(study.trials[1], storage=study._storage)
+    rows = store.open_reader(file.artifact_id).read().decode().splitlines()
+    assert rows[1] == "'+b,1,-1,0.5"
 
 
 # Files that are replaced

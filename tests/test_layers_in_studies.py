@@ -16,14 +16,15 @@ from optuna.trial import TrialState
 import lyap_optuna as lyap
 from lyap_optuna import visualization
 from lyap_optuna.cli import main
-from lyap_optuna.dashboard import note_text
+from lyap_optuna.dashboard._note import note_text
 from lyap_optuna.prediction._study import StudyModels
 from lyap_optuna.prediction._table import FeatureTable
 from lyap_optuna.prediction.evidence import EVIDENCE, TrialView
 from lyap_optuna.records import write_study_spectra
 from lyap_optuna.replay import Recording
 from lyap_optuna.visualization._exponent_value import _get_info
-from lyap_optuna.visualization._publication import gather, published_figures
+from lyap_optuna.visualization._figures import Numbers
+from lyap_optuna.visualization._publication import published_figures
 
 HOSTILE = "<img src=x onerror=alert(1)>](http://x) |\n# x"
 
@@ -250,7 +251,7 @@ def test_nothing_that_reads_a_study_stumbles():
     assert any(t.mean is None and t.max is not None for t in lyap.rank_trials(study))
     assert lyap.prediction_skill(study)
     for number in range(25):
-        assert f"Trial {number} is" in str(lyap.explain(study, number))
+        assert lyap.explain(study, number).sentence.startswith(f"Trial {number} ")
     assert "mean exponent - nats/step" in str(lyap.explain(study, 2))
     for exponent in ("max", "mean", "max_displacement", "mean_displacement"):
         visualization.plot_exponent_value(study, exponent=exponent)
@@ -259,7 +260,7 @@ def test_nothing_that_reads_a_study_stumbles():
     names = [trace.name for trace in visualization.plot_spectrum_evolution(study, 2).data]
     assert "mean" not in names
     assert "maximum" in names
-    assert published_figures(study, gather(study))
+    assert published_figures(Numbers(study))
     text = visualization.plot_spectrum(study).to_json()
     assert "<img" not in json.loads(text)["data"][0].get("name", "")
 
@@ -269,7 +270,7 @@ def test_the_note_names_layers_and_shows_no_markup():
     best = min(range(24), key=lambda i: math.exp(-quality(i)))
     trials = [series(quality(i), layers=("encoder.0", HOSTILE)) for i in range(24)]
     study = study_of(trials)
-    note = note_text(study, gather(study))
+    note = note_text(Numbers(study))
     assert study.best_trial.number == best
     assert "It is the largest of its layers: `encoder.0` " in note
     assert "(a layer) " in note

@@ -344,7 +344,7 @@ def test_whole_spectra_wait_for_the_database_as_scalars_do(new_database, elsewhe
             torch.nn.GRU(2, 3, batch_first=True),
             torch.randn(2, 12, 2),
             full_spectrum=True,
-            spectra_url=spectra_url,
+            sink=lyap.DatabaseSink(spectra_url),
         )
         trial = study.ask()
         for step in (0, 1):  # with the table still to be made, and with it

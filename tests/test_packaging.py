@@ -43,7 +43,7 @@ HEAVY = (
 OWN_EXTRAS: dict[str, tuple[str, ...]] = {
     "": (),
     "campaign": ("campaign", "dask"),
-    "dashboard.py": ("dashboard",),
+    "dashboard": ("dashboard",),
     "data": ("studies",),
     "integration": ("lightning", "skorch", "ignite", "transformers", "sb3", "fastai"),
 }

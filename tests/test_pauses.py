@@ -13,11 +13,12 @@ from hypothesis import strategies as st
 from optuna.trial import TrialState
 
 import lyap_optuna as lyap
-from lyap_optuna.dashboard import note_text
+from lyap_optuna.dashboard._note import note_text
 from lyap_optuna.records import Stretch, _keys, read_stretches, write_stretches
 from lyap_optuna.records._stretches import MAX_STRETCHES
 from lyap_optuna.visualization import _pruning_timeline, plot_pruning_timeline
-from lyap_optuna.visualization._publication import gather, published_figures
+from lyap_optuna.visualization._figures import Numbers
+from lyap_optuna.visualization._publication import published_figures
 
 EPOCHS = 8
 
@@ -107,7 +108,7 @@ def test_a_story_tells_each_rest(search: Search) -> None:
             if stretch.before is not None:
                 assert f" later {stretch.before:.2g})" in story
         if trial.state == TrialState.PRUNED:
-            assert "Pruned at step" in story
+            assert f"Trial {trial.number} was pruned " in story
 
 
 def resting(study: optuna.Study) -> list[int]:
@@ -129,7 +130,7 @@ def test_while_it_rests_a_trial_says_why() -> None:
 def test_the_note_names_the_most_promising_of_those_that_rest() -> None:
     def look(study: optuna.Study) -> tuple[str, dict[int, float]]:
         chances = {n: read_stretches(study.trials[n])[-1].after for n in resting(study)}
-        return note_text(study, gather(study)), {n: c for n, c in chances.items() if c is not None}
+        return note_text(Numbers(study)), {n: c for n, c in chances.items() if c is not None}
 
     search = Search(look=look)
     note, chances = search.looked
@@ -140,7 +141,7 @@ def test_the_note_names_the_most_promising_of_those_that_rest() -> None:
         (n, float(f"{chances[n]:.2g}")) for n in best
     ]
     assert all((reports == "1 report") == reports.startswith("1 ") for *_, reports in named)
-    assert "Resting" not in note_text(search.study, gather(search.study))
+    assert "Resting" not in note_text(Numbers(search.study))
 
 
 def test_the_timeline_draws_each_trial_where_it_ran(search: Search) -> None:
@@ -155,7 +156,7 @@ def test_the_timeline_draws_each_trial_where_it_ran(search: Search) -> None:
     figure = plot_pruning_timeline(search.study)
     assert {trace.name for trace in figure.data} == {"rests", "COMPLETE", "PRUNED"}
     assert "time" in figure.layout.xaxis.title.text
-    assert "lyapunov-pruning" in published_figures(search.study, gather(search.study))
+    assert "lyapunov-pruning" in published_figures(Numbers(search.study))
 
 
 def test_without_pauses_the_timeline_is_one_of_steps() -> None:

@@ -1,4 +1,4 @@
-"""The probe: leaves no trace in the training, loses no trial, stores what the design says."""
+"""The probe: leaves no trace in the training, loses no trial, stores what it says."""
 
 import copy
 import csv
@@ -11,7 +11,7 @@ import numpy as np
 import optuna
 import pytest
 import torch
-from _networks import make_inputs
+from _networks import make_inputs, spectrum_of
 from torch import nn
 
 import lyap_optuna as lyap
@@ -345,7 +345,9 @@ def test_record_works_in_a_multi_objective_study_and_report_does_not():
         ({"layer": []}, "layer must be the name of a layer, a list of names"),
         ({"layer": ["rnn", 3]}, "layer must be the name of a layer, a list of names"),
         ({"trial": 7}, "trial must be a trial of Optuna, but got int"),
-        ({"spectra_url": "sqlite://"}, "spectra_url is for whole spectra"),
+        ({"sink": lyap.DatabaseSink()}, "sink is for whole spectra"),
+        ({"full_spectrum": True, "sink": "sqlite://"}, "sink must be a DatabaseSink.*but got str"),
+        ({"full_spectrum": True, "sink": []}, "sink must be .*but got an empty list"),
     ],
 )
 @pytest.mark.parametrize("strict", [False, True])
@@ -539,7 +541,7 @@ def test_spectra_are_uploaded_while_the_trial_runs(storage, tmp_path):
     trial = study.ask()
     torch.manual_seed(0)
     layer, inputs = nn.GRU(3, 6, batch_first=True), make_inputs(4, 20, 3, dtype=torch.float32)
-    probe = lyap.LyapunovProbe(layer, inputs, full_spectrum=True, artifact_store=store)
+    probe = lyap.LyapunovProbe(layer, inputs, full_spectrum=True, sink=lyap.ArtifactSink(store))
     probe.report(trial, 0.5, 0)
     probe.report(trial, 0.4, 1)
     study.tell(trial, 0.4)
@@ -560,9 +562,9 @@ def test_an_upload_that_fails_costs_a_warning_and_nothing_else(tmp_path):
     study = optuna.create_study()
     trial = study.ask()
     probe = lyap.LyapunovProbe(
-        nn.RNN(2, 3), torch.zeros(9, 1, 2), full_spectrum=True, artifact_store=Broken()
+        nn.RNN(2, 3), torch.zeros(9, 1, 2), full_spectrum=True, sink=lyap.ArtifactSink(Broken())
     )
-    with pytest.warns(lyap.LyapunovWarning, match=r"not uploaded \(OSError\)") as caught:
+    with pytest.warns(lyap.LyapunovWarning, match=r"spectrum .* \(OSError\). Its") as caught:
         probe.report(trial, 0.5, 0)
         probe.report(trial, 0.4, 1)
     assert len(caught) == 1
@@ -573,22 +575,48 @@ def test_an_upload_that_fails_costs_a_warning_and_nothing_else(tmp_path):
 def test_a_trial_without_a_storage_uploads_nothing(tmp_path):
     store = optuna.artifacts.FileSystemArtifactStore(tmp_path)
     probe = lyap.LyapunovProbe(
-        nn.RNN(2, 3), torch.zeros(9, 1, 2), full_spectrum=True, artifact_store=store
+        nn.RNN(2, 3), torch.zeros(9, 1, 2), full_spectrum=True, sink=lyap.ArtifactSink(store)
     )
     probe.report(optuna.trial.FixedTrial({}), 0.5, 0)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_artifact_store_needs_whole_spectra(tmp_path):
+def test_the_file_of_a_baseline_moves_with_it(tmp_path):
     store = optuna.artifacts.FileSystemArtifactStore(tmp_path)
-    with pytest.raises(ValueError, match="full_spectrum=True"):
-        lyap.LyapunovProbe(nn.RNN(2, 3), torch.zeros(9, 1, 2), artifact_store=store)
+    study = optuna.create_study()
+    trial = study.ask()
+    probe = lyap.LyapunovProbe(
+        nn.RNN(2, 3), torch.zeros(9, 1, 2), full_spectrum=True, sink=lyap.ArtifactSink(store)
+    )
+    for step in (2, 1):  # the baseline stands at 1, then at 0
+        probe.report(trial, 0.5, step)
+    names = [f"lyapunov-spectrum-step-{s}.csv" for s in (0, 1, 2)]
+    assert sorted(name for _, name in _artifacts(study, store)) == names
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_a_sink_of_ones_own_gets_what_was_measured():
+    class Memory(lyap.SpectrumSink):
+        def __init__(self):
+            self.kept = {}
+
+        def write(self, trial, step, spectra, old=None):
+            self.kept[trial.number, step] = spectra
+
+    memory, layer = Memory(), nn.RNN(2, 3)
+    probe = lyap.LyapunovProbe(layer, torch.ones(9, 1, 2), full_spectrum=True, sink=memory)
+    probe.report(optuna.trial.FixedTrial({}, number=7), 0.5, 0)
+    assert list(memory.kept) == [(7, -1), (7, 0)]
+    (kept,) = memory.kept[7, 0].values()
+    truth = lyap.lyapunov_spectrum(layer, torch.ones(9, 1, 2)).exponents
+    assert torch.equal(kept.exponents, truth)
 
 
 def test_uploaded_numbers_are_finite_or_empty(tmp_path):
     store = optuna.artifacts.FileSystemArtifactStore(tmp_path)
     study = optuna.create_study()
     nan, inf = float("nan"), float("inf")
-    records.upload_spectrum(store, study.ask(), 3, {"rnn": ([0.5, -inf], [0.25, nan])})
+    spectrum = spectrum_of([0.5, -inf], [0.25, nan])
+    lyap.ArtifactSink(store).write(study.ask(), 3, {"rnn": spectrum})
     rows = _artifacts(study, store)[0, "lyapunov-spectrum-step-3.csv"][1:]
     assert rows == [["rnn", "1", "0.5", "0.25"], ["rnn", "2", "-16", ""]]

@@ -15,8 +15,8 @@ from torch import nn
 import lyap_optuna as lyap
 import lyap_optuna.probe
 from lyap_optuna import records
-from lyap_optuna._copy import detached
 from lyap_optuna.dynamics import NotMeasurableError
+from lyap_optuna.dynamics._copy import detached
 
 X = make_inputs(4, 25, 3, dtype=torch.float32)
 
@@ -506,7 +506,12 @@ def test_whole_spectra_of_each_layer_are_stored_under_its_name(two, state, tmp_p
     study = optuna.create_study(storage="sqlite:///:memory:")
     trial = study.ask()
     probe = lyap.LyapunovProbe(
-        two, X, trial=trial, state=state, full_spectrum=True, artifact_store=store
+        two,
+        X,
+        trial=trial,
+        state=state,
+        full_spectrum=True,
+        sink=[lyap.DatabaseSink(), lyap.ArtifactSink(store)],
     )
     assert lyap.load_spectra(study) == []  # where they belong is known at the first report
     probe.report(trial, 0.5, 1)

@@ -189,19 +189,21 @@ def test_a_pruned_trial_tells_why() -> None:
     step = pruned_at(study, worst)
     explanation = explain(study, 40)
     story = str(explanation)
-    assert f"Pruned at step {step}." in story
+    assert story.startswith(f"Trial 40 was pruned at step {step}, after ")
     assert "from displacement " in story
     assert "shares of the variance" in story
     assert "nats/step" in story
     assert explanation.decisions[-1].verdict == "pruned"
-    assert explanation.prediction is None
+    assert explanation.prediction.predicted_value is not None  # what is known now, beside it
+    assert explanation.rank == 1 + [t.number for t in rank_trials(study)].index(40)
+    assert f"rank {explanation.rank} of 41" in story
 
 
 def test_a_trial_without_a_decision_is_predicted_now() -> None:
     study = study_of(half_run())
     explanation = explain(study, 35)
-    assert "No decision is recorded" in str(explanation)
-    assert "The default predictor" in str(explanation)
+    assert "No LyapunovPruner judged it" in str(explanation)
+    assert "In hindsight, on " in str(explanation)
     assert explanation.prediction.predicted_value is not None
     assert "has not seen its value" in str(explain(study, 0))
 
@@ -210,7 +212,8 @@ def test_nothing_known_is_said() -> None:
     study = study_of([{**t, "value": 1.0} for t in specs("noise", 40)])
     assert "predicts nothing at step 2, on 40 COMPLETE trials" in str(explain(study, 0))
     study.enqueue_trial({})
-    assert "WAITING" in str(explain(study, 40))
+    assert explain(study, 40).sentence == "Trial 40 is waiting to be run."
+    assert "Nothing is predicted for a trial that is WAITING" in str(explain(study, 40))
 
 
 def test_a_study_without_readouts_says_so() -> None:
@@ -284,7 +287,7 @@ def test_odd_studies_are_ranked_and_explained(seed: int) -> None:
     for s in prediction_skill(study):
         assert s.rank_correlation is None or -1 <= s.rank_correlation <= 1
     for number in range(0, len(study.trials), 5):
-        assert f"Trial {number} is " in str(explain(study, number))
+        assert explain(study, number).sentence.startswith(f"Trial {number} ")
 
 
 # Large studies

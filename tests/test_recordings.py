@@ -13,7 +13,7 @@ from torch import nn
 from lyap_optuna.data import CharacterText
 from lyap_optuna.replay import Recording
 from studies.pages import END, begin, read_block, write_block
-from studies.pruning.__main__ import WRITTEN
+from studies.pruning.__main__ import MARK, short_table
 from studies.pruning.__main__ import main as judge
 from studies.recordings import _training
 from studies.recordings.__main__ import store
@@ -147,12 +147,31 @@ def test_the_tables_are_made_and_resumed(tmp_path: Path) -> None:
     assert CliRunner().invoke(judge, [*args, "--write", str(page)]).exit_code == 0
     assert (tmp_path / "replays.jsonl").read_text() == replays
     filled, text = page.read_text(), (tmp_path / "tables.md").read_text()
-    for name in WRITTEN:
-        block = read_block(filled, f"python -m studies.pruning: {name}")
+    names = re.findall(f"{MARK}: (\\w+): begin", source)
+    assert {"spent", "found", "intervals", "exponents", "thawing", "chosen"} <= set(names)
+    for name in names:
+        if name == "constants":
+            continue
+        block = read_block(filled, f"{MARK}: {name}")
         assert block.strip() in text
         assert block != read_block(source, f"python -m studies.pruning: {name}")
     outside = [re.sub(r"begin -->.*?<!-- end", "", t, flags=re.DOTALL) for t in (source, filled)]
     assert outside[0] == outside[1]
+
+
+def test_the_readme_says_in_short_what_the_page_says() -> None:
+    page, readme = (Path(name).read_text() for name in ("docs/prediction.md", "README.md"))
+    short = read_block(readme, f"{MARK}: short")
+    assert short.strip() == short_table(read_block(page, f"{MARK}: spent")).strip()
+
+
+def test_a_page_without_any_place_is_an_error(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("nothing")
+    args = ["motion", "--orders", "1", "--others", "1", "--jobs", "1", "--output", str(tmp_path)]
+    done = CliRunner().invoke(judge, [*args, "--constants", "--write", str(page)])
+    assert "has no place for any of constants" in str(done.exception)
+    assert page.read_text() == "nothing"
 
 
 def test_a_page_without_the_place_is_left_alone(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import os
 import time
 import tracemalloc
 from collections.abc import Generator, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,7 @@ from lyap_optuna.cli import main
 from lyap_optuna.records import Stretch, write_stretches
 from lyap_optuna.replay import (
     REGRET_AT,
+    Choosing,
     Recording,
     RecordingError,
     compare_pruners,
@@ -370,6 +372,42 @@ def timed(recording: Recording, seconds: Sequence[float | None]) -> Recording:
 COMPARED = {"none": NopPruner, "median": MedianPruner, "freeze_thaw": replay_freeze_thaw}
 
 
+def told_by_hyperparameters(n: int = 40) -> Recording:
+    """Return a study whose hyperparameter says how each trial ends, and whose losses do not."""
+    study = optuna.create_study(study_name="told")
+    rng = np.random.default_rng(3)
+    for x in rng.permutation(n):
+        study.add_trial(
+            create_trial(
+                params={"x": float(x)},
+                distributions={"x": FloatDistribution(0.0, float(n))},
+                intermediate_values={step: 1.0 for step in range(1, 6)},
+                value=float(x),
+            )
+        )
+    return Recording.from_study(study)
+
+
+@pytest.mark.parametrize("search", [NopPruner, replay_freeze_thaw])
+def test_who_chooses_among_all_finds_what_the_hyperparameters_tell(search: object) -> None:
+    recording = told_by_hyperparameters()
+    found = compare_pruners(recording, {"order": search, "choosing": Choosing(search)}, orders=8)
+    late = {name: np.median([r.found_by for r in replays]) for name, replays in found.items()}
+    assert late["choosing"] < 0.5 * late["order"]
+    # Until something can be told the order is kept, and each trial begins once.
+    for replays in found.values():
+        assert [r.order for r in replays] == list(range(8))
+        assert all(r.succeeded for r in replays)
+
+
+def test_freeze_thaw_is_replayed_without_some_evidence() -> None:
+    recording = told_by_hyperparameters()
+    blind = replay_freeze_thaw(recording, 1, evidence=["loss"])
+    assert blind.fell != replay_freeze_thaw(recording, 1).fell
+    compared = {"blind": partial(replay_freeze_thaw, evidence=["loss"])}
+    assert compare_pruners(recording, compared, orders=2)["blind"][1].fell == blind.fell
+
+
 def test_where_all_epochs_cost_the_same_seconds_are_epochs() -> None:
     recording = timed(Recording.from_study(made_study(20)), [12.5] * 20)
     for found in compare_pruners(recording, COMPARED, orders=3).values():
@@ -515,7 +553,7 @@ def test_command(tmp_path: Path) -> None:
     assert "MedianPruner" in table.output
     assert "Hyperband" not in table.output
     assert "plotly" in (tmp_path / "plot.html").read_text()
-    assert (tmp_path / "plot.html").read_text().count("Plotly.newPlot(") == 2
+    assert (tmp_path / "plot.html").read_text().count('class="figure"') == 2
     search = CliRunner().invoke(main, ["replay", str(file), "--orders", "1", "--pruner", "freeze"])
     assert search.exit_code == 0, search.output
     assert "freeze_thaw" in search.output

@@ -13,7 +13,7 @@ import optuna
 import pytest
 import sqlalchemy as sa
 import torch
-from _networks import make_inputs
+from _networks import make_inputs, spectrum_of
 from _servers import KINDS, execute, server_url
 from alembic import autogenerate, command
 from alembic.migration import MigrationContext
@@ -32,7 +32,6 @@ from lyap_optuna.records import (
     copy_study,
     is_incomplete,
     upgrade_spectra,
-    write_spectrum,
 )
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -46,18 +45,8 @@ def make_probe(units=6, seed=0, **options):
     return lyap.LyapunovProbe(model, make_inputs(4, 25, 3), full_spectrum=True, **options)
 
 
-def write(trial, step=1, exponents=(-0.5, -1.0), std=None, *, layer="rnn", **more):
-    write_spectrum(
-        trial,
-        step,
-        layer=layer,
-        state="hidden",
-        exponents=list(exponents),
-        std=[0.1] * len(exponents) if std is None else list(std),
-        state_size=len(exponents),
-        sequences=10,
-        **more,
-    )
+def write(trial, step=1, exponents=(-0.5, -1.0), std=None, *, layer="rnn"):
+    lyap.DatabaseSink().write(trial, step, {layer: spectrum_of(exponents, std)})
 
 
 def engine_of(study):
@@ -829,7 +818,7 @@ def test_in_memory_and_journal_studies_say_why_once(tmp_path, log):
             assert len(readouts["2"]["quantiles"]) == 32
         said = log.getvalue().splitlines()
         assert len([line for line in said if f"kept {where}" in line]) == 1
-        assert "spectra_url=" in said[-1]
+        assert "sink=DatabaseSink(URL)" in said[-1]
         with pytest.raises(ValueError, match=f"kept {where}.*spectra_url="):
             lyap.load_spectra(study)
 
@@ -842,7 +831,7 @@ def test_a_trial_without_a_storage_stores_no_spectrum_and_says_nothing(log):
 def test_a_journal_study_with_a_database_for_its_spectra(database_url, tmp_path):
     storage = JournalStorage(JournalFileBackend(str(tmp_path / "journal.log")))
     study = optuna.create_study(study_name="a", storage=storage)
-    probe = make_probe(spectra_url=database_url)
+    probe = make_probe(sink=lyap.DatabaseSink(database_url))
     probe.report(study.ask(), 0.5, 1)
     spectra = lyap.load_spectra(study, spectra_url=database_url)
     assert [(s.trial_number, s.step) for s in spectra] == [(0, 0), (0, 1)]
@@ -857,13 +846,13 @@ def test_a_journal_study_made_again_under_its_name_has_no_stale_spectra(database
     storage = JournalStorage(JournalFileBackend(str(tmp_path / "journal.log")))
     optuna.create_study(study_name="a", storage=storage).ask()
     study = optuna.load_study(study_name="a", storage=storage)
-    make_probe(seed=1, spectra_url=database_url).report(study.ask(), 0.5, 1)
+    make_probe(seed=1, sink=lyap.DatabaseSink(database_url)).report(study.ask(), 0.5, 1)
     optuna.delete_study(study_name="a", storage=storage)
     study = optuna.create_study(study_name="a", storage=storage)
     for _ in range(2):
         trial = study.ask()
     assert lyap.load_spectra(study, spectra_url=database_url) == []
-    probe = make_probe(seed=2, spectra_url=database_url)
+    probe = make_probe(seed=2, sink=lyap.DatabaseSink(database_url))
     probe.report(trial, 0.5, 1)
     there = lyap.load_spectra(study, spectra_url=database_url)
     assert [(s.trial_number, s.step) for s in there] == [(1, 0), (1, 1)]
@@ -892,12 +881,12 @@ def test_behind_a_grpc_proxy(database_url, log):
         study = optuna.create_study(study_name="a", storage=proxy)
         trial = study.ask()
         make_probe().report(trial, 0.5, 1)
-        assert re.search(r"gRPC proxy.*spectra_url=", log.getvalue())
+        assert re.search(r"gRPC proxy.*sink=DatabaseSink", log.getvalue())
         assert list(study.trials[0].user_attrs["lyapunov:readouts"]) == ["0", "1"]
         with pytest.raises(ValueError, match="gRPC proxy"):
             lyap.load_spectra(study)
         trial = study.ask()
-        make_probe(spectra_url=database_url).report(trial, 0.5, 1)
+        make_probe(sink=lyap.DatabaseSink(database_url)).report(trial, 0.5, 1)
         there = lyap.load_spectra(study, spectra_url=database_url)
         assert [(s.trial_number, s.step) for s in there] == [(1, 0), (1, 1)]
         # In the proxy's own database, they belong to its trials.
@@ -1015,7 +1004,7 @@ def test_passwords_reach_no_warning_no_log_and_no_attribute(url, log):
     logging.getLogger("lyap_optuna").setLevel(logging.DEBUG)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        probe = make_probe(spectra_url=url)
+        probe = make_probe(sink=lyap.DatabaseSink(url))
         probe.report(study.ask(), 0.5, 1)
     assert [w for w in caught if "spectrum at step 0 was not stored" in str(w.message)]
     assert "Traceback" in log.getvalue()
@@ -1036,7 +1025,7 @@ def test_a_driver_that_shows_the_url_is_not_repeated(log, monkeypatch, text):
         raise sa.exc.OperationalError("INSERT", {}, Exception(f"cannot connect to {text}"))
 
     logging.getLogger("lyap_optuna").setLevel(logging.DEBUG)
-    monkeypatch.setattr("lyap_optuna.probe.write_spectrum", refuse)
+    monkeypatch.setattr(lyap.DatabaseSink, "write", refuse)
     with pytest.warns(lyap.LyapunovWarning, match=r"OperationalError: cannot connect.*\*\*\*") as w:
         make_probe().report(optuna.create_study().ask(), 0.5, 1)
     assert "s3cret" not in str(w[0].message)
@@ -1055,12 +1044,10 @@ def test_passwords_of_the_target_of_a_copy(new_database):
 @pytest.mark.parametrize(
     "url", ["u:s3cret@host", "s3cret", "", 3, b"s3cret", "postgresql://u:s3cret@h:port/d"]
 )
-def test_a_spectra_url_that_is_none_is_refused(url):
-    with pytest.raises(ValueError, match="spectra_url must be the URL of a database") as caught:
-        make_probe(spectra_url=url)
+def test_what_is_no_url_of_a_database_is_refused(url):
+    with pytest.raises(ValueError, match="url must be the URL of a database") as caught:
+        lyap.DatabaseSink(url)
     assert "s3cret" not in str(caught.value)
-
-
-def test_a_spectra_url_without_full_spectrum_is_refused():
-    with pytest.raises(ValueError, match="full_spectrum=True"):
-        lyap.LyapunovProbe(nn.GRU(3, 4), make_inputs(12, 2, 3), spectra_url="sqlite:///a.db")
+    with pytest.raises(ValueError, match="spectra_url must be the URL of a database") as caught:
+        lyap.load_spectra(optuna.create_study(), spectra_url=url)
+    assert "s3cret" not in str(caught.value)

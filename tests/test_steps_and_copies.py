@@ -262,8 +262,8 @@ def test_predictions_name_the_step_that_was_reported():
     ranked = {r.number: r.step for r in lyap.rank_trials(study)}
     assert ranked == dict.fromkeys(range(12), 9) | {12: 4}
     story = str(lyap.explain(study, 12))
-    assert "after 2 reports, the last at step 4." in story
-    assert "at step 4 from loss" in story
+    assert story.startswith("Trial 12 is running at step 4, after 2 of 3 reports.")
+    assert "at step 4, from loss so far" in story
 
 
 def test_the_latest_readout_is_the_one_taken_last():
@@ -465,7 +465,7 @@ def test_copied_trials_keep_readouts_and_decisions_under_another_number(source):
         assert {d.copied_from for d in read_decisions(before)} <= {None}
         assert TrialView.of(after, 1).baseline is not None
     pruned = next(t.number for t in source.trials if t.state == TrialState.PRUNED)
-    sentence = f"as trial {pruned} of another study. Predicted to end at"
+    sentence = f"as trial {pruned} of another study, on "
     assert sentence in str(lyap.explain(merged, 5 + pruned))
     assert "another study" not in str(lyap.explain(source, pruned))
 

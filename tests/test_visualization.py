@@ -3,7 +3,9 @@
 import json
 import logging
 import math
+import pkgutil
 from collections.abc import Callable
+from importlib import import_module
 from types import SimpleNamespace
 from typing import Any
 
@@ -28,6 +30,8 @@ from lyap_optuna.visualization import (
     _spectrum,
     _style,
 )
+from lyap_optuna.visualization._figures import FIGURES, Numbers
+from lyap_optuna.visualization._spec import FigureSpec
 
 N_STEPS = 6
 
@@ -168,7 +172,7 @@ def test_colours_go_by_rank_so_that_one_diverged_trial_moves_none() -> None:
     assert _spectrum._shades([1.0, 2.0, 1e9], [1.0, 2.0, 1e9]) == [0.0, 0.5, 1.0]
 
 
-@pytest.mark.parametrize(("direction", "last"), [("minimize", 29), ("maximize", 0)])
+@pytest.mark.parametrize(("direction", "last"), [("minimize", 28), ("maximize", 0)])
 def test_the_best_spectrum_lies_on_top(direction: str, last: int) -> None:
     figure = visualization.plot_spectrum(_study(direction=direction))
     lines = [trace for trace in figure.data if trace.customdata is not None]
@@ -204,7 +208,7 @@ def test_many_trials_are_thinned_evenly_by_rank() -> None:
     figure = _spectrum._draw_study(_spectrum._get_study_info(study, None, None), study, 10)
     drawn = {number for trace in figure.data for number in (trace.customdata or ())}
     assert len(drawn) == 10
-    assert {0, 59} <= drawn  # the worst and the best
+    assert {4, 58} <= drawn  # one without a final value, and the best
     assert "10 of 60" in figure.layout.title.text
 
 
@@ -283,7 +287,7 @@ def test_predictions_hold_the_intervals_that_the_ranking_gives() -> None:
     for info in infos:
         assert info.predicted == ranked[info.number].predicted_value
         assert info.lower == ranked[info.number].lower
-        assert info.value is not None
+        assert (info.value is None) == (info.state != TrialState.COMPLETE)
     complete = [info for info in infos if info.state == TrialState.COMPLETE]
     assert [info.value for info in complete] == [study.trials[i.number].value for i in complete]
 
@@ -292,7 +296,7 @@ def test_skill_names_every_kind_of_evidence() -> None:
     study = _study()
     figure = visualization.plot_prediction_skill(study)
     traces = {trace.name: trace for trace in figure.data}
-    assert {"loss", "displacement", "chance alone", "used"} <= traces.keys()
+    assert {"loss so far", "displacement", "chance alone", "used"} <= traces.keys()
     chosen = {(s.step, s.rank_correlation) for s in lyap.prediction_skill(study) if s.chosen}
     assert set(zip(traces["used"].x, traces["used"].y, strict=True)) == chosen
 
@@ -307,9 +311,9 @@ def test_combinations_of_evidence_share_one_entry_of_the_legend() -> None:
         ]
     )
     traces = {trace.name: trace for trace in figure.data}
-    assert list(traces) == ["chance alone", "loss", "all together", "used", None]
+    assert list(traces) == ["chance alone", "loss so far", "all together", "used", None]
     assert list(traces["all together"].y) == list(traces["used"].y) == [0.7, 0.8]
-    assert traces["all together"].text[1].startswith("exponents + hyperparameters<br>20 trials")
+    assert traces["all together"].text[1].startswith("exponents and hyperparameters<br>20 trials")
 
 
 def test_predictions_are_correlated_with_the_complete_trials() -> None:
@@ -404,6 +408,29 @@ def test_the_value_axis_is_logarithmic_only_for_wide_positive_values() -> None:
     assert _style.value_axis_type([]) == "linear"
 
 
+def test_a_logarithmic_axis_has_whole_numbers_as_ticks() -> None:
+    axis = _style.value_axis([0.03, 4.0])
+    assert [v for v in axis["tickvals"] if 0.03 < v < 4] == [0.05, 0.1, 0.2, 0.5, 1, 2]
+    assert axis["ticktext"][axis["tickvals"].index(0.05)] == "0.05"
+    assert "tickvals" not in _style.value_axis([1e-9, 1.0])
+    assert "tickvals" not in _style.value_axis([1.0, 2.0])
+
+
+@pytest.mark.parametrize(
+    "draw", [visualization.plot_predictions, visualization.plot_exponent_value]
+)
+def test_a_last_report_is_drawn_as_no_final_value(
+    draw: Callable[[optuna.Study], go.Figure],
+) -> None:
+    study = _study()
+    strip = [trace for trace in draw(study).data if trace.yaxis == "y2"]
+    assert [set(trace.y) for trace in strip] == [{"PRUNED"}]
+    assert len(strip[0].x) == 6
+    complete = [v for t in draw(study).data if t.name and "COMPLETE" in t.name for v in t.y]
+    values = [t.value for t in study.trials if t.state == TrialState.COMPLETE]
+    assert sorted(complete) == pytest.approx(sorted(values))
+
+
 def test_the_zero_line_spans_the_axis() -> None:
     figure = go.Figure()
     _style.zero_line(figure, [3, 1, 2])
@@ -431,6 +458,47 @@ def _wide(n_trials: int) -> optuna.Study:
     return study
 
 
+# Every figure of the registry -------------------------------------------------------------------
+
+
+def test_every_module_with_a_spec_is_registered_once() -> None:
+    found = {
+        module.name
+        for module in pkgutil.iter_modules(visualization.__path__, f"{visualization.__name__}.")
+        if isinstance(getattr(import_module(module.name), "FIGURE", None), FigureSpec)
+    }
+    assert len(found) == len(FIGURES) == len({spec.id for spec in FIGURES})
+
+
+@pytest.mark.parametrize("spec", FIGURES, ids=lambda spec: spec.id)
+def test_a_figure_draws_the_numbers_that_it_asked_for(spec: FigureSpec[Any]) -> None:
+    study = _study()
+    info = Numbers(study).of(spec)
+    assert info is not None
+    figure = spec.draw(info, study, None)
+    assert figure.data
+    assert figure.layout.title.text
+    assert not spec.call or hasattr(visualization, spec.call.partition("(")[0])
+    assert not set("<>&*_`") & set(spec.caption)  # shown as Markdown, HTML and plain text
+    assert spec.draw(info, study, 10).to_json()
+
+
+@pytest.mark.parametrize("spec", FIGURES, ids=lambda spec: spec.id)
+def test_a_figure_without_numbers_is_left_out(spec: FigureSpec[Any]) -> None:
+    assert Numbers(optuna.create_study()).of(spec) is None
+    several = Numbers(optuna.create_study(directions=["minimize", "maximize"]))
+    assert several.of(spec) is None
+
+
+def test_numbers_are_gathered_once() -> None:
+    calls = []
+    spec = FigureSpec("x", "x", "x", calls.append, lambda *_: go.Figure())
+    numbers = Numbers(optuna.create_study())
+    assert numbers.of(spec) is None
+    assert numbers.of(spec) is None
+    assert len(calls) == 1
+
+
 @pytest.mark.slow
 def test_no_figure_of_a_thousand_trials_is_over_two_megabytes() -> None:
     study = _wide(1000)
@@ -442,20 +510,16 @@ def test_no_figure_of_a_thousand_trials_is_over_two_megabytes() -> None:
 @pytest.mark.parametrize("n_trials", [119, 1000, 3000])
 def test_published_figures_stay_within_what_a_page_can_load(n_trials: int) -> None:
     study = _wide(n_trials)
-    figures = _publication.published_figures(study, _publication.gather(study))
-    assert len(figures) == 6
+    figures = _publication.published_figures(Numbers(study))
+    assert len(figures) == len(FIGURES)
     sizes = {name: len(json.dumps(figure.to_json())) for name, figure in figures.items()}
     assert max(sizes.values()) < 150_000, sizes
     assert sum(sizes.values()) < 600_000, sizes
 
 
-def test_a_figure_too_large_to_publish_is_drawn_of_fewer_trials(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_figure_too_large_to_publish_is_drawn_of_fewer_trials() -> None:
     study = _study(200)
-    info = _publication.gather(study)
-    monkeypatch.setattr(_publication, "MAX_BYTES", 3000)
-    figure = _publication.published_figures(study, info)["lyapunov-exponents"]
+    figure = _publication.published_figures(Numbers(study), max_bytes=3000)["lyapunov-exponents"]
     assert len(figure.to_json()) <= 3000
     assert "of 200 drawn" in figure.layout.title.text
 
@@ -463,7 +527,7 @@ def test_a_figure_too_large_to_publish_is_drawn_of_fewer_trials(
 def test_published_figures_are_rounded_and_bring_no_template() -> None:
     study = _wide(30)
     numbers = []
-    for figure in _publication.published_figures(study, _publication.gather(study)).values():
+    for figure in _publication.published_figures(Numbers(study)).values():
         drawn = json.loads(figure.to_json())
         assert len(json.dumps(drawn["layout"]["template"])) < 100  # an empty one
         numbers += [x for trace in drawn["data"] for x in trace["y"] if isinstance(x, float)]
@@ -473,13 +537,13 @@ def test_published_figures_are_rounded_and_bring_no_template() -> None:
 
 def test_what_has_no_data_is_not_published() -> None:
     study = optuna.create_study()
-    assert _publication.published_figures(study, _publication.gather(study)) == {}
+    assert _publication.published_figures(Numbers(study)) == {}
     several = optuna.create_study(directions=["minimize", "maximize"])
     readout = {"max": 0, "mean": -1, "quantiles": [-1, 0]}
     several.add_trial(
         optuna.create_trial(values=[1.0, 2.0], user_attrs={"lyapunov:readouts": {"1": readout}})
     )
-    figures = _publication.published_figures(several, _publication.gather(several))
+    figures = _publication.published_figures(Numbers(several))
     assert list(figures) == ["lyapunov-spectra"]
 
 

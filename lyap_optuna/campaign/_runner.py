@@ -2,12 +2,15 @@
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -15,6 +18,7 @@ import optuna
 from optuna.study import Study
 from optuna.trial import FrozenTrial
 
+from lyap_optuna._logging import without_passwords
 from lyap_optuna.campaign._config import CampaignConfig, CampaignFileError, Dask
 from lyap_optuna.campaign._pool import DaskPool, Event, LocalPool, Pool
 from lyap_optuna.campaign._recovery import (
@@ -37,14 +41,14 @@ class View:
     def started(self, study: Study, tried: int, total: int) -> None:
         """The study is open and workers are starting."""
 
-    def progress(self, tried: int, total: int) -> None:
-        """The number of trials that are done with has changed."""
+    def progress(self, tried: int, total: int, trials: Sequence[FrozenTrial]) -> None:
+        """The number of trials that are done with may have changed; these are all trials."""
 
     def reported(self, worker: int, number: int, epochs: int) -> None:
         """A trial has reported a value."""
 
-    def ended(self, worker: int, number: int, state: str) -> None:
-        """A trial has ended."""
+    def ended(self, worker: int, trial: FrozenTrial, interrupted: bool) -> None:
+        """A trial has ended, or was interrupted with the campaign."""
 
     def note(self, text: str) -> None:
         """Something that the user should know."""
@@ -58,7 +62,8 @@ class CampaignResult:
         missing: Trials that are still to end.
         stopped: Why it was stopped before: ``"interrupted"``, ``"time limit"``, ``"exhausted"``
             (the sampler or the objective stopped the study, as grids do), ``"failed"`` or None.
-        states: Names of states and how many trials of this run ended in them.
+        states: Names of states and how many trials of this run ended in them; those that were
+            stopped with the campaign, FAIL in the study, count as ``"INTERRUPTED"``.
     """
 
     missing: int = 0
@@ -98,6 +103,9 @@ def run_campaign(
             "Workers of a Dask cluster meet in a database that all their machines reach: name one "
             "in the file (storage: postgresql+psycopg://user@host/name, or grpc://host:port)."
         )
+    one_machine = "://" not in url or url.startswith("sqlite")
+    if where is None and not (one_machine and Path(url.removeprefix("sqlite:///")).exists()):
+        _check_objective(config)  # before anything is written
     study = open_study(config, url)
     spec = WorkerSpec(
         config,
@@ -106,12 +114,34 @@ def run_campaign(
         _threads(config, n_workers, where),
         run=uuid.uuid4().hex,
     )
-    one_machine = "://" not in url or url.startswith("sqlite")
     sole = SoleRun(study, spec.run, one_machine=one_machine, note=view.note)
     try:
         return _run(spec, study, sole, where, one_machine, view)
     finally:
         sole.release()
+
+
+def _check_objective(config: CampaignConfig) -> None:
+    """Import the objective in a process of its own, as workers will.
+
+    Raises:
+        CampaignError: It cannot be imported.
+    """
+    code = (
+        "import sys; sys.path[:0] = sys.argv[2:]; "
+        "from lyap_optuna.campaign._worker import find_objective; find_objective(sys.argv[1])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, config.objective, str(config.path.parent)],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        errors="replace",
+    )
+    if done.returncode:
+        said = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
+        raise CampaignError(without_passwords(said[-1]))
 
 
 def _run(
@@ -228,7 +258,7 @@ class _Run:
             self._sole.beat()
             if changed:
                 trials = self._study.get_trials(deepcopy=False)
-                self._view.progress(self._strategy.tried(trials), self._config.trials)
+                self._view.progress(self._strategy.tried(trials), self._config.trials, trials)
             if self._result.stopped is not None:
                 if not self._pool.running or len(self._signals) > 1:
                     break
@@ -266,7 +296,7 @@ class _Run:
             raise CampaignError(self._error)
         trials = self._study.get_trials(deepcopy=False)
         self._result.missing = self._strategy.missing(trials)
-        self._view.progress(self._strategy.tried(trials), self._config.trials)
+        self._view.progress(self._strategy.tried(trials), self._config.trials, trials)
         if self._result.missing and self._strategy.exhausted:
             self._result.stopped = self._result.stopped or "exhausted"
         return self._result
@@ -319,10 +349,11 @@ class _Run:
         return True
 
     def _ended(self, worker: int, ended: Ended) -> None:
-        states = self._result.states
-        states[ended.state] = states.get(ended.state, 0) + 1
+        states, name = self._result.states, "INTERRUPTED" if ended.interrupted else ended.state
+        states[name] = states.get(name, 0) + 1
         if ended.number is not None:
-            self._view.ended(worker, ended.number, ended.state)
+            trial = self._study.get_trials(deepcopy=False)[ended.number]
+            self._view.ended(worker, trial, ended.interrupted)
         if ended.error is not None:
             self._failed(f"Trial {ended.number} failed: {ended.error}")
 

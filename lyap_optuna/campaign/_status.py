@@ -1,6 +1,7 @@
 """How a campaign stands: counts, epochs spent and saved, and the best that is predicted."""
 
 import statistics
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from optuna.study import Study
@@ -86,7 +87,7 @@ def campaign_status(config: CampaignConfig, study: Study) -> CampaignStatus:
     )
 
 
-def epochs_saved(trials: list[FrozenTrial]) -> int | None:
+def epochs_saved(trials: Sequence[FrozenTrial]) -> int | None:
     """Return the epochs saved by the trials that have ended.
 
     Every epoch that was trained counts as spent: of failed and interrupted trials, and of continued

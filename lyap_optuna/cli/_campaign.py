@@ -2,7 +2,7 @@
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +12,7 @@ import click
 from lyap_optuna.cli import _format, _storage
 
 if TYPE_CHECKING:
+    from optuna.trial import FrozenTrial
     from rich.console import Console
     from rich.table import Table
 
@@ -52,9 +53,7 @@ def run(ctx: click.Context, file: Path, dask: str | None) -> None:
 @campaign.command()
 @_file
 @click.option("--once", is_flag=True, help="Print the table once, do not follow the campaign.")
-@click.option(
-    "-f", "--format", "output_format", type=click.Choice(("table", "json", "yaml")), default="table"
-)
+@_format.option(_format.NESTED_FORMATS)
 def status(file: Path, once: bool, output_format: str) -> None:
     """Show how the campaign of FILE stands; on a terminal, live until it is done or Ctrl-C."""
     from rich.live import Live
@@ -66,7 +65,7 @@ def status(file: Path, once: bool, output_format: str) -> None:
         click.echo(_format.dump(_as_record(config, current()), output_format), nl=False)
         return
     if once or not console.is_terminal:
-        console.print(_status_table(config, current()))
+        _format.show(_status_table(config, current()))
         return
     with Live(console=console, auto_refresh=False) as live:
         while True:
@@ -126,15 +125,23 @@ def _printable(text: object) -> str:
 
 @contextmanager
 def _progress(console: "Console", config: "CampaignConfig") -> "Iterator[View]":
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
 
-    from lyap_optuna.campaign import View
+    from lyap_optuna.campaign import View, epochs_saved
 
     progress = Progress(
         TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
+        TimeRemainingColumn(),
         TextColumn("{task.fields[news]}", markup=False),
         console=console,
         disable=not console.is_terminal,
@@ -142,16 +149,21 @@ def _progress(console: "Console", config: "CampaignConfig") -> "Iterator[View]":
     overall = progress.add_task("trials", total=config.trials, news="")
     bars: dict[int, Any] = {}
     longest = 0
-    states: dict[str, int] = {}
 
     class Bars(View):
-        def started(self, study: Any, tried: int, total: int) -> None:
-            self.progress(tried, total)
-            self.note(f"{tried} of {total} trials are done.")
+        best: float | None = None
 
-        def progress(self, tried: int, total: int) -> None:
-            news = ", ".join(f"{n} {state.lower()}" for state, n in sorted(states.items()))
-            progress.update(overall, completed=tried, total=total, news=news)
+        def started(self, study: Any, tried: int, total: int) -> None:
+            trials = study.get_trials(deepcopy=False)
+            self.progress(tried, total, trials)
+            self.note(f"{tried} of {total} trials are done{_news(trials, self.best)}.")
+
+        def progress(self, tried: int, total: int, trials: "Sequence[FrozenTrial]") -> None:
+            self.best = _best_value(config.direction, trials)
+            saved = epochs_saved(trials)
+            news = _news(trials, self.best)
+            news += f", {saved} epochs saved" if saved is not None and saved > 0 else ""
+            progress.update(overall, completed=tried, total=total, news=news.removeprefix(", "))
 
         def reported(self, worker: int, number: int, epochs: int) -> None:
             nonlocal longest
@@ -166,20 +178,53 @@ def _progress(console: "Console", config: "CampaignConfig") -> "Iterator[View]":
                 news="epochs",
             )
 
-        def ended(self, worker: int, number: int, state: str) -> None:
-            states[state] = states.get(state, 0) + 1
-            if not console.is_terminal:
-                self.note(f"Trial {number}: {state}")
+        def ended(self, worker: int, trial: "FrozenTrial", interrupted: bool) -> None:
+            better = _best_value(config.direction, [trial], self.best)
+            self.note(_how_it_ended(trial, interrupted, better is not None and better != self.best))
+            self.best = better
 
         def note(self, text: str) -> None:
-            console.print(_printable(text), soft_wrap=True)
+            console.print(_printable(text), soft_wrap=True, highlight=False)
 
     with progress:
         yield Bars()
 
 
+def _best_value(
+    direction: str, trials: "Sequence[FrozenTrial]", so_far: float | None = None
+) -> float | None:
+    complete = [t.value for t in trials if t.state.name == "COMPLETE" and t.value is not None]
+    known = complete if so_far is None else [*complete, so_far]
+    best = min if direction == "minimize" else max
+    return best(known) if known else None
+
+
+def _news(trials: "Sequence[FrozenTrial]", best: float | None) -> str:
+    """Return the best value and what was spent, after a comma; nothing where there is nothing."""
+    spent = sum(len(trial.intermediate_values) for trial in trials)
+    found = "" if best is None else f", best value {_format.cell(best)}"
+    return found + (f", {spent} epochs" if spent else "")
+
+
+def _how_it_ended(trial: "FrozenTrial", interrupted: bool, best: bool) -> str:
+    """Return a line on a trial that has ended, and why where a pruner said so."""
+    from lyap_optuna.records import apart, read_decisions
+
+    n = len(trial.intermediate_values)
+    after = f" after {n} epoch{'' if n == 1 else 's'}" if n else ""
+    line = f"Trial {trial.number}: {'interrupted' if interrupted else trial.state.name}{after}"
+    if trial.state.name == "COMPLETE" and trial.value is not None:
+        line += f", value {_format.cell(trial.value)}{', the best so far' if best else ''}"
+    decision = next(reversed(read_decisions(trial)), None)
+    if trial.state.name == "PRUNED" and decision is not None and decision.probability is not None:
+        chance, least = apart(decision.probability, decision.min_probability or 0.0)
+        line += f", as its chance of ending among the best was {chance}"
+        line += f", below {least}" if decision.because == "chance" else ""
+    return line
+
+
 def _say_how_it_ended(result: "CampaignResult", file: Path) -> None:
-    ran = ", ".join(f"{n} {state}" for state, n in sorted(result.states.items())) or "none"
+    ran = ", ".join(f"{n} {_word(state)}" for state, n in sorted(result.states.items())) or "none"
     click.echo(f"Trials that ended in this run: {ran}.")
     if result.stopped == "exhausted":
         click.echo(
@@ -191,6 +236,10 @@ def _say_how_it_ended(result: "CampaignResult", file: Path) -> None:
             f"Stopped ({result.stopped}); {result.missing} trials are missing. To go on: "
             f"lyap-optuna campaign run {_format.printable(file)}"
         )
+
+
+def _word(state: str) -> str:
+    return "interrupted" if state == "INTERRUPTED" else state
 
 
 def _status_reader(config: "CampaignConfig") -> "Callable[[], CampaignStatus]":

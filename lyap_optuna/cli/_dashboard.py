@@ -9,7 +9,7 @@ import click
 from lyap_optuna.cli import _format, _storage
 
 
-@click.command()
+@click.command(short_help="Start optuna-dashboard with figures and notes.")
 @_storage.study_options
 @click.option(
     "--artifact-dir",

@@ -3,7 +3,6 @@
 import importlib.util
 import os
 import shlex
-import shutil
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,12 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
-from click.core import ParameterSource
 
-from lyap_optuna._files import write_whole
 from lyap_optuna.cli import _format, _storage
-from lyap_optuna.cli._rank import LEGEND, ranking_rows, ranking_table
-from lyap_optuna.cli._skill import skill_rows, skill_verdict
+from lyap_optuna.cli._rank import ranking_rows, ranking_table
+from lyap_optuna.cli._skill import show_skill
 
 if TYPE_CHECKING:
     import optuna
@@ -33,7 +30,7 @@ _FOUND_AFTER = "lyapunov-demo:found_after"
 _TOLD_EVERY = 50
 
 
-@click.command()
+@click.command(short_help="Two real searches on digits, side by side.")
 @click.option(
     "--budget",
     type=click.IntRange(min=1),
@@ -48,7 +45,13 @@ _TOLD_EVERY = 50
     show_default=True,
     help="Epochs of a trial that runs to its end, at least 2.",
 )
-@click.option("--seed", type=click.IntRange(0, 1_000_000), default=0, show_default=True)
+@click.option(
+    "--seed",
+    type=click.IntRange(0, 1_000_000),
+    default=0,
+    show_default=True,
+    help="Of both searches: the same seed gives the same studies.",
+)
 @click.option(
     "-o",
     "--output",
@@ -83,10 +86,10 @@ def demo(
             print_line(
                 console,
                 f"\nStopped after {spent} of {budget} epochs; everything so far is in "
-                f"{_storage.shown_url(url)}.\nTo go on with it: {_command(ctx)}",
+                f"{_storage.shown_url(url)}.\nTo go on with it, run the same command again.",
             )
             ctx.exit(130)
-        _report(console, studies, epochs, url, output)
+        _report(ctx, console, studies, url, output)
 
 
 def print_line(console: "Console", text: str) -> None:
@@ -220,61 +223,43 @@ def _fail_running(study: "optuna.Study", numbers: Sequence[int]) -> None:
 
 
 def _best(study: "optuna.Study") -> str:
-    try:
-        return f"{study.best_value:.3f}"
-    except ValueError:
-        return "-"
+    value = _best_value(study)
+    return "-" if value is None else f"{value:.3f}"
 
 
 def _report(
+    ctx: click.Context,
     console: "Console",
     studies: Mapping[str, "optuna.Study"],
-    epochs: int,
     url: str,
     output: Path,
 ) -> None:
-    import lyap_optuna
+    from lyap_optuna.report import summarize, write_report
 
     study = studies["freeze_thaw"]
-    ranking = lyap_optuna.rank_trials(study)
-    skills = lyap_optuna.prediction_skill(study)
-
+    summary = summarize(study)
     found = comparison(studies)
-    print_line(console, "\nWhat each found")
-    console.print(_format.table(found, _FOUND))
-    better = comparison_verdict(found)
-    print_line(console, f"{better}\n\nThe best trials of freeze_thaw")
-    console.print(ranking_table(ranking_rows(ranking)[:10]))
-    print_line(console, f"{LEGEND}\n")
-    rows, columns = skill_rows(skills)
-    if rows:
-        print_line(
-            console,
-            "Rank correlation of predicted and actual final loss, out of sample, on "
-            f"{max(skill.n_trials for skill in skills)} COMPLETE trials:",
-        )
-        console.print(_format.table(rows, columns))
-        print_line(
-            console, "share: of the differences between final losses, in the prediction from all\n"
-        )
-    verdict = skill_verdict(skills)
-    print_line(console, verdict)
+    words = [comparison_verdict(found), *pruned_here_and_ended_there(studies)]
+    click.echo("\nWhat each found\n")
+    _format.show(_format.table(found, _FOUND, spare=("after",)))
+    click.echo("\n" + "\n".join(map(_format.wrapped, words)))
+    click.echo("\nThe best trials of freeze_thaw\n")
+    _format.show(ranking_table(ranking_rows(summary.ranking)[:10]))
+    click.echo("\nWhat predicts the final loss of freeze_thaw's trials\n")
+    show_skill(summary)
 
     report = output / "report.html"
-    _write_page(studies, [better, verdict], report)
-    print_line(console, f"\nInteractive plots: {_format.printable(report)}")
-    shown = shlex.quote(_storage.shown_url(url))
-    ours = _program("lyap-optuna")
+    write_report(study, report, notes=words, summary=summary)
+    print_line(console, f"\nThe whole report: {_format.printable(report)}")
+    of = f"--storage {shlex.quote(_storage.shown_url(url))}"
+    ours = _program(ctx)
     installed = importlib.util.find_spec("optuna_dashboard") is not None
-    print_line(
-        console,
-        f"In optuna-dashboard: {ours} dashboard --storage {shown}"
-        + ("" if installed else "  (after pip install 'lyap-optuna[dashboard]')"),
-    )
-    pruned = next((p.number for p in ranking if p.state.name == "PRUNED"), None)
+    extra = "" if installed else "  (after pip install 'lyap-optuna[dashboard]')"
+    print_line(console, f"In optuna-dashboard: {ours} dashboard {of}{extra}")
+    pruned = next((p.number for p in summary.ranking if p.state.name == "PRUNED"), None)
     if pruned is not None:
-        of = f"--storage {shown} --study-name {study.study_name}"
-        print_line(console, f"Why a trial rested: {ours} explain {of} --trial-number {pruned}")
+        named = f"{of} --study-name {study.study_name}"
+        print_line(console, f"Why a trial rested: {ours} explain {named} --trial-number {pruned}")
 
 
 _FOUND = {
@@ -322,62 +307,50 @@ def comparison_verdict(rows: Sequence[Mapping[str, Any]]) -> str:
     )
 
 
-def _write_page(studies: Mapping[str, "optuna.Study"], texts: Sequence[str], path: Path) -> None:
-    from lyap_optuna import visualization
-    from lyap_optuna.cli._page import page
+def pruned_here_and_ended_there(studies: Mapping[str, "optuna.Study"]) -> list[str]:
+    """Say what became of trials that one search pruned, where the other ran the same to the end.
 
-    study = studies["freeze_thaw"]
-    figures = [
-        (
-            "MedianPruner: each bar is a trial, its light part the epochs saved.",
-            visualization.plot_pruning_timeline(studies["MedianPruner"]),
-        ),
-        (
-            "freeze_thaw: when each trial ran, and, thin, when it rested. All that follows is of "
-            "this search.",
-            visualization.plot_pruning_timeline(study),
-        ),
-        (
-            "Spectra by trial. Near 0 a signal survives through time; far below it is forgotten.",
-            visualization.plot_spectrum(study),
-        ),
-        (
-            "How far the maximum exponent moved in the first epoch, against the final loss.",
-            visualization.plot_exponent_value(study, exponent="max_displacement"),
-        ),
-        (
-            "The maximum exponent after the first epoch, against the final loss.",
-            visualization.plot_exponent_value(study, exponent="max"),
-        ),
-        (
-            "Predicted against actual. Predictions of COMPLETE trials come from models that had "
-            "not seen them; a pruned trial has no actual value and stands at its last report.",
-            visualization.plot_predictions(study),
-        ),
-        (
-            "Which evidence predicts the final loss, and how early.",
-            visualization.plot_prediction_skill(study),
-        ),
-    ]
-    write_whole(path, page("lyap-optuna demo", texts, figures))
+    Both searches begin with the same configurations, and the same seed trains them the same way.
+    """
+    told = []
+    for name, study in studies.items():
+        for other_name, other in studies.items():
+            if other is study or (kept := _best_value(study)) is None:
+                continue
+            ended = {
+                (t.number, repr(sorted(t.params.items()))): t.value
+                for t in other.get_trials(deepcopy=False)
+                if t.state.name == "COMPLETE" and t.value is not None
+            }
+            pruned = [t for t in study.get_trials(deepcopy=False) if t.state.name == "PRUNED"]
+            known = [
+                (value, t.number)
+                for t in pruned
+                if (value := ended.get((t.number, repr(sorted(t.params.items()))))) is not None
+            ]
+            if not known:
+                continue
+            value, number = min(known)
+            best = "better than" if value < kept else "no better than"
+            n, ran = len(known), "it" if len(known) == 1 else "they"
+            told.append(
+                f"Of the {len(pruned)} trials that {name} pruned, {other_name} ran {n} to the end: "
+                f"the best of what {ran} reached is {value:.3f} (trial {number}), {best} the "
+                f"{kept:.3f} that {name} found."
+            )
+    return told
 
 
-def _program(name: str) -> str:
-    """Return how to call an installed command from here."""
-    beside = Path(sys.executable).parent / name
-    found = shutil.which(name)
-    if beside.exists() and (found is None or not os.path.samefile(found, beside)):
-        relative = os.path.relpath(beside)
-        return shlex.quote(str(beside) if relative.startswith("..") else relative)
-    return name
+def _best_value(study: "optuna.Study") -> float | None:
+    try:
+        return study.best_value
+    except ValueError:
+        return None
 
 
-def _command(ctx: click.Context) -> str:
-    """Return the command that goes on with this one."""
-    parts = ["demo"]
-    for option in ctx.command.params:
-        name = option.name or ""
-        if ctx.get_parameter_source(name) is not ParameterSource.DEFAULT:
-            value = str(ctx.params[name])
-            parts += [option.opts[-1], _storage.shown_url(value) if name == "storage" else value]
-    return f"{_program('lyap-optuna')} {shlex.join(parts)}"
+def _program(ctx: click.Context) -> str:
+    """Return how to call this program from here: as it was called, where that was by a path."""
+    typed = sys.argv[0]
+    name = ctx.find_root().command.name or "lyap-optuna"
+    by_path = os.sep in typed and not os.path.isabs(typed) and Path(typed).name == name
+    return shlex.quote(typed) if by_path else name

@@ -16,11 +16,9 @@ from lyap_optuna.cli import _format, _storage
 @click.option(
     "--plot",
     type=click.Path(path_type=Path, dir_okay=False),
-    help="Write the story as a figure too, in HTML.",
+    help="Write the story with its figure as an HTML page too.",
 )
-@click.option(
-    "-f", "--format", "output_format", type=click.Choice(("table", "json", "yaml")), default="table"
-)
+@_format.option(_format.NESTED_FORMATS)
 def explain(
     storage: str | None,
     storage_class: str | None,
@@ -29,7 +27,11 @@ def explain(
     plot: Path | None,
     output_format: str,
 ) -> None:
-    """Tell why a trial was kept or pruned, or why it rests, from what was recorded while it ran."""
+    """Tell why a trial was kept or pruned, or why it rests.
+
+    One sentence first; then what was reported, measured and decided at each step, as recorded while
+    the trial ran; then what is known now, on all trials of the study.
+    """
     import lyap_optuna
 
     study = _storage.load_study(storage, storage_class, study_name)
@@ -44,13 +46,21 @@ def explain(
     except ValueError as error:
         raise click.ClickException(_storage.scrub(str(error))) from None
     if plot is not None:
+        from lyap_optuna.report import Section, Table, page
         from lyap_optuna.visualization import plot_explanation
 
-        figure = plot_explanation(study, trial_number)
-        write_whole(plot, figure.to_html(include_plotlyjs=True, full_html=True))
+        rows = explanation.table()
+        told = Section(
+            "What was reported, measured and decided",
+            table=Table({key: key for key in (rows[0] if rows else {})}, rows),
+            figure=plot_explanation(study, trial_number),
+        )
+        known = Section("What else is known", points=explanation.notes)
+        title = f"Trial {trial_number} of {study.study_name}"
+        write_whole(plot, page(title, [explanation.sentence], [told, known]))
         _storage.note(f"Figure: {plot}")
     if output_format == "table":
-        for line in str(explanation).splitlines():
+        for line in explanation.text(_format.width()).splitlines():
             click.echo(_format.printable(line))
     else:
         click.echo(

@@ -4,8 +4,13 @@ import csv
 import io
 import json
 import math
-from collections.abc import Mapping, Sequence
+import os
+import re
+import textwrap
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
+
+import click
 
 from lyap_optuna._files import harmless
 
@@ -16,6 +21,21 @@ if TYPE_CHECKING:
 Row = Mapping[str, Any]
 
 FORMATS = ("table", "json", "yaml", "csv")
+NESTED_FORMATS = FORMATS[:3]
+"""Of what is no list of rows."""
+
+
+def option(formats: Sequence[str]) -> Callable[[Any], Any]:
+    """Return the option ``-f``, which says how rows are printed."""
+    return click.option(
+        "-f",
+        "--format",
+        "output_format",
+        type=click.Choice(formats),
+        default="table",
+        show_default=True,
+        help="How to print; docs/command_line.md lists the columns.",
+    )
 
 
 def printable(text: object) -> str:
@@ -28,14 +48,42 @@ def quoted(text: object) -> str:
     return f"'{printable(text)}'"
 
 
+def width(stream: int = 1) -> int | None:
+    """Return how wide the output may be; None where it is piped and COLUMNS says nothing."""
+    columns = os.environ.get("COLUMNS", "")
+    if columns.isdecimal() and int(columns) > 0:
+        return int(columns)
+    return os.get_terminal_size(stream).columns if os.isatty(stream) else None
+
+
+def wrapped(text: str, *, stderr: bool = False) -> str:
+    """Return sentences with line breaks where the terminal ends; unchanged where it is piped."""
+    columns = width(2 if stderr else 1)
+    if columns is None:
+        return text
+    return "\n".join(
+        textwrap.fill(line, max(columns, 20), break_long_words=False, break_on_hyphens=False)
+        for line in text.split("\n")
+    )
+
+
 def console(*, stderr: bool = False) -> "Console":
     """Return a console that takes every text literally and never shortens what is piped."""
     from rich.console import Console
 
     made = Console(stderr=stderr, markup=False, highlight=False, emoji=False, soft_wrap=False)
     if not made.is_terminal:
-        made.width = 4096
+        made.width = width() or 4096
     return made
+
+
+def show(made: "Table") -> None:
+    """Print a table without what nobody sees: blanks at the ends of its lines."""
+    out = console()
+    out.width = max(out.width, made.min_width or 0)  # rather wrapped by the terminal than cut
+    with out.capture() as captured:
+        out.print(made)
+    click.echo(re.sub(r" +((?:\x1b\[[0-9;]*m)*)$", r"\1", captured.get(), flags=re.M), nl=False)
 
 
 def cell(value: Any) -> str:
@@ -49,19 +97,53 @@ def cell(value: Any) -> str:
     return printable(value)
 
 
-def table(rows: Sequence[Row], columns: Mapping[str, str]) -> "Table":
-    """Build a table of ``columns`` (key in the row, heading); words go left, numbers right."""
+def table(rows: Sequence[Row], columns: Mapping[str, str], spare: Sequence[str] = ()) -> "Table":
+    """Build a table of ``columns`` (key in the row, heading); words go left, numbers right.
+
+    Args:
+        rows: The rows.
+        columns: By key in the row, the heading, in the order of the columns.
+        spare: Keys of the columns that a narrow terminal does without, the first of them first.
+            Words that do not fit even then are wrapped.
+    """
+    made, wide = _table(rows, columns)
+    for key in spare:
+        if wide <= console().width:
+            break
+        columns = {other: heading for other, heading in columns.items() if other != key}
+        made, wide = _table(rows, columns)
+    made.min_width = wide
+    return made
+
+
+def _table(rows: Sequence[Row], columns: Mapping[str, str]) -> tuple["Table", int]:
+    """Return a table and how wide it is at least."""
     from rich import box
+    from rich.cells import cell_len
     from rich.table import Table
     from rich.text import Text
 
-    made = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    made = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
+    total = -2
     for key, heading in columns.items():
         words = any(isinstance(row.get(key), str) and row[key][:1].isalpha() for row in rows)
-        made.add_column(Text(heading), justify="left" if words else "right", no_wrap=True)
+        lines = [*heading.split("\n"), *(cell(row.get(key)) for row in rows)]
+        least = min(max(map(cell_len, lines)), _LONG)
+        made.add_column(
+            Text(heading),
+            justify="left" if words else "right",
+            vertical="top",
+            overflow="fold",
+            min_width=least,
+        )
+        total += least + 2
     for row in rows:
         made.add_row(*(Text(cell(row.get(key))) for key in columns))
-    return made
+    return made, total
+
+
+_LONG = 30
+"""Cells of more characters may be wrapped, to no fewer."""
 
 
 def dump(records: Sequence[Row] | Row, output_format: str) -> str:

@@ -32,6 +32,7 @@ class _Group(click.Group):
 
 
 @click.group(
+    "lyap-optuna",
     cls=_Group,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog="Exit codes: 0 done, 1 an error, 2 wrong usage, 130 interrupted.",
@@ -49,10 +50,23 @@ def _register() -> None:
     from lyap_optuna.cli._explain import explain
     from lyap_optuna.cli._rank import rank
     from lyap_optuna.cli._replay import replay
+    from lyap_optuna.cli._report import report
+    from lyap_optuna.cli._skill import skill
     from lyap_optuna.cli._spectra import spectra
     from lyap_optuna.cli._storage_commands import storage
 
-    for command in (campaign, dashboard, demo, rank, explain, replay, spectra, storage):
+    for command in (
+        campaign,
+        dashboard,
+        demo,
+        explain,
+        rank,
+        replay,
+        report,
+        skill,
+        spectra,
+        storage,
+    ):
         main.add_command(command)
 
 

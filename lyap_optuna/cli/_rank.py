@@ -1,7 +1,7 @@
 """``lyap-optuna rank``: all trials, best first, by value or predicted value."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -18,15 +18,24 @@ _COLUMNS = {
     "rank": "#",
     "number": "trial",
     "state": "state",
-    "step": "step",
+    "last_step": "step",
     "value": "value",
-    "predicted_value": "predicted",
-    "interval": "80 % interval",
+    "predicted_then": "predicted\nthen",
+    "predicted_value": "predicted\nnow",
+    "interval": "80 % interval\nnow",
     "max": "max λ",
     "mean": "mean λ",
+    "params": "hyperparameters",
 }
 
-LEGEND = "Predicted from what was known at that step; λ: exponents then, in nats/step."
+_SPARE = ("mean", "max", "interval", "predicted_then")
+"""What a narrow terminal does without."""
+
+LEGEND = (
+    "Step: the last reported one. Predicted then: when a pruner last decided on it, as recorded; "
+    "now: by the default predictor, at the last report, or for a COMPLETE trial at its last "
+    "readout by a model that has not seen its value. λ: exponents there, in nats/step."
+)
 
 OTHER_EVIDENCE = (
     "No trial of this study has Lyapunov readouts, so other evidence was used: the loss so far and "
@@ -38,21 +47,21 @@ OTHER_EVIDENCE = (
 @_storage.study_options
 @click.option("--step", type=int, help="Predict from what was known at this step.")
 @click.option("--top", type=click.IntRange(min=1), help="Only the best so many trials.")
+@click.option("--params", is_flag=True, help="Show the hyperparameters of each trial.")
 @click.option(
     "--enqueue",
     type=click.IntRange(min=1),
     metavar="N",
     help="Queue at most N pruned trials that promise more than a new one.",
 )
-@click.option(
-    "-f", "--format", "output_format", type=click.Choice(_format.FORMATS), default="table"
-)
+@_format.option(_format.FORMATS)
 def rank(
     storage: str | None,
     storage_class: str | None,
     study_name: str | None,
     step: int | None,
     top: int | None,
+    params: bool,
     enqueue: int | None,
     output_format: str,
 ) -> None:
@@ -72,15 +81,23 @@ def rank(
         ranking = lyap_optuna.rank_trials(study, step=step)
     except ValueError as error:
         raise click.ClickException(_storage.scrub(str(error))) from None
-    rows = ranking_rows(ranking)[:top]
+    ranking = ranking[:top] if top else ranking
+    rows = ranking_rows(ranking)
+    given = {t.number: t.params for t in study.get_trials(deepcopy=False)} if params else {}
     if output_format == "table":
-        _format.console().print(ranking_table(rows))
+        _format.show(ranking_table(rows, given))
         _storage.note(LEGEND)
+        for line in evidence_lines(ranking, -1 if study.direction.name == "MAXIMIZE" else 1):
+            _storage.note(line)
     else:
+        for row in rows:
+            if output_format == "csv":
+                row["evidence"] = " + ".join(row["evidence"])
+            row |= {f"params_{name}": v for name, v in given.get(row["number"], {}).items()}
         click.echo(_format.dump(rows, output_format), nl=False)
     if not has_readouts(study):
         _storage.note(OTHER_EVIDENCE)
-    _storage.note(_predicted_by(ranking))
+    _storage.note(_predicted_by(study, ranking))
     audit = lyap_optuna.audited(study)
     if audit.condemned:
         _storage.note(str(audit))
@@ -98,29 +115,42 @@ def ranking_rows(ranking: Sequence["TrialPrediction"]) -> list[dict[str, Any]]:
     return rows
 
 
-def ranking_table(rows: Sequence[_format.Row]) -> "Table":
-    """Return the ranking as a table that fits a terminal of 80 columns."""
+def ranking_table(
+    rows: Sequence[_format.Row], params: Mapping[int, Mapping[str, Any]] | None = None
+) -> "Table":
+    """Return the ranking as a table, with the hyperparameters by trial number where given."""
+    from lyap_optuna.report._tables import in_a_cell, interval, short
+
     shown = [
         {
-            **{key: _short(value) for key, value in row.items()},
-            "interval": _interval(row["lower"], row["upper"]),
+            **{key: short(value) for key, value in row.items()},
+            "interval": interval(row["lower"], row["upper"]),
+            "params": in_a_cell((params or {}).get(row["number"], {})),
         }
         for row in rows
     ]
-    return _format.table(shown, _COLUMNS)
+    columns = {key: heading for key, heading in _COLUMNS.items() if params or key != "params"}
+    if not any(row["predicted_then"] is not None for row in rows):
+        del columns["predicted_then"]
+    return _format.table(shown, columns, _SPARE)
 
 
-def _interval(lower: float | None, upper: float | None) -> str:
-    """Write an interval that may be open at an end."""
-    if lower is None or upper is None:
-        if lower is None and upper is None:
-            return ""
-        return f"to {_short(upper)}" if lower is None else f"from {_short(lower)}"
-    return f"{_short(lower)} to {_short(upper)}"
+def evidence_lines(ranking: Sequence["TrialPrediction"], sign: int) -> list[str]:
+    """Say from which evidence each trial is predicted now, trials with the same together."""
+    from lyap_optuna.prediction.evidence import in_words
 
-
-def _short(value: Any) -> Any:
-    return f"{value:.3g}" if isinstance(value, float) else value
+    groups: dict[tuple[str, ...], list[int]] = {}
+    for prediction in ranking:
+        if prediction.predicted_value is not None:
+            groups.setdefault(prediction.evidence, []).append(prediction.number)
+    most = max(groups, key=lambda kinds: len(groups[kinds]), default=())
+    lines = []
+    for kinds, numbers in sorted(groups.items(), key=lambda item: -len(item[1])):
+        told = in_words(kinds, sign) or "no evidence that varies"
+        of = "" if kinds == most else f" (trial{'s' * (len(numbers) > 1)} "
+        named = f"{of}{', '.join(map(str, numbers))})" if of else ""
+        lines.append(f"Predicted now from {told}{named}.")
+    return lines
 
 
 def has_readouts(study: "Study") -> bool:
@@ -130,8 +160,8 @@ def has_readouts(study: "Study") -> bool:
     return any(read_readouts(trial) for trial in study.get_trials(deepcopy=False))
 
 
-def _predicted_by(ranking: Sequence["TrialPrediction"]) -> str:
-    complete = sum(p.state.name == "COMPLETE" for p in ranking)
+def _predicted_by(study: "Study", ranking: Sequence["TrialPrediction"]) -> str:
+    complete = sum(t.state.name == "COMPLETE" for t in study.get_trials(deepcopy=False))
     if not any(p.predicted_value is not None for p in ranking):
         return f"Nothing is predicted yet: too few COMPLETE trials ({complete})."
-    return f"Predicted with the default predictor, fitted on {complete} COMPLETE trials."
+    return f"Predicted now with the default predictor, fitted on {complete} COMPLETE trials."

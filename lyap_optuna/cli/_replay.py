@@ -26,6 +26,8 @@ _COLUMNS = {
     "seconds": "decide",
 }
 
+_SPARE = ("seconds", "found_by_seconds", "calibration", "wrongly_pruned", "regret")
+
 _SEARCH = "freeze_thaw"
 
 LEGEND = (
@@ -41,7 +43,7 @@ LEGEND = (
 )
 
 
-@click.command()
+@click.command(short_help="Which pruner would have served a study.")
 @click.argument(
     "recording", required=False, type=click.Path(path_type=Path, exists=True, dir_okay=False)
 )
@@ -71,9 +73,7 @@ LEGEND = (
 @click.option(
     "--plot", type=click.Path(path_type=Path, dir_okay=False), help="Write the figures, as HTML."
 )
-@click.option(
-    "-f", "--format", "output_format", type=click.Choice(_format.FORMATS), default="table"
-)
+@_format.option(_format.FORMATS)
 def replay(
     recording: Path | None,
     storage: str | None,
@@ -116,18 +116,21 @@ def replay(
         )
     summaries = summarize(source, replays)
     if plot is not None:
-        from lyap_optuna.cli._page import page
+        from lyap_optuna.report import Section, page
         from lyap_optuna.visualization import plot_regret, plot_replay
 
         pruners_alone = [s for s in summaries if s.pruner != _SEARCH]
-        figures = [
-            ("What each spent, and how often it ended a winner.", plot_replay(pruners_alone)),
-            ("How soon each had a good trial.", plot_regret(replays)),
+        sections = [
+            Section(
+                "What each spent, and how often it ended a winner",
+                figure=plot_replay(pruners_alone),
+            ),
+            Section("How soon each had a good trial", figure=plot_regret(replays)),
         ]
-        write_whole(plot, page(f"Replay of {source.name}", [source.summary()], figures))
+        write_whole(plot, page(f"Replay of {source.name}", [source.summary()], sections))
         _storage.note(f"Figures: {plot}")
     if output_format == "table":
-        _format.console().print(_format.table([shown(s) for s in summaries], _COLUMNS))
+        _format.show(_format.table([shown(s) for s in summaries], _COLUMNS, spare=_SPARE))
         _storage.note(LEGEND.format(orders=orders, winners=len(winners(source))))
     else:
         click.echo(_format.dump([_flat(s) for s in summaries], output_format), nl=False)

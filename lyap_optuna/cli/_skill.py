@@ -1,83 +1,71 @@
-"""What each kind of evidence was worth, as rows of a table and in words."""
+"""``lyap-optuna skill``: which evidence predicts, how early and how surely; what pruning saved."""
 
-import math
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+import dataclasses
+from typing import TYPE_CHECKING
+
+import click
+
+from lyap_optuna.cli import _format, _storage
 
 if TYPE_CHECKING:
-    from lyap_optuna import EvidenceSkill
+    from lyap_optuna.report import StudySummary
 
-_FIRST_STEPS = 3
-_OURS = ("exponents", "displacement")
-
-
-def skill_rows(
-    skills: Sequence["EvidenceSkill"], n_steps: int = _FIRST_STEPS
-) -> tuple[list[dict[str, Any]], dict[str, str]]:
-    """Return one row per kind of evidence and one column per early step, and the headings."""
-    steps = sorted({skill.step for skill in skills})[:n_steps]
-    columns = {"evidence": "evidence"}
-    for step in steps:
-        columns[f"step{step}"] = f"step {step}"
-        columns[f"share{step}"] = "share"
-    rows: dict[str, dict[str, Any]] = {}
-    for skill in skills:
-        if skill.step in steps:
-            name = "all together" if " + " in skill.evidence else skill.evidence
-            row = rows.setdefault(name, {"evidence": name})
-            correlation, share = skill.rank_correlation, skill.share
-            row[f"step{skill.step}"] = None if correlation is None else f"{correlation:.2f}"
-            row[f"share{skill.step}"] = None if share is None else f"{share:.0%}"
-    return list(rows.values()), columns
+_SPARE = ("share_interval", "share", "n_trials")
 
 
-def skill_verdict(skills: Sequence["EvidenceSkill"]) -> str:
-    """Say whether exponents predicted better than the loss at one of the first two steps.
+@click.command(short_help="Which evidence predicts, and how surely.")
+@_storage.study_options
+@click.option(
+    "--step",
+    "steps",
+    type=int,
+    multiple=True,
+    help="Only this step; repeatable. By default the table has the first three.",
+)
+@_format.option(_format.FORMATS)
+def skill(
+    storage: str | None,
+    storage_class: str | None,
+    study_name: str | None,
+    steps: tuple[int, ...],
+    output_format: str,
+) -> None:
+    """Show which evidence predicts the final value of a study, how early, and how surely.
 
-    Only what was measured is said; without enough COMPLETE trials, that.
+    Then what the exponents themselves added to all other evidence, what pruning saved and what it
+    lost, where that can be known, and what to hold against these numbers.
     """
-    by_step: dict[int, dict[str, EvidenceSkill]] = {}
-    for skill in skills:
-        if skill.rank_correlation is not None:
-            by_step.setdefault(skill.step, {})[skill.evidence] = skill
-    compared = []
-    for _step, kinds in sorted(by_step.items()):
-        ours = max((kinds[name] for name in _OURS if name in kinds), key=_skill_of, default=None)
-        if ours is not None and "loss" in kinds:
-            compared.append((ours, kinds["loss"]))
-    compared = compared[:2]
-    if not compared:
-        return "Too few trials ran to the end to compare the kinds of evidence."
-    ours, loss = max(compared, key=lambda pair: _skill_of(pair[0]) - _skill_of(pair[1]))
-    error = 1 / math.sqrt(max(ours.n_trials - 1, 1))
-    gain = round(_skill_of(ours), 2) - round(_skill_of(loss), 2)  # what is told, and no less
-    measured = (
-        f"rank correlation {_skill_of(ours):.2f} against {_skill_of(loss):.2f} on {ours.n_trials} "
-        "trials"
-    )
-    if gain <= 0:
-        return (
-            "At the first two epochs the Lyapunov exponents predicted the final loss no better "
-            f"than the loss itself did (at best {measured})."
-        )
-    others = [
-        kind
-        for kind in by_step[ours.step].values()
-        if kind.evidence == "hyperparameters" and _skill_of(kind) > _skill_of(ours)
-    ]
-    name = "displacement of the exponents" if ours.evidence == "displacement" else "exponents"
-    return (
-        f"After epoch {ours.step} the {name} predicted the final loss better than the loss itself "
-        f"did: {measured}."
-        + (
-            f" So few trials leave each of the two uncertain by about {error:.2f}, so this study "
-            "alone does not settle it."
-            if gain < error
-            else f" Each of the two is uncertain by about {error:.2f}."
-        )
-        + "".join(f" The {o.evidence} predicted better still: {_skill_of(o):.2f}." for o in others)
-    )
+    study = _storage.load_study(storage, storage_class, study_name)
+    if output_format == "table":
+        from lyap_optuna.report import summarize
+
+        if len(study.directions) > 1:
+            raise click.ClickException("Nothing is predicted in a study of several objectives.")
+        show_skill(summarize(study, steps=steps or None))
+        return
+    import lyap_optuna
+
+    try:
+        skills = lyap_optuna.prediction_skill(study, steps=steps or None)
+    except ValueError as error:
+        raise click.ClickException(_storage.scrub(str(error))) from None
+    rows = []
+    for found in skills:
+        lower, upper = found.interval or (None, None)
+        rows.append({**dataclasses.asdict(found), "lower": lower, "upper": upper})
+    click.echo(_format.dump(rows, output_format), nl=False)
 
 
-def _skill_of(skill: "EvidenceSkill") -> float:
-    return -1.0 if skill.rank_correlation is None else skill.rank_correlation
+def show_skill(summary: "StudySummary") -> None:
+    """Print the table of skill, and in words what it means."""
+    from lyap_optuna.report import skill_table
+
+    columns, rows, legend = skill_table(summary)
+    if rows:
+        _format.show(_format.table(rows, columns, _SPARE))
+        _storage.note(legend)
+    click.echo()
+    for text in (summary.added_in_words, summary.pruning_in_words):
+        click.echo(_format.wrapped(_format.printable(text)))
+    for text in summary.caveats:
+        _storage.note(f"- {text}")

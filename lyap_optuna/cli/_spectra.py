@@ -26,7 +26,7 @@ _COLUMNS = {
     "baseline": "baseline",
     "layer": "layer",
     "max": "max",
-    "max_stderr": "± ",
+    "max_stderr": "±",
     "mean": "mean",
     "mean_stderr": "±",
     "intermediate_value": "reported",
@@ -34,14 +34,12 @@ _COLUMNS = {
 }
 
 
-@click.command()
+@click.command(short_help="Export the readouts, by trial and step.")
 @_storage.study_options
 @click.option(
     "--trial-number", "trial_numbers", type=int, multiple=True, help="Only this trial; repeatable."
 )
-@click.option(
-    "-f", "--format", "output_format", type=click.Choice(_format.FORMATS), default="table"
-)
+@_format.option(_format.FORMATS)
 @click.option(
     "-o",
     "--output",
@@ -75,7 +73,7 @@ def spectra(
             raise click.UsageError("A table goes to the terminal; use -f csv, json or yaml.")
         several = any(row["layer"] is not None for row in rows)
         shown = {key: head for key, head in _COLUMNS.items() if several or key != "layer"}
-        _format.console().print(_format.table(rows, shown))
+        _format.show(_format.table(rows, shown, spare=("mean_stderr", "max_stderr", "baseline")))
         return
     text = _format.dump(rows, output_format)
     if output is None:

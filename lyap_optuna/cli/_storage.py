@@ -14,7 +14,7 @@ from urllib.parse import quote, quote_plus, unquote, unquote_plus
 import click
 
 from lyap_optuna._logging import without_passwords
-from lyap_optuna.cli._format import printable, quoted
+from lyap_optuna.cli._format import printable, quoted, wrapped
 
 if TYPE_CHECKING:
     from optuna.storages import BaseStorage
@@ -66,7 +66,7 @@ def study_options(command: _F) -> _F:
 def note(text: str) -> None:
     """Print a note beside the result, on the error stream, unless ``--quiet`` was given."""
     if not click.get_current_context().meta.get("lyap_optuna.quiet"):
-        click.echo(text, err=True)
+        click.echo(wrapped(text, stderr=True), err=True)
 
 
 def _be_quiet(ctx: click.Context, _: click.Parameter, quiet: bool) -> None:

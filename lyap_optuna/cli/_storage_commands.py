@@ -5,7 +5,7 @@ import click
 from lyap_optuna.cli import _format, _storage
 
 
-@click.group()
+@click.group(short_help="Upgrade or copy the table of whole spectra.")
 def storage() -> None:
     """Upgrade the table of whole spectra, or copy a study with its spectra."""
 

@@ -1,7 +1,7 @@
 """A forward pass of a private copy, and what reaches the recurrent layers in it.
 
 Two things are seen: the calls of the recurrent modules, by hooks, and the calls of PyTorch's
-recurrent kernels within them, by a mode that is local to the thread. An *observer* may look at the
+recurrent kernels within them, by a mode that is local to the thread. An *observer* may inspect the
 states that arrive, and change them.
 """
 
@@ -408,7 +408,7 @@ class _Recorder(TorchFunctionMode):
     def _called_directly(self, name: str, args: tuple[Any, ...]) -> ModuleCall | None:
         """Return a call of a layer whose kernel runs without its hooks, by ``forward`` say."""
         weights = {t.data_ptr() for t in leaves(weights_of_kernel(name, args))}
-        # layers may share some of their weights, also with one that nobody asked for
+        # layers may share some of their weights, also with one that is not measured
         found = {layer: len(weights & own) for layer, own in self._own_weights.items()}
         layer = max(found, key=lambda layer: found[layer], default=None)
         if layer is None or not found[layer]:

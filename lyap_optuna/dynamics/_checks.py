@@ -11,7 +11,7 @@ from lyap_optuna.dynamics.base import Dynamics, Trajectory, computing_dtype
 _TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
 """Relative: rounding of one step, by another order of operations, at some thousand units."""
 
-_SPREAD = 1e6  # so far may rounding errors spread before states that part say nothing
+_SPREAD = 1e6  # growth of rounding errors beyond which states that differ prove nothing
 
 
 def agree(ours: Tensor, theirs: Tensor, dtype: torch.dtype | None = None) -> bool:

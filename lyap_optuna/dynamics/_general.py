@@ -3,8 +3,8 @@
 Tangents go through the forward in forward mode, one pass for each vector, on a float64 copy, and
 nothing is rescaled on the way. So normalisation, leaks, residuals, an output that is fed back and
 attention over earlier states are in the exponents, without an equation for any of them. Jacobians
-between two arriving states come from reverse mode; they are believed where the arriving state is
-all that the past is known by, which is checked against the tangents.
+between two arriving states come from reverse mode; they are accepted where the arriving state is
+all that is known of the past, which is checked against the tangents.
 
 Its limits: what the model's eval mode does is measured (free running or teacher forcing); what
 PyTorch cannot differentiate (a token drawn by argmax) carries nothing, as in training; the state is
@@ -254,7 +254,7 @@ class GeneralTrajectory(Trajectory):
         if not self.has_jacobians:
             raise NotMeasurableError(
                 "The states that arrive at the recurrent layers are not all that the model knows "
-                "of the past (it looks back further): there is a maximum "
+                "of the past (attention over earlier states, say): there is a maximum "
                 "exponent, by lyapunov_readout, but no whole spectrum."
             )
         out = self.states.new_empty(len(inputs), self.state_size, self.state_size)

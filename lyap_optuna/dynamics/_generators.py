@@ -109,7 +109,7 @@ class DrewError(Exception):
 
 
 def is_alone(model: nn.Module) -> bool:
-    """Whether nobody else can draw meanwhile from what a model may draw from."""
+    """Whether nothing else can draw meanwhile from what a model may draw from."""
     tensors = itertools.chain(model.parameters(), model.buffers())
     return threading.active_count() == 1 and all(t.device.type == "cpu" for t in tensors)
 
@@ -118,7 +118,7 @@ def is_alone(model: nn.Module) -> bool:
 def watched_generator() -> Iterator[None]:
     """See whether PyTorch's generator is drawn from; it is put back.
 
-    For a model that is alone. Hardly any draws in eval mode, and to look at every operation, as
+    For a model that is alone. Hardly any draws in eval mode, and inspecting every operation, as
     :class:`OwnRandomNumbers` does, costs more than many a forward.
 
     Raises:

@@ -2,7 +2,7 @@
 
 A *dynamics* says how a recurrent system steps: state s_t = f(s_{t-1}, x_t). Driven by a batch of
 input sequences it gives a *trajectory*: the states of all steps, and f linearised along them. A
-trajectory answers a few questions, and whoever measures exponents asks nothing else:
+trajectory answers a few questions, and exponents are measured by these alone:
 
 ========================  ===================================================================
 ``states``                s_1 ... s_T of every input

@@ -1,10 +1,11 @@
 """How many prunings were wrong, as far as the trials that were let run on can tell."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from optuna.study import Study
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 
 from lyap_optuna.prediction._scores import Scale
 from lyap_optuna.prediction._study import TOP_FRACTION, single_direction
@@ -65,14 +66,27 @@ def audited(study: Study) -> Audit:
     }
     if not condemned:
         return Audit(0, 0)
-    values = np.array([oriented(t.values[0], sign) for t in trials])
-    feasible = np.array([is_feasible(t) is not False for t in trials])
+    return Audit(len(condemned), sum(ended_among_best(trials, condemned, sign).values()))
+
+
+def ended_among_best(
+    complete: Sequence[FrozenTrial], asked: Mapping[int, float], sign: int
+) -> dict[int, bool]:
+    """Return which COMPLETE trials ended among the best of those that are feasible.
+
+    Args:
+        complete: All COMPLETE trials.
+        asked: By place in ``complete`` of a trial, the fraction of trials that are the best.
+        sign: 1 where the study minimises and -1 where it maximises.
+    """
+    if not asked:
+        return {}
+    values = np.array([oriented(t.values[0], sign) for t in complete])
+    feasible = np.array([is_feasible(t) is not False for t in complete], dtype=np.bool_)
     scale = Scale.of(values, feasible)
     scores = scale.score_of(values)
-    ends = {fraction: scale.threshold(fraction) for fraction in set(condemned.values())}
-    wrong = [
-        feasible[i] and scores[i] <= end
-        for i, fraction in condemned.items()
-        if (end := ends[fraction]) is not None
-    ]
-    return Audit(len(condemned), sum(map(bool, wrong)))
+    ends = {fraction: scale.threshold(fraction) for fraction in set(asked.values())}
+    return {
+        i: bool(feasible[i] and (end := ends[fraction]) is not None and scores[i] <= end)
+        for i, fraction in asked.items()
+    }

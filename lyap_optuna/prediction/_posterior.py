@@ -1,4 +1,4 @@
-"""The posterior of final values, given several kinds of evidence whose worth nobody knows.
+"""The posterior of final values, given several kinds of evidence of unknown worth.
 
 The score y of a trial is a sum of one smooth function of each kind of evidence and of noise. How
 much of its variance each of them explains, the *shares*, is drawn from a sparse prior, and the
@@ -31,13 +31,13 @@ DRAWS = 64
 
 PRIOR_WEIGHT = 0.3
 """The weight of the prior mean is normal, with this mean and this standard deviation: what the
-paper found is likelier true than not, and may be false."""
+paper found is probably true, and may be false."""
 
 LENGTH = 1.0
 """Length scale of the kernels, in standard deviations of a column."""
 
 _NEGLIGIBLE = 1e-4  # draws this much less likely than the likeliest change no digit that is shown
-_ROUGH, _FAR = 64, 10.0  # trials of a rough look, and how much less likely is hopeless, in nats
+_ROUGH, _FAR = 64, 10.0  # trials of a rough estimate, and how much less likely is hopeless, in nats
 _JITTER = 1e-6  # keeps the covariance of equal trials invertible
 _AT_ONCE = 4_000_000  # numbers of a block of draws, or of trials that are predicted: 32 MB
 
@@ -133,7 +133,7 @@ def shares_prior(kinds: int) -> FloatArray:
 
     From a Sobol sequence, which fills the simplex evenly, the same for everyone. In each of
     :data:`DRAWS` points the kinds change places in turn, so that the one with the least noise,
-    which wins where evidence is strong, speaks for no kind.
+    which wins where evidence is strong, favours no kind.
     """
     from scipy.special import gammaincinv
     from scipy.stats import qmc

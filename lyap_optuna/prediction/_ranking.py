@@ -15,6 +15,7 @@ from lyap_optuna.prediction._study import (
     model_step,
 )
 from lyap_optuna.prediction.evidence import TrialView, check_evidence
+from lyap_optuna.records import read_decisions
 
 _logger = get_logger(__name__)
 
@@ -44,6 +45,10 @@ class TrialPrediction:
         probability: Chance of ending among the best tenth of the feasible COMPLETE trials.
         feasible: Whether it meets its constraints, always true in a study without constraints;
             None where its own are not recorded yet.
+        last_step: The step of its last report; None where it has reported nothing.
+        predicted_then: The final value that was predicted when a pruner last decided on it, as
+            recorded; None where nothing was.
+        then_step: The step of that decision; None likewise.
     """
 
     number: int
@@ -58,6 +63,9 @@ class TrialPrediction:
     evidence: tuple[str, ...] = ()
     probability: float | None = None
     feasible: bool | None = True
+    last_step: int | None = None
+    predicted_then: float | None = None
+    then_step: int | None = None
 
 
 def rank_trials(
@@ -100,7 +108,11 @@ def rank_trials(
         >>> [t.number for t in rank_trials(study)]
         [1, 2, 0]
     """
-    models = StudyModels.of_study(study, check_evidence(evidence))
+    return ranked(StudyModels.of_study(study, check_evidence(evidence)), study, step)
+
+
+def ranked(models: StudyModels, study: Study, step: int | None = None) -> list[TrialPrediction]:
+    """Rank the trials of a study by models of it."""
     trials = study.get_trials(deepcopy=False)
     models.update(trials)
     ranked_states = (TrialState.COMPLETE, TrialState.RUNNING, TrialState.PRUNED)
@@ -111,7 +123,7 @@ def rank_trials(
     constrained = any(view.feasible is not None for view, _, _ in judged)
     known = np.unique([view.value for view in models.complete if view.value is not None])
 
-    ranked: list[tuple[tuple[float, ...], TrialPrediction]] = []
+    placed: list[tuple[tuple[float, ...], TrialPrediction]] = []
     for view, entry, predicted in judged:
         if view.feasible is None and (not constrained or view.value is not None):
             entry = replace(entry, feasible=True)
@@ -125,8 +137,8 @@ def rank_trials(
         else:
             place = (1.0,)
         infeasible = float(entry.feasible is False)
-        ranked.append(((place[0], infeasible, *place[1:], view.number), entry))
-    return [prediction for _, prediction in sorted(ranked, key=lambda pair: pair[0])]
+        placed.append(((place[0], infeasible, *place[1:], view.number), entry))
+    return [prediction for _, prediction in sorted(placed, key=lambda pair: pair[0])]
 
 
 def predict_trials(
@@ -153,6 +165,8 @@ def predict_trials(
     for i, (trial, view) in enumerate(zip(trials, views, strict=True)):
         predicted, kinds = predictions[i]
         readout = view.readout(at[i]) or view.baseline
+        decided = [d for d in read_decisions(trial) if d.predicted_value is not None]
+        then = decided[-1] if decided else None
         entry = TrialPrediction(
             number=view.number,
             state=view.state,
@@ -166,6 +180,9 @@ def predict_trials(
             evidence=kinds,
             probability=None if predicted is None else predicted.probability,
             feasible=view.feasible,
+            last_step=view.reported[-1] if view.reported else None,
+            predicted_then=None if then is None else then.predicted_value,
+            then_step=None if then is None else then.step,
         )
         found.append((view, entry, predicted))
     return found

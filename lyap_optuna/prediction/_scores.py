@@ -11,7 +11,7 @@ from lyap_optuna.prediction.evidence.base import FloatArray
 
 EQUALLY_GOOD = 0.05
 """Final values are known to within this share of the distance from the median to the best: the
-order of those on a plateau, once one trial has left it, says nothing."""
+order of those on a plateau, once one trial has left it, means nothing."""
 
 
 def normal_scores(values: FloatArray, reference: FloatArray, margin: float = 0.0) -> FloatArray:
@@ -79,7 +79,7 @@ class Scale:
             median = float(np.median(finite))
         with np.errstate(over="ignore"):
             spread = median - float(self.best[0])
-        # A hair wider: on a grid of values it must not depend on rounding who is inside.
+        # Slightly wider: on a grid of values rounding must not decide which are inside.
         return EQUALLY_GOOD * (1 + 1e-6) * spread if 0.0 < spread < math.inf else 0.0
 
     def score_of(self, values: FloatArray) -> FloatArray:

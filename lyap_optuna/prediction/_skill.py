@@ -1,12 +1,22 @@
-"""How well each kind of evidence foretells the final value, out of sample."""
+"""How well each kind of evidence predicts the final value, out of sample."""
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 from optuna.study import Study
 
 from lyap_optuna.prediction._study import StudyModels, describe
-from lyap_optuna.prediction.evidence import TrialView, check_evidence
+from lyap_optuna.prediction.evidence import EVIDENCE, TrialView, check_evidence
+from lyap_optuna.prediction.evidence.base import FloatArray
+
+OURS = ("exponents", "displacement")
+"""The kinds of evidence that the probe measures."""
+
+_QUANTILE = 1.2815515655446004  # the normal quantile of 0.9: 80 % intervals, as everywhere
+
+_RESAMPLES = 2000
 
 
 @dataclass(frozen=True)
@@ -36,6 +46,73 @@ class EvidenceSkill:
     share_upper: float | None = None
     chosen: bool = False
 
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """80 % interval of the rank correlation; None where it is unknown, or of 3 trials."""
+        if self.rank_correlation is None:
+            return None
+        return correlation_interval(self.rank_correlation, self.n_trials)
+
+
+def correlation_interval(correlation: float, n: int) -> tuple[float, float] | None:
+    """Return the 80 % interval of a rank correlation over n pairs; None for fewer than 4.
+
+    Fisher's z of it has a variance of about 1.06 / (n - 3) (Fieller, Hartley and Pearson, 1957).
+
+    Example:
+        >>> from lyap_optuna.prediction._skill import correlation_interval
+        >>> [round(end, 2) for end in correlation_interval(0.5, 30)]
+        [0.29, 0.67]
+    """
+    if n < 4:
+        return None
+    z = math.atanh(max(min(correlation, 1 - 1e-9), -1 + 1e-9))
+    reach = _QUANTILE * math.sqrt(1.06 / (n - 3))
+    return math.tanh(z - reach), math.tanh(z + reach)
+
+
+@dataclass(frozen=True)
+class AddedSkill:
+    """What some kinds of evidence added to all others at one step; ``str()`` says it.
+
+    Args:
+        step: The step.
+        added: The kinds.
+        skill: Rank correlation of out-of-sample predictions from all evidence with final values.
+        without: That of predictions from all evidence but theirs, on the same trials.
+        lower: Lower end of the 80 % interval of the difference, by resampling trials.
+        upper: Its upper end.
+        n_trials: COMPLETE trials behind it.
+    """
+
+    step: int
+    added: tuple[str, ...]
+    skill: float
+    without: float
+    lower: float
+    upper: float
+    n_trials: int
+
+    @property
+    def difference(self) -> float:
+        """What was added: ``skill - without``."""
+        return self.skill - self.without
+
+    def __str__(self) -> str:
+        beyond = (
+            "which is more than chance explains"
+            if round(self.lower, 2) > 0
+            else "which is worse than chance explains"
+            if round(self.upper, 2) < 0
+            else "which chance explains too: this study alone does not settle it"
+        )
+        return (
+            f"At step {self.step} the {' and '.join(self.added)} added {self.difference:+.2f} to "
+            f"the rank correlation of predicted and actual final values ({self.skill:.2f} with "
+            f"them, {self.without:.2f} without, on {self.n_trials} COMPLETE trials; 80 % interval "
+            f"of the difference {self.lower:+.2f} to {self.upper:+.2f}), {beyond}."
+        )
+
 
 def prediction_skill(
     study: Study,
@@ -43,7 +120,7 @@ def prediction_skill(
     steps: Sequence[int] | None = None,
     evidence: Iterable[str] | None = None,
 ) -> list[EvidenceSkill]:
-    """Measure, out of sample, how well each kind of evidence foretells the final value.
+    """Measure, out of sample, how well each kind of evidence predicts the final value.
 
     Skill of a worthless kind is around zero or below it: with n trials, a correlation below
     about 2 / sqrt(n - 1) is no sign of skill. Beside it stands the share that the predictor gives
@@ -51,10 +128,10 @@ def prediction_skill(
 
     Args:
         study: A study with one objective.
-        steps: The steps to look at. By default the first eight reported ones, then the 16th,
+        steps: The steps to evaluate. By default the first eight reported ones, then the 16th,
             32nd and so on, and each at which a readout was taken (at most 32 steps). Where steps
             do not ascend, they are the numbers of the reports, from 0.
-        evidence: Kinds of evidence to look at; all by default.
+        evidence: Kinds of evidence to evaluate; all by default.
 
     Returns:
         By step, one :class:`EvidenceSkill` for each kind and, where several vary, one for all of
@@ -93,6 +170,69 @@ def prediction_skill(
             name = describe(model.kinds)
             skills.append(EvidenceSkill(step, name, model.skill, model.n_trials, chosen=True))
     return skills
+
+
+def added_skill(
+    study: Study, added: Iterable[str] = OURS, *, steps: Sequence[int] | None = None
+) -> list[AddedSkill]:
+    """Measure what some kinds of evidence add to all others, out of sample, on the same trials.
+
+    Args:
+        study: A study with one objective.
+        added: The kinds; by default what the probe measures.
+        steps: The steps to evaluate; by default those of :func:`prediction_skill`.
+
+    Returns:
+        One :class:`AddedSkill` for each step at which both can be had; empty where the kinds are
+        all there is, or nothing is predicted.
+
+    Raises:
+        ValueError: The study has several objectives, or a kind of evidence is unknown.
+
+    Example:
+        >>> import optuna
+        >>> from lyap_optuna.prediction import added_skill
+        >>> added_skill(optuna.create_study())
+        []
+    """
+    added = check_evidence(added)
+    others = tuple(kind for kind in EVIDENCE if kind not in added)
+    together = StudyModels.of_study(study, tuple(EVIDENCE))
+    together.update(study.get_trials(deepcopy=False))
+    alone = together.of(others)
+    found = []
+    for step in _early_steps(together.complete) if steps is None else steps:
+        model = together.at(step, refit=True)
+        used = tuple(kind for kind in added if kind in model.kinds)
+        both = model.unseen, alone.at(step, refit=True).unseen if others else None
+        if not used or both[0] is None or both[1] is None:
+            continue
+        counts = np.isfinite(both[0][0]) & np.isfinite(both[1][0])
+        if (n := int(counts.sum())) < 4:
+            continue
+        a, b, actual = both[0][0][counts], both[1][0][counts], both[0][1][counts]
+        drawn = np.random.default_rng(0).integers(0, n, (_RESAMPLES, n))
+        rows = np.vstack([np.arange(n), drawn])
+        skill, without = (_rank_correlations(x[rows], actual[rows]) for x in (a, b))
+        lower, upper = np.nanquantile(skill[1:] - without[1:], [0.1, 0.9])
+        found.append(
+            AddedSkill(
+                step, used, float(skill[0]), float(without[0]), float(lower), float(upper), n
+            )
+        )
+    return found
+
+
+def _rank_correlations(a: FloatArray, b: FloatArray) -> FloatArray:
+    """Return Spearman's rank correlation of each row, 0 where one is constant; shape (rows,)."""
+    from scipy.stats import rankdata
+
+    x, y = (rankdata(v, axis=1) for v in (a, b))
+    x, y = (v - v.mean(axis=1, keepdims=True) for v in (x, y))
+    size = np.sqrt((x**2).sum(axis=1) * (y**2).sum(axis=1))
+    shared = (x * y).sum(axis=1)
+    found: FloatArray = np.divide(shared, size, out=np.zeros(len(size)), where=size > 0)
+    return found
 
 
 def _early_steps(complete: Sequence[TrialView]) -> list[int]:

@@ -38,7 +38,7 @@ MAX_MODELS, MAX_MODEL_BYTES = 256, 2**29
 recently used are dropped first."""
 
 TOP_FRACTION = 0.1
-"""The fraction of COMPLETE trials that count as the best, where nobody says another."""
+"""The fraction of COMPLETE trials that count as the best, by default."""
 
 _INTERVAL = 1.2815515655446004  # standard deviations, the normal quantile of 0.9: 80 % intervals
 
@@ -62,7 +62,7 @@ def refit_size(n_complete: int) -> int:
     """Return how many COMPLETE trials, in order of completion, a fit uses when there are n.
 
     The sizes 1, 2, ..., 20, 22, 24, 26, 28, 30, 33, ... grow by :data:`REFIT_GROWTH`. They depend
-    on the count alone, so that every process that looks at the study uses the same trials.
+    on the count alone, so that every process that reads the study uses the same trials.
     """
     size = min(n_complete, 1)
     while (larger := max(size + 1, math.floor(size * (1 + REFIT_GROWTH) + 1e-9))) <= n_complete:
@@ -148,7 +148,7 @@ class StepModel:
         self.values = values[chosen]
         self._table = FeatureTable(kinds, fitted, step)
         self._has = ~np.array([np.isnan(m).all(axis=1) for m in self._table.fitted.values()])
-        # The prior mean speaks of tangent maps; with an LSTM's cell held fixed there is none.
+        # The prior mean is about tangent maps; with an LSTM's cell held fixed there is none.
         measured = {v.measured_state for v in fitted} - {None}
         self._mean_known = measured == {"full"}
         self.posterior: Posterior | None = None
@@ -189,14 +189,24 @@ class StepModel:
     @cached_property
     def skill(self) -> float | None:
         """Rank correlation of out-of-fold predictions and values; None for fewer than 3 trials."""
-        if self.posterior is None:
+        unseen = self.unseen
+        if unseen is None:
+            return None
+        counts = np.isfinite(unseen[0])
+        return rank_correlation(unseen[0][counts], unseen[1][counts])
+
+    @property
+    def unseen(self) -> tuple[FloatArray, FloatArray] | None:
+        """Out-of-fold scores of the fitted trials and their actual ones, shape (n_fitted,) each.
+
+        A prediction is NaN for a trial that does not count: one without any of the evidence, or
+        not COMPLETE. None where nothing is predicted, and for fewer than 3 trials.
+        """
+        if self.posterior is None or not self.kinds or self.n_trials < 3:
             return None
         counts = self._has.any(axis=0) & self._complete
-        if counts.sum() < 3 or not self.kinds:
-            return None
-        return rank_correlation(
-            self._out_of_fold.mean[counts], self.scale.tied_score_of(self.values[counts])
-        )
+        predicted = np.where(counts, self._out_of_fold.mean, np.nan)
+        return predicted, self.scale.tied_score_of(self.values)
 
     def predict(self, views: Sequence[TrialView]) -> list[StepPrediction | None]:
         """Predict trials at the step; fitted ones by a posterior that has not seen their value."""
@@ -486,8 +496,8 @@ class StudyModels:
         Args:
             step: The step; None for what is known before the first report.
             refit: Whether to use every trial, rather than those that ended up to the
-                :func:`refit_size`-th COMPLETE one. (Not those that failed since: who looks later
-                must see the same.)
+                :func:`refit_size`-th COMPLETE one. (Not those that failed since: a later
+                call must use the same.)
         """
         size = len(self._finished)
         if not refit:

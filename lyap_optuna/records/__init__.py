@@ -1,9 +1,9 @@
 """What is stored with a trial, and the only code that touches storage."""
 
-from lyap_optuna.records._artifacts import publish_spectra, upload_spectrum, write_study_spectra
+from lyap_optuna.records._artifacts import publish_spectra, write_study_spectra
 from lyap_optuna.records._attempts import number_in, repeat
 from lyap_optuna.records._copies import copy_study, is_incomplete
-from lyap_optuna.records._decisions import Decision, interval, read_decisions, write_decision
+from lyap_optuna.records._decisions import Decision, apart, interval, read_decisions, write_decision
 from lyap_optuna.records._errors import NoDatabaseError, SpectraError
 from lyap_optuna.records._journal import JournalError, open_journal
 from lyap_optuna.records._json import FLOOR
@@ -22,41 +22,39 @@ from lyap_optuna.records._readouts import (
     write_failure,
     write_readouts,
 )
-from lyap_optuna.records._spectra import (
-    SpectrumRecord,
-    checked_url,
-    load_spectra,
-    upgrade_spectra,
-    write_spectrum,
-)
+from lyap_optuna.records._sinks import ArtifactSink, DatabaseSink, SpectrumSink
+from lyap_optuna.records._spectra import SpectrumRecord, load_spectra, upgrade_spectra
 from lyap_optuna.records._stretches import Stretch, read_stretches, write_stretches
 
 __all__ = [
+    "ArtifactSink",
+    "DatabaseSink",
     "Decision",
+    "apart",
     "FLOOR",
     "JournalError",
     "NoDatabaseError",
     "ReadoutRecord",
     "SpectraError",
     "SpectrumRecord",
+    "SpectrumSink",
     "Stretch",
     "baseline_step",
     "begins_training",
-    "checked_url",
     "copy_study",
     "counting_of",
     "has_readout",
+    "interval",
     "is_incomplete",
     "is_own",
     "is_untouched",
     "keeps_order",
-    "prevailing_state",
-    "publish_spectra",
-    "pruned_at",
     "load_spectra",
-    "interval",
     "number_in",
     "open_journal",
+    "prevailing_state",
+    "pruned_at",
+    "publish_spectra",
     "read_decisions",
     "read_readouts",
     "read_stretches",
@@ -64,14 +62,12 @@ __all__ = [
     "report_order",
     "stored_trial",
     "upgrade_spectra",
-    "upload_spectrum",
     "watch_order",
     "write_counting",
     "write_decision",
     "write_failure",
     "write_pruned",
     "write_readouts",
-    "write_spectrum",
     "write_stretches",
     "write_study_spectra",
 ]

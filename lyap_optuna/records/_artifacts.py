@@ -6,68 +6,22 @@ import dataclasses
 import hashlib
 import io
 import json
-import math
 import os
 import shutil
 import tempfile
 import uuid
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
-from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.study import Study
-from optuna.trial import BaseTrial, Trial
 
 from lyap_optuna._files import harmless, written_whole
-from lyap_optuna._logging import without_passwords
-from lyap_optuna.records import _json
 from lyap_optuna.records._readouts import baseline_step, read_readouts
-from lyap_optuna.records._spectra import holds_spectra, is_proxy, load_spectra, unwrapped
+from lyap_optuna.records._spectra import holds_spectra, load_spectra
+from lyap_optuna.records._storages import place_of
 
 if TYPE_CHECKING:
     from optuna.artifacts._protocol import ArtifactStore
-
-
-def upload_spectrum(
-    artifact_store: "ArtifactStore",
-    trial: BaseTrial,
-    step: int,
-    layers: Mapping[str, tuple[Sequence[float], Sequence[float]]],
-) -> str | None:
-    """Upload the spectra of a network as the trial's file ``lyapunov-spectrum-step-N.csv``.
-
-    Its columns are ``layer`` (empty for the model itself), ``index`` (from 1), ``exponent`` and
-    ``std`` (nats/step; empty for a single input). Optuna takes files of running trials only.
-
-    Args:
-        artifact_store: Any of :mod:`optuna.artifacts`.
-        trial: The running trial; one without a storage (:class:`optuna.trial.FixedTrial`) uploads
-            nothing.
-        step: The step.
-        layers: By the layer's name its exponents, nats/step, descending, written floored at -16,
-            and their standard deviations over the inputs.
-
-    Returns:
-        The artifact's id, or None where nothing was uploaded.
-    """
-    trial = getattr(trial, "_delegate", trial)  # of optuna_integration's TorchDistributedTrial
-    if not isinstance(trial, Trial) or not isinstance(trial.storage, BaseStorage):
-        return None
-    with tempfile.TemporaryDirectory(prefix="lyap-") as folder:
-        path = os.path.join(folder, f"lyapunov-spectrum-step-{step}.csv")
-        with open(path, "w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(["layer", "index", "exponent", "std"])
-            for layer, (exponents, std) in layers.items():
-                for i, (e, s) in enumerate(zip(exponents, std, strict=True), start=1):
-                    error = f"{s:.6g}" if math.isfinite(s) else ""
-                    number = f"{max(e, _json.FLOOR):.6g}"
-                    writer.writerow(harmless([layer, i, number, error]))
-        return _upload(
-            artifact_store,
-            path,
-            lambda key, entry: trial.storage.set_trial_system_attr(trial._trial_id, key, entry),
-        )
 
 
 def publish_spectra(study: Study, artifact_store: "ArtifactStore", name: str) -> bool:
@@ -98,8 +52,11 @@ def publish_spectra(study: Study, artifact_store: "ArtifactStore", name: str) ->
         attrs = storage.get_study_system_attrs(study_id)
         known = attrs.get(_FILE_ATTR)
         known = known if isinstance(known, dict) else {}
-        artifact_id, home = str(known.get("artifact_id")), _home(study)
-        key = f"artifacts:{artifact_id}"
+        artifact_id = str(known.get("artifact_id"))
+        # What tells a study from its copies, which have all its attributes.
+        about = f"{place_of(storage)} {study_id} {study.study_name}"
+        home = hashlib.sha256(about.encode()).hexdigest()[:16]
+        key = f"{ARTIFACT}{artifact_id}"
         # Who deletes a file in the dashboard leaves "null" here.
         has_entry = attrs.get(key) not in (None, "null")
         if has_entry and known.get("home") == home:
@@ -113,7 +70,7 @@ def publish_spectra(study: Study, artifact_store: "ArtifactStore", name: str) ->
         else:
             if has_entry:  # the file of the study that this is a copy of
                 set_entry(key, "null")
-            artifact_id = _upload(artifact_store, path, set_entry)
+            artifact_id = upload(artifact_store, path, set_entry)
     storage.set_study_system_attr(
         study_id, _FILE_ATTR, {"artifact_id": artifact_id, "sha256": digest, "home": home}
     )
@@ -122,8 +79,11 @@ def publish_spectra(study: Study, artifact_store: "ArtifactStore", name: str) ->
 
 _FILE_ATTR = "lyapunov:spectra_file"
 
+ARTIFACT = "artifacts:"
+"""What Optuna's system attributes of files begin with; the id follows."""
 
-def _upload(
+
+def upload(
     artifact_store: "ArtifactStore", path: str, set_entry: Callable[[str, str], None]
 ) -> str:
     """Upload a CSV file, then list it: Optuna's ``upload_artifact`` lists what may never arrive."""
@@ -132,7 +92,7 @@ def _upload(
     artifact_id = str(uuid.uuid4())
     meta = ArtifactMeta(artifact_id, os.path.basename(path), mimetype="text/csv", encoding=None)
     _write(artifact_store, artifact_id, path)
-    set_entry(f"artifacts:{artifact_id}", json.dumps(dataclasses.asdict(meta)))
+    set_entry(f"{ARTIFACT}{artifact_id}", json.dumps(dataclasses.asdict(meta)))
     return artifact_id
 
 
@@ -154,28 +114,6 @@ def _holds(artifact_store: "ArtifactStore", artifact_id: str) -> bool:
     except ArtifactNotFound:
         return False
     return True
-
-
-def _home(study: Study) -> str:
-    """Return what tells a study from its copies, which have all its attributes."""
-    storage: Any = unwrapped(study._storage)
-    place = f"memory {os.getpid()} {id(storage)}"
-    if isinstance(storage, RDBStorage):
-        url = storage.engine.url
-        if url.get_backend_name() != "sqlite":
-            place = f"{url.host}:{url.port}/{url.database}"
-        elif url.database and url.database != ":memory:":
-            place = os.path.realpath(url.database)
-    elif isinstance(storage, JournalStorage):
-        backend: Any = storage._backend
-        if hasattr(backend, "_file_path"):
-            place = os.path.realpath(backend._file_path)
-        elif hasattr(backend, "_url"):  # Redis
-            place = without_passwords(backend._url)
-    elif is_proxy(storage):
-        place = f"{storage._host}:{storage._port}"
-    about = f"{place} {study._study_id} {study.study_name}"
-    return hashlib.sha256(about.encode()).hexdigest()[:16]
 
 
 def write_study_spectra(path: str, study: Study) -> int:

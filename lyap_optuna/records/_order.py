@@ -1,8 +1,8 @@
 """The order in which a trial reported its steps, which few storages keep.
 
-Optuna holds reports in a dict from step to value. In memory and in a journal it is in the order in
-which they came; databases return it sorted by step or however it lies there, and a gRPC proxy
-shuffled. So steps are taken to ascend, unless who watched the trial saw otherwise and stored it.
+Optuna holds reports in a dict from step to value. In memory and in a journal it is in the order of
+the reports; databases return it sorted by step or in any order, and a gRPC proxy shuffled. So steps
+are taken to ascend, unless another order was seen while the trial ran, and stored.
 """
 
 import threading

@@ -10,7 +10,7 @@ from lyap_optuna.records._readouts import is_own
 def write_pruned(trial: BaseTrial, step: int) -> None:
     """Record that ``trial`` is being pruned at ``step``, before anything is raised.
 
-    A library may catch the exception, or raise it in a process where Optuna does not hear it.
+    A library may catch the exception, or raise it in a process where Optuna does not receive it.
     """
     trial.set_user_attr(_keys.PRUNED, {"trial": trial.number, "step": step})
 

@@ -74,7 +74,6 @@ class ReadoutRecord:
         quantiles: tuple[float, ...] | None = None,
         clipped_fraction: float | None = None,
         state: str = "hidden",
-        layers: Mapping[str, "ReadoutRecord"] | None = None,
     ) -> "ReadoutRecord":
         """Floor and round what was measured, so that it can be stored.
 
@@ -98,7 +97,6 @@ class ReadoutRecord:
             clipped_fraction=_json.rounded(clipped_fraction),
             floored=min(max, max if mean is None else mean) < _json.FLOOR,
             state=state,
-            layers=dict(layers or {}),
         )
 
     def spectra(self) -> dict[str, tuple[float, ...]]:
@@ -343,7 +341,7 @@ def is_untouched(trial: BaseTrial) -> bool:
 
 
 def begins_training(trial: BaseTrial, step: int) -> bool:
-    """Whether a report at ``step``, still to come, is a training's first, or the first again.
+    """Whether a report at ``step`` is a training's first, or the first again.
 
     Else training resumed from a checkpoint.
     """

@@ -1,24 +1,21 @@
-"""Whole spectra in the study's relational database: how they are written, read and copied."""
+"""Whole spectra in a relational database: how they are read, copied and upgraded."""
 
-import contextlib
-import functools
+import itertools
 import json
-import os
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import torch
-from optuna.storages import BaseStorage, InMemoryStorage, JournalStorage
+from optuna.storages import BaseStorage
 from optuna.study import Study
-from optuna.trial import BaseTrial, FrozenTrial
 
 from lyap_optuna._warnings import LyapunovWarning
 from lyap_optuna.records import _json
 from lyap_optuna.records._errors import NoDatabaseError, SpectraError
-from lyap_optuna.records._readouts import stored_trial
+from lyap_optuna.records._storages import checked_url, engine_of
 from lyap_optuna.spectrum.base import kaplan_yorke_dimension
 
 if TYPE_CHECKING:
@@ -89,7 +86,7 @@ def load_spectra(
     """Return the whole spectra of a study that probes with ``full_spectrum=True`` stored.
 
     This reads the table ``lyapunov_spectra``, which may be large; everything else in this
-    package goes by the trials' attributes (:func:`~lyap_optuna.records.read_readouts`).
+    package uses the trials' attributes (:func:`~lyap_optuna.records.read_readouts`).
     Rows of deleted trials are left out, and so are rows that do not validate, with a
     :class:`~lyap_optuna.LyapunovWarning`. Reading creates nothing.
 
@@ -122,20 +119,20 @@ def load_spectra(
     from lyap_optuna.records import _table
 
     try:
-        engine = _engine_of(study._storage, spectra_url)
+        if spectra_url is not None:
+            checked_url(spectra_url, "spectra_url", exists=True)
+        engine = engine_of(study._storage, spectra_url)
     except SpectraError as error:
         raise ValueError(
-            f"{error} If the probes had none: 32 quantiles of each spectrum are in the trials' "
-            "attributes."
+            f"{error} Give the URL of the one that the probes were given as spectra_url=. If they "
+            "were given none: 32 quantiles of each spectrum are in the trials' attributes."
         ) from None
     if not _table.exists_in(engine):
         return []
     records: dict[tuple[int, int, str, str], SpectrumRecord] = {}
-    problems: list[str] = []
-    for _, record in _valid_rows(engine, study, trial_number, step, problems):
+    for _, record in _valid_rows(engine, study, trial_number, step):
         key = (record.trial_number, record.step, record.layer, record.state)
         records.setdefault(key, record)
-    _warn_of(problems)
     return [records[key] for key in sorted(records)]
 
 
@@ -148,130 +145,10 @@ def holds_spectra(study: Study) -> bool:
     from lyap_optuna.records import _table
 
     try:
-        engine = _engine_of(study._storage, None)
+        engine = engine_of(study._storage)
     except NoDatabaseError:
         return False
     return bool(_table.exists_in(engine))
-
-
-def write_spectrum(
-    trial: BaseTrial,
-    step: int,
-    *,
-    layer: str,
-    state: str,
-    exponents: Sequence[float],
-    std: Sequence[float],
-    state_size: int,
-    sequences: int,
-    spectra_url: str | None = None,
-    instead_of: int | None = None,
-) -> None:
-    """Store a spectrum in one transaction; the first one of a layer, step and state stays.
-
-    Creates the table where it is absent. A trial without a storage
-    (:class:`optuna.trial.FixedTrial`) stores nothing.
-
-    Args:
-        trial: The running trial.
-        step: The step.
-        layer: Name of the recurrent layer.
-        state: ``"hidden"`` or ``"full"``.
-        exponents: Exponents, nats/step, descending; stored floored at -16.
-        std: Their standard deviations over the inputs; NaN is stored as null.
-        state_size: Dimension of the state.
-        sequences: Number of input sequences.
-        spectra_url: A database to use in place of the study's own.
-        instead_of: A step from which it is moved here.
-
-    Raises:
-        NoDatabaseError: The study's storage is no relational database and ``spectra_url`` is None.
-        SpectraError: They cannot be stored there; the message says why and what to do.
-        sqlalchemy.exc.SQLAlchemyError: The database refuses.
-    """
-    trial = getattr(trial, "_delegate", trial)  # of optuna_integration's TorchDistributedTrial
-    storage = getattr(trial, "storage", None)
-    trial_id = getattr(trial, "_trial_id", None)
-    if not isinstance(storage, BaseStorage) or not isinstance(trial_id, int):
-        return
-    measured = {
-        "module": layer,
-        "step": step,
-        "state": state,
-        "state_size": state_size,
-        "inputs": sequences,
-        **_stored_numbers(exponents, std),
-        "created_at": datetime.now(UTC).replace(tzinfo=None),
-    }
-    from lyap_optuna.records import _table
-
-    engine = _engine_of(storage, spectra_url, create=True)
-    elsewhere = None if spectra_url is None else _identity(trial, storage)
-
-    def write() -> None:
-        _table.create(engine)
-        _insert(engine, measured, trial_id, elsewhere, instead_of)
-
-    # A storage that waits for its database (the campaigns') waits here too, whichever database it
-    # is: a spectrum that is written twice is there once.
-    repeat = getattr(unwrapped(storage), "_repeat", None)
-    if repeat is None:
-        write()
-    else:
-        repeat(write)
-
-
-def _insert(
-    engine: "sa.Engine",
-    measured: Mapping[str, Any],
-    trial_id: int,
-    elsewhere: Mapping[str, Any] | None,
-    instead_of: int | None,
-) -> None:
-    """Add a row: of the trial ``trial_id``, or of a trial that may be kept elsewhere."""
-    import sqlalchemy as sa
-
-    from lyap_optuna.records import _table
-
-    table, trials, studies = _table.SPECTRA, _table.TRIALS, _table.STUDIES
-    if elsewhere is None:
-        of = _table.identities().where(trials.c.trial_id == trial_id)
-    else:
-        of = _table.identities().where(
-            studies.c.study_name == elsewhere["study_name"],
-            trials.c.number == elsewhere["trial_number"],
-        )
-    identity: dict[str, Any] = {}
-    try:
-        with engine.begin() as connection:
-            found = connection.execute(of).mappings().first()
-            if found is not None and (
-                elsewhere is None
-                or _same_start(found["trial_start"], elsewhere["trial_start"])
-                or found["trial_id"] == elsewhere["trial_id"]
-            ):
-                identity = dict(found)
-            elif elsewhere is not None:
-                identity = {**elsewhere, "trial_id": None}
-            else:
-                raise SpectraError("The trial is no longer in the database: its study was deleted.")
-            if engine.dialect.name == "sqlite":
-                # Elsewhere the foreign key has removed them, and a delete that finds nothing
-                # would lock gaps of the index, which makes neighbours deadlock in InnoDB.
-                mine = table.c.trial_id == identity["trial_id"]
-                connection.execute(sa.delete(table).where(mine, _table.stale()))
-            if instead_of is not None:
-                names = ("study_name", "trial_number")
-                old = {name: identity[name] for name in names} | {"step": instead_of}
-                old |= {name: measured[name] for name in ("module", "state")}
-                connection.execute(sa.delete(table).filter_by(**old))
-            connection.execute(sa.insert(table).values(**identity, **measured))
-    except sa.exc.IntegrityError:
-        key = {name: measured[name] for name in ("module", "step", "state")}
-        same = sa.select(table.c.spectrum_id).filter_by(trial_id=identity["trial_id"], **key)
-        with engine.connect() as connection:
-            if connection.execute(same).first() is None:
-                raise  # else another process of this trial stored it first
 
 
 def copy_spectra(from_study: Study, to_study: Study) -> int:
@@ -291,8 +168,8 @@ def copy_spectra(from_study: Study, to_study: Study) -> int:
     """
     from lyap_optuna.records import _table
 
-    source = _engine_of(from_study._storage, None)
-    target = _engine_of(to_study._storage, None)
+    source = engine_of(from_study._storage)
+    target = engine_of(to_study._storage)
     if not _table.exists_in(source):
         return 0
     import sqlalchemy as sa
@@ -307,28 +184,19 @@ def copy_spectra(from_study: Study, to_study: Study) -> int:
             # Of an earlier copy that was deleted: nothing but its ids could tell it from this one.
             ids = of_copy.with_only_columns(_table.TRIALS.c.trial_id, maintain_column_froms=True)
             connection.execute(sa.delete(_table.SPECTRA).where(_table.SPECTRA.c.trial_id.in_(ids)))
-    copied = 0
-    batch: list[dict[str, Any]] = []
 
-    def flush() -> None:
-        nonlocal copied
-        if batch:
-            with target.begin() as connection:
-                connection.execute(sa.insert(_table.SPECTRA), batch)
-            copied += len(batch)
-            batch.clear()
+    def rows() -> Iterator[dict[str, Any]]:
+        for row, record in _valid_rows(source, from_study):
+            if row.trial_number in identities:  # else it began after the study was copied
+                stored = {**row._mapping, **identities[row.trial_number]}
+                stored["exponents"], stored["std"] = list(record.exponents), list(record.std)
+                yield stored | {"created_at": record.created_at.replace(tzinfo=None)}
 
-    problems: list[str] = []
-    for row, record in _valid_rows(source, from_study, None, None, problems):
-        if row.trial_number in identities:  # else it began after the study was copied
-            values = dict(row._mapping)
-            values["exponents"], values["std"] = list(record.exponents), list(record.std)
-            values["created_at"] = record.created_at.replace(tzinfo=None)
-            batch.append({**values, **identities[row.trial_number]})
-        if len(batch) == _BATCH:
-            flush()
-    flush()
-    _warn_of(problems)
+    copied, found = 0, rows()
+    while batch := list(itertools.islice(found, _BATCH)):
+        with target.begin() as connection:
+            connection.execute(sa.insert(_table.SPECTRA), batch)
+        copied += len(batch)
     return copied
 
 
@@ -343,137 +211,25 @@ def upgrade_spectra(storage: BaseStorage) -> tuple[str | None, str]:
     """
     from lyap_optuna.records import _table
 
-    return _table.upgrade(_engine_of(storage, None))
-
-
-def checked_url(spectra_url: object) -> str:
-    """Return the URL of a database.
-
-    Raises:
-        ValueError: It is none. The message does not show it: it may hold a password.
-    """
-    import sqlalchemy as sa
-
-    if isinstance(spectra_url, str):
-        with contextlib.suppress(sa.exc.ArgumentError, ValueError):
-            sa.make_url(spectra_url)
-            return spectra_url
-    raise ValueError(
-        "spectra_url must be the URL of a database, such as sqlite:///spectra.db or "
-        "postgresql://user@host/name."
-    )
-
-
-# Which database -------------------------------------------------------------------------------
-
-
-def _engine_of(
-    storage: BaseStorage, spectra_url: str | None, *, create: bool = False
-) -> "sa.Engine":
-    from optuna.storages import RDBStorage
-
-    if spectra_url is not None:
-        url = checked_url(spectra_url)
-        if not create:
-            _check_file(url)
-        return _engine(url, os.getpid())
-    storage = unwrapped(storage)
-    if isinstance(storage, RDBStorage):
-        return storage.engine
-    if isinstance(storage, InMemoryStorage):
-        kind = "The study is kept in memory"
-    elif isinstance(storage, JournalStorage):
-        kind = "The study is kept in a journal"
-    elif is_proxy(storage):
-        kind = "The study is reached through a gRPC proxy"
-    else:
-        kind = f"The study is kept in a {type(storage).__name__}"
-    raise NoDatabaseError(
-        f"{kind}, where trials have attributes only; whole spectra need a relational database: "
-        "give its URL as spectra_url=."
-    )
-
-
-def _check_file(url: str) -> None:
-    # Opening would make an empty file under a name that was mistyped.
-    import sqlalchemy as sa
-
-    parsed = sa.make_url(url)
-    path = parsed.database
-    if (
-        parsed.get_backend_name() == "sqlite"
-        and path
-        and path != ":memory:"
-        and not path.startswith("file:")
-        and not os.path.exists(path)
-    ):
-        raise ValueError(f"spectra_url names the SQLite file {path}, which does not exist.")
-
-
-def unwrapped(storage: BaseStorage) -> BaseStorage:
-    """Return the storage itself: Optuna wraps an RDBStorage in its _CachedStorage."""
-    while isinstance(inner := getattr(storage, "_backend", None), BaseStorage):
-        storage = inner
-    return storage
-
-
-@functools.lru_cache(maxsize=8)
-def _engine(url: str, pid: int) -> "sa.Engine":
-    # One pool per process and database; `pid` keeps a forked child from using its parent's.
-    import sqlalchemy as sa
-
-    parsed = sa.make_url(url)
-    return sa.create_engine(parsed, pool_pre_ping=parsed.get_backend_name() != "sqlite")
-
-
-def is_proxy(storage: BaseStorage) -> bool:
-    """Whether it is Optuna's gRPC proxy; importing the class would load grpc."""
-    return type(storage).__name__ == "GrpcStorageProxy"
+    return _table.upgrade(engine_of(storage))
 
 
 # Rows -----------------------------------------------------------------------------------------
 
 
-def _identity(trial: Any, storage: BaseStorage) -> dict[str, Any]:
-    frozen = stored_trial(trial)
-    assert isinstance(frozen, FrozenTrial)
-    return {
-        # Through a proxy, the ids are those of the database behind it, perhaps this one.
-        "trial_id": trial._trial_id if is_proxy(storage) else None,
-        "study_name": trial.study.study_name,
-        "trial_number": frozen.number,
-        "trial_start": _utc(frozen.datetime_start),
-    }
-
-
-def _utc(local: datetime | None) -> datetime | None:
-    # Optuna hands out local time without a zone and stores UTC, as the table does.
+def utc(local: datetime | None) -> datetime | None:
+    """Return a time of Optuna's, local and without a zone, in UTC, as the tables hold it."""
     return None if local is None else local.astimezone(UTC).replace(tzinfo=None)
 
 
-def _same_start(a: datetime | None, b: datetime | None) -> bool:
+def same_start(a: datetime | None, b: datetime | None) -> bool:
+    """Whether two times, of which one may have whole seconds, are one trial's beginning."""
     if a is None or b is None:
         return False
     if a.microsecond and b.microsecond:
         return a == b
     # Optuna's column keeps whole seconds in MariaDB, which cuts off, and in MySQL, which rounds.
     return abs(a - b) < timedelta(seconds=1)
-
-
-def _stored_numbers(exponents: Sequence[float], std: Sequence[float]) -> dict[str, Any]:
-    if not exponents or len(exponents) != len(std):
-        raise ValueError(f"{len(exponents)} exponents and {len(std)} standard deviations.")
-    floored = [_json.finite(max(e, _json.FLOOR)) for e in exponents]
-    if None in floored or any(e != e for e in exponents):
-        raise ValueError("An exponent is NaN or infinite: there is no spectrum to store.")
-    finite = [e for e in floored if e is not None]
-    return {
-        "max_exponent": finite[0],
-        "mean_exponent": sum(finite) / len(finite),
-        "clipped_fraction": sum(e < _json.FLOOR for e in exponents) / len(exponents),
-        "exponents": finite,
-        "std": [_json.finite(s) for s in std],
-    }
 
 
 def _rows(
@@ -506,8 +262,8 @@ def _rows(
         loose = connection.execute(elsewhere).all()
     if loose:
         trials = study.get_trials(deepcopy=False)
-        starts = {trial.number: _utc(trial.datetime_start) for trial in trials}
-        same = [r for r in loose if _same_start(r.trial_start, starts.get(r.trial_number))]
+        starts = {trial.number: utc(trial.datetime_start) for trial in trials}
+        same = [r for r in loose if same_start(r.trial_start, starts.get(r.trial_number))]
         # Where the study's own database keeps whole seconds, an earlier study of this name may
         # have begun in the same one.
         latest = {r.trial_number: r.trial_start for r in sorted(same, key=lambda r: r.trial_start)}
@@ -529,20 +285,16 @@ def _rows(
 
 
 def _valid_rows(
-    engine: "sa.Engine",
-    study: Study,
-    trial_number: int | None,
-    step: int | None,
-    problems: list[str],
+    engine: "sa.Engine", study: Study, trial_number: int | None = None, step: int | None = None
 ) -> "Iterator[tuple[sa.Row[Any], SpectrumRecord]]":
+    problems: list[str] = []
     for row in _rows(engine, study, trial_number, step):
         try:
-            yield row, _parse(row)
+            record = _parse(row)
         except ValueError as error:
             problems.append(f"trial {row.trial_number}, step {row.step!r:.20}: {error}")
-
-
-def _warn_of(problems: list[str]) -> None:
+        else:
+            yield row, record
     if problems:
         warnings.warn(
             f"Ignored {len(problems)} invalid spectra in lyapunov_spectra: {problems[0]}.",

@@ -41,7 +41,7 @@ SPECTRA = sa.Table(
     "lyapunov_spectra",
     METADATA,
     sa.Column("spectrum_id", sa.Integer, primary_key=True),
-    # Null where the study is not kept in this database (a probe with `spectra_url`).
+    # Null where the study is not kept in this database (a `DatabaseSink` with a URL).
     sa.Column(
         "trial_id",
         sa.Integer,
@@ -143,7 +143,7 @@ def _state(engine: sa.Engine) -> str:
         raise SpectraError(
             f"The database holds a table or view {SPECTRA.name} that lyap-optuna did not make: it "
             f"has no {_listed(missing)}. Rename it, or keep spectra in another database "
-            "(spectra_url=)."
+            "(DatabaseSink(URL))."
         )
     if missing:
         raise SpectraError(
@@ -241,7 +241,7 @@ def stored_version(engine: sa.Engine) -> str | None:
             raise
         raise SpectraError(
             f"The database holds a table {VERSION_TABLE} that lyap-optuna did not make. Rename it, "
-            "or keep spectra in another database (spectra_url=)."
+            "or keep spectra in another database (DatabaseSink(URL))."
         ) from None
     if len(found) > 1:
         raise SpectraError(

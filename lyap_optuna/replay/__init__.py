@@ -1,9 +1,11 @@
 """Judge pruners on recorded studies: which would have served, at what cost, at what risk?"""
 
 from lyap_optuna.replay._compare import (
+    Choosing,
     Compared,
     Interval,
     PrunerSummary,
+    Search,
     compare_pruners,
     default_pruners,
     summarize,
@@ -14,6 +16,7 @@ from lyap_optuna.replay._truth import MAX_REGRET, Calibration, winners
 
 __all__ = [
     "Calibration",
+    "Choosing",
     "Compared",
     "Interval",
     "MAX_REGRET",
@@ -23,6 +26,7 @@ __all__ = [
     "Recording",
     "RecordingError",
     "Replay",
+    "Search",
     "compare_pruners",
     "default_pruners",
     "replay",

@@ -32,8 +32,26 @@ from lyap_optuna.replay._truth import Calibration, winners
 
 OURS = "LyapunovPruner"
 
-Compared = Callable[[], BasePruner] | Callable[[Recording, int], Replay]
-"""A function that makes a fresh pruner, or :func:`replay_freeze_thaw` itself."""
+Search = Callable[[], BasePruner] | Callable[..., Replay]
+"""A function that makes a fresh pruner, or :func:`replay_freeze_thaw`, also by
+``functools.partial`` with its keywords."""
+
+
+@dataclass(frozen=True)
+class Choosing:
+    """A search whose next configuration is chosen among all that have not begun.
+
+    See ``choose`` of :func:`replay`.
+
+    Args:
+        search: What searches.
+    """
+
+    search: Search
+
+
+Compared = Search | Choosing
+"""What :func:`compare_pruners` takes."""
 
 
 def default_pruners() -> dict[str, Callable[[], BasePruner]]:
@@ -155,7 +173,8 @@ def compare_pruners(
         recording: The study.
         pruners: By name, a function without arguments that makes a fresh pruner; with ``jobs``
             above 1 it must be picklable. Or :func:`replay_freeze_thaw` itself, which is then a row
-            beside the pruners. By default :func:`default_pruners`.
+            beside the pruners; or either in a :class:`Choosing`. By default
+            :func:`default_pruners`.
         orders: How many orders, for all or by name of the pruner.
         jobs: Processes.
         results: A file of JSON lines to which each replay is added as it ends. What stands there
@@ -258,9 +277,11 @@ def _task(make: Compared, order: int) -> Replay:
 
 
 def _play(recording: Recording, make: Compared, order: int) -> Replay:
-    if make is replay_freeze_thaw:
-        return replay_freeze_thaw(recording, order)
-    return replay(recording, cast("Callable[[], BasePruner]", make)(), order)
+    choose = isinstance(make, Choosing)
+    search = make.search if isinstance(make, Choosing) else make
+    if getattr(search, "func", search) is replay_freeze_thaw:
+        return cast("Callable[..., Replay]", search)(recording, order, choose=choose)
+    return replay(recording, cast("Callable[[], BasePruner]", search)(), order, choose=choose)
 
 
 def fingerprint(recording: Recording) -> str:

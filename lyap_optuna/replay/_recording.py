@@ -1,4 +1,4 @@
-"""Recordings: studies whose every trial ran to the end, as small files that travel.
+"""Recordings: studies whose every trial ran to the end, as small files to pass on.
 
 A recording is one JSON document, compressed by gzip where its name ends in ``.gz``. It holds the
 hyperparameters with their distributions, the value reported at every step, the final value, how
@@ -130,7 +130,7 @@ class Recording:
         """Read a study.
 
         COMPLETE trials count, and trials that failed after they had reported NaN or infinity. A
-        study with pruned trials cannot be replayed: nobody knows how they would have ended.
+        study with pruned trials cannot be replayed: how they would have ended is unknown.
         The readouts of ``lyapunov:readouts`` (those that count, after a retry) are those of the
         state ``"recorded"``, or of the first that the study's attribute ``states`` names; those of
         a further state stand in ``lyapunov:readouts:STATE``.

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -15,6 +15,8 @@ from optuna.storages import InMemoryStorage
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
+from lyap_optuna.prediction._study import StudyModels
+from lyap_optuna.prediction.evidence import EVIDENCE
 from lyap_optuna.probe import UNTRAINED_STEP
 from lyap_optuna.records import Decision, _keys, read_decisions
 from lyap_optuna.replay._recording import (
@@ -92,14 +94,62 @@ def order_of(recording: Recording, order: int) -> list[int]:
 
 
 class _Recorded(BaseSampler):
-    """Suggests what was recorded."""
+    """Suggests what was recorded.
 
-    def __init__(self, trials: Sequence[RecordedTrial]) -> None:
-        self._trials = trials
+    Args:
+        recording: The study.
+        order: Number of the order of trials.
+        choose: Whether the next trial is the one of all that have not begun, whose chance of
+            ending among the best is largest by its hyperparameters and its readout before
+            training. In order where nothing can be told yet, and among equal ones.
+    """
+
+    def __init__(self, recording: Recording, order: int, choose: bool = False) -> None:
+        self.trials = [recording.trials[i] for i in order_of(recording, order)]
+        self._left = list(range(len(self.trials)))
+        self._begun: list[int] = []
+        self._state = recording.state
+        self._models: StudyModels | None = None
+        self._choose = choose
+
+    def begun(self, study: Study, number: int) -> RecordedTrial:
+        """Return what the trial of that number is a replay of."""
+        while len(self._begun) <= number:
+            next_one = self._next(study) if self._choose else 0
+            self._begun.append(self._left.pop(next_one))
+        return self.trials[self._begun[number]]
+
+    def _next(self, study: Study) -> int:
+        if self._models is None:
+            self._models = StudyModels.of_study(study, tuple(EVIDENCE))
+        self._models.update(study.get_trials(deepcopy=False))
+        model = self._models.at(None)
+        if not model.kinds:
+            return 0
+        views = [self._models.view(self._untrained(index)) for index in self._left]
+        predicted = model.predict(views)
+        return int(np.argmax([0.0 if p is None else p.probability or 0.0 for p in predicted]))
+
+    def _untrained(self, index: int) -> FrozenTrial:
+        recorded = self.trials[index]
+        before = _baseline(recorded, self._state)
+        return FrozenTrial(
+            number=-1,
+            trial_id=-1 - index,  # no trial of the study
+            state=TrialState.RUNNING,
+            value=None,
+            datetime_start=None,
+            datetime_complete=None,
+            params=dict(recorded.params),
+            distributions=dict(recorded.distributions),
+            user_attrs={} if before is None else {_keys.READOUTS: {str(UNTRAINED_STEP): before}},
+            system_attrs={},
+            intermediate_values={},
+        )
 
     def is_exhausted(self, study: Study) -> bool:
         """Return whether all trials have begun; ``freeze_thaw`` asks."""
-        return len(study.get_trials(deepcopy=False)) >= len(self._trials)
+        return len(study.get_trials(deepcopy=False)) >= len(self.trials)
 
     def infer_relative_search_space(
         self, study: Study, trial: FrozenTrial
@@ -118,10 +168,12 @@ class _Recorded(BaseSampler):
         param_name: str,
         param_distribution: BaseDistribution,
     ) -> Any:
-        return self._trials[trial.number].params[param_name]
+        return self.begun(study, trial.number).params[param_name]
 
 
-def replay(recording: Recording, pruner: BasePruner, order: int = 0) -> Replay:
+def replay(
+    recording: Recording, pruner: BasePruner, order: int = 0, *, choose: bool = False
+) -> Replay:
     """Run a recorded study again, its trials in a random order, with ``pruner``.
 
     The loop is the one of Optuna's documentation: each recorded value is reported, then
@@ -133,6 +185,9 @@ def replay(recording: Recording, pruner: BasePruner, order: int = 0) -> Replay:
         recording: The study.
         pruner: Any pruner, fresh.
         order: Number of the order of trials. It also names the study: Hyperband hashes names.
+        choose: Whether the order only begins the study, and the next trial is then the one of all
+            that have not begun that our predictor thinks best before training. (A sampler sees
+            one configuration at a time; this is a study with a list of configurations to try.)
 
     Returns:
         A :class:`Replay`.
@@ -151,31 +206,39 @@ def replay(recording: Recording, pruner: BasePruner, order: int = 0) -> Replay:
         >>> result.succeeded, result.epochs_spent < 1.0
         (True, True)
     """
-    return run(recording, pruner, order)[0]
+    return run(recording, pruner, order, choose=choose)[0]
 
 
-def run(recording: Recording, pruner: BasePruner, order: int) -> tuple[Replay, Study]:
+def run(
+    recording: Recording, pruner: BasePruner, order: int, *, choose: bool = False
+) -> tuple[Replay, Study]:
     """Replay, and return the study too."""
-    trials = [recording.trials[i] for i in order_of(recording, order)]
+    recorded = _Recorded(recording, order, choose)
     verbosity = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     try:
         study = optuna.create_study(
             study_name=f"{recording.name}-{order}",
             storage=InMemoryStorage(),
-            sampler=_Recorded(trials),
+            sampler=recorded,
             pruner=pruner,
             direction=direction_of(recording),
         )
         log = _Log(Truth(recording))
-        for recorded in trials:
-            _run_trial(study, recorded, recording.state, log)
+        for number in range(len(recorded.trials)):
+            _run_trial(study, recorded.begun(study, number), recording.state, log)
     finally:
         optuna.logging.set_verbosity(verbosity)
-    return log.judged(order, trials), study
+    return log.judged(order, recorded.trials), study
 
 
-def replay_freeze_thaw(recording: Recording, order: int = 0) -> Replay:
+def replay_freeze_thaw(
+    recording: Recording,
+    order: int = 0,
+    *,
+    evidence: Iterable[str] | None = None,
+    choose: bool = False,
+) -> Replay:
     """Run a recorded study again, its trials in a random order, by ``freeze_thaw``.
 
     The real :func:`~lyap_optuna.freeze_thaw` on a study in memory, whose sampler suggests the
@@ -184,7 +247,7 @@ def replay_freeze_thaw(recording: Recording, order: int = 0) -> Replay:
     epoch, and exploration is seeded by the number of the order.
 
     Readouts before training are stored with each trial when it begins, but it does not rest
-    before its first epoch: a search could otherwise look at every configuration for nothing.
+    before its first epoch: a search could otherwise evaluate every configuration at no cost.
 
     The replay ends once half of all epochs are spent and a winner has been found: ``found_by`` and
     ``regret_at`` are known then. What rests at that moment counts as pruned.
@@ -192,6 +255,8 @@ def replay_freeze_thaw(recording: Recording, order: int = 0) -> Replay:
     Args:
         recording: The study.
         order: Number of the order of trials.
+        evidence: Kinds of evidence of :func:`~lyap_optuna.freeze_thaw`; None for its default.
+        choose: As of :func:`replay`.
 
     Returns:
         A :class:`Replay`. ``seconds`` is all that is not the objective: choosing, refits, Optuna's
@@ -211,13 +276,19 @@ def replay_freeze_thaw(recording: Recording, order: int = 0) -> Replay:
         >>> result.succeeded, result.epochs_spent < 1.0
         (True, True)
     """
-    return run_freeze_thaw(recording, order)[0]
+    return run_freeze_thaw(recording, order, evidence=evidence, choose=choose)[0]
 
 
-def run_freeze_thaw(recording: Recording, order: int) -> tuple[Replay, Study]:
+def run_freeze_thaw(
+    recording: Recording,
+    order: int,
+    *,
+    evidence: Iterable[str] | None = None,
+    choose: bool = False,
+) -> tuple[Replay, Study]:
     """Replay, and return the study too."""
-    trials = [recording.trials[i] for i in order_of(recording, order)]
-    total = sum(len(t.values) for t in trials)
+    trials = _Recorded(recording, order, choose)
+    total = sum(len(t.values) for t in trials.trials)
     log = _Log(Truth(recording))
     since = time.perf_counter()
 
@@ -228,7 +299,7 @@ def run_freeze_thaw(recording: Recording, order: int) -> tuple[Replay, Study]:
     def objective(trial: optuna.Trial) -> Generator[None, None, float]:
         nonlocal since
         paused()
-        recorded = trials[trial.number]
+        recorded = trials.begun(trial.study, trial.number)
         for name, distribution in recorded.distributions.items():
             trial._suggest(name, distribution)
         before = _baseline(recorded, recording.state)
@@ -246,7 +317,7 @@ def run_freeze_thaw(recording: Recording, order: int) -> tuple[Replay, Study]:
         return recorded.final
 
     def ended(study: Study, trial: FrozenTrial) -> None:
-        recorded = trials[trial.number]
+        recorded = trials.begun(study, trial.number)
         if trial.state == TrialState.COMPLETE:
             log.ends(recorded)
             found = any(log.truth.wins(ended.value) for ended in log.complete)
@@ -264,21 +335,22 @@ def run_freeze_thaw(recording: Recording, order: int) -> tuple[Replay, Study]:
         study = optuna.create_study(
             study_name=f"{recording.name}-{order}",
             storage=InMemoryStorage(),
-            sampler=_Recorded(trials),
+            sampler=trials,
             direction=direction_of(recording),
         )
         freeze_thaw(
             study,
             objective,
             n_steps=total,
-            max_paused=len(trials),
+            max_paused=len(trials.trials),
             seed=order,
             callbacks=[ended],
+            evidence=evidence,
             cost="steps",
         )
     finally:
         optuna.logging.set_verbosity(verbosity)
-    return log.judged(order, trials), study
+    return log.judged(order, trials.trials), study
 
 
 def _run_trial(study: Study, recorded: RecordedTrial, state: str | None, log: "_Log") -> None:
@@ -323,7 +395,7 @@ def _series(trial: RecordedTrial, state: str | None) -> dict[int, dict[str, Any]
     measured = stored_readouts(trial, state)
     places: dict[int, int] = {}
     for step in measured:
-        # Taken between two steps, it is known at the second; after the last, nobody asks.
+        # Taken between two steps, it is known at the second; after the last, it is of no use.
         at = min((reported for reported in steps if reported >= step), default=None)
         if at is not None:
             places[step] = 0 if step < min(steps) else steps.index(at)

@@ -53,7 +53,7 @@ class Begun:
 
     @property
     def chance(self) -> float:
-        """Chance of ending among the best; 1 where nobody can tell, so that it goes on."""
+        """Chance of ending among the best; 1 where it is unknown, so that it goes on."""
         known = None if self.predicted is None else self.predicted.probability
         return 1.0 if known is None else known
 
@@ -71,9 +71,9 @@ class Choice:
     steps cost the median. So of two trials with the same chance the one that is further goes on.
 
     The best is chosen, except that one choice in ten is drawn in proportion to what the trials
-    promise (probability matching: Thompson, *Biometrika* 25 (1933) 285). A trial that the
-    posterior wrongly holds for poor so gets its turn as often as the posterior itself admits that
-    it may be wrong, and no turn goes to what is surely hopeless.
+    promise (probability matching: Thompson, *Biometrika* 25 (1933) 285). So a trial that the
+    posterior wrongly takes for poor gets its turn as often as the posterior itself admits that it
+    may be wrong, and no turn goes to what is surely hopeless.
 
     Args:
         models: The finished trials and the posteriors.
@@ -135,9 +135,9 @@ class Choice:
             if not self._warned:
                 self._warned = True
                 warnings.warn(
-                    "freeze_thaw could not judge the trials that rest and goes by what it thought "
-                    f"of them before: {type(error).__name__}: {error}. Further failures of this "
-                    "search are silent.",
+                    "freeze_thaw could not judge the trials that rest and uses its last "
+                    f"predictions of them: {type(error).__name__}: {error}. Further failures "
+                    "of this search are silent.",
                     LyapunovWarning,
                     stacklevel=5,
                 )

@@ -75,10 +75,10 @@ def freeze_thaw(
 ) -> None:
     """Optimise ``objective`` by pausing trials and going on with the most promising.
 
-    In place of ``study.optimize`` and a pruner. A pruner throws a trial away on what little is
-    known early; here it rests, with its model in memory, and goes on when the trials that have
-    ended since make it look good. (Swersky, Snoek and Adams, *Freeze-Thaw Bayesian Optimization*,
-    arXiv:1406.3896, is where the idea comes from.)
+    In place of ``study.optimize`` and a pruner. A pruner stops a trial for good when little is
+    known of it; here it rests, with its model in memory, and goes on if the trials that have ended
+    since show it in a better light. The idea is that of Swersky, Snoek and Adams, *Freeze-Thaw
+    Bayesian Optimization*, arXiv:1406.3896.
 
     Once four trials of the study are COMPLETE, each choice is by the posterior of
     :class:`~lyap_optuna.LyapunovPruner`: how likely is each resting trial to end among the best
@@ -139,7 +139,7 @@ def freeze_thaw(
 
     Args:
         study: A study of one objective, in any storage.
-        objective: What each trial runs; see above.
+        objective: What each trial runs; see **The objective**.
         n_trials: The search ends when it would begin one trial more.
         n_steps: Steps of all trials together, after which it ends. A step is a report; a trial
             that returns or fails without one counts as one step. (A trial as long as the longest

@@ -49,7 +49,7 @@ class SecondChance:
 def second_chance(
     study: Study, n_trials: int, *, evidence: Iterable[str] | None = None
 ) -> SecondChance:
-    """Queue pruned trials that the study, as it is now, holds for wrongly pruned.
+    """Queue pruned trials that the study, as it is now, would go on with.
 
     A pruner decides on the few trials that have ended by then. With all COMPLETE trials, the
     default predictor judges each pruned trial again, at its last report. One whose chance of

@@ -190,7 +190,7 @@ def from_closed_form(
 
 
 def from_images(images: Tensor, schedule: Schedule, *, history: bool = False) -> Growth:
-    """Growth of log|diag R| of the images of orthonormal vectors, which nobody rescales.
+    """Growth of log|diag R| of the images of orthonormal vectors, which are never rescaled.
 
     A vector that has come to depend on those before it is dropped, with those after it.
 

@@ -81,6 +81,7 @@ def _draw(info: _ConvergenceInfo) -> "go.Figure":
             "title": {"text": "Convergence of the Lyapunov exponents"},
             "xaxis": {"title": {"text": "time steps after the warm-up"}, "zeroline": False},
             "yaxis": {"title": {"text": _style.EXPONENT_AXIS}, "zeroline": False},
+            "legend": _style.LEGEND,
         }
     )
     for line in info.lines:

@@ -7,6 +7,8 @@ from optuna.trial import TrialState
 
 from lyap_optuna._logging import get_logger
 from lyap_optuna.prediction import explain
+from lyap_optuna.prediction._study import single_direction
+from lyap_optuna.prediction.evidence import in_words
 from lyap_optuna.visualization import _style
 
 if TYPE_CHECKING:
@@ -70,6 +72,7 @@ def plot_explanation(study: "Study", trial_number: int) -> "go.Figure":
 
 def _get_info(study: "Study", trial_number: int) -> _Info:
     explanation = explain(study, trial_number)
+    sign = single_direction(study)
     trial = next(t for t in study.get_trials(deepcopy=False) if t.number == trial_number)
     finite = {s: v for s, v in sorted(trial.intermediate_values.items()) if math.isfinite(v)}
     judgements = [
@@ -80,12 +83,12 @@ def _get_info(study: "Study", trial_number: int) -> _Info:
             lower=d.lower,
             upper=d.upper,
             threshold=d.threshold,
-            told=_told(d.evidence, d.skill, d.probability),
+            told=_told(in_words(d.evidence, sign), d.skill, d.probability),
         )
         for d in explanation.decisions
         if d.predicted_value is not None
     ]
-    now = explanation.prediction
+    now = None if explanation.decisions else explanation.prediction
     if now is not None and now.step is not None and now.predicted_value is not None:
         judgements.append(
             _Judgement(
@@ -95,7 +98,7 @@ def _get_info(study: "Study", trial_number: int) -> _Info:
                 lower=now.lower,
                 upper=now.upper,
                 threshold=None,
-                told=f"{_told(now.evidence, None, None)}, by the default predictor, now",
+                told=f"from {in_words(now.evidence, sign)}, by the default predictor, now",
             )
         )
     final = None
@@ -109,8 +112,8 @@ def _reach(end: float | None, start: float | None) -> float:
     return max(end - start, 0.0) if end is not None and start is not None else 0.0
 
 
-def _told(evidence: tuple[str, ...], skill: float | None, probability: float | None) -> str:
-    told = f"from {' + '.join(evidence)}"
+def _told(evidence: str, skill: float | None, probability: float | None) -> str:
+    told = f"from {evidence}"
     if skill is not None:
         told += f" (rank correlation {skill:.2f})"
     if probability is not None:
@@ -135,8 +138,7 @@ def _draw(info: _Info, better: str) -> "go.Figure":
             "xaxis": {"title": {"text": "step"}, "zeroline": False},
             "yaxis": {
                 "title": {"text": "objective value"},
-                "type": _style.value_axis_type(values),
-                "zeroline": False,
+                **_style.value_axis(values),
             },
             "showlegend": True,
             "legend": _style.LEGEND,

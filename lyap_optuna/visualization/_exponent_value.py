@@ -7,6 +7,7 @@ from optuna.trial import TrialState
 from lyap_optuna._logging import get_logger
 from lyap_optuna.records import baseline_step, prevailing_state, read_readouts
 from lyap_optuna.visualization import _style
+from lyap_optuna.visualization._spec import FigureSpec
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -26,7 +27,7 @@ class _Point(NamedTuple):
     number: int
     state: TrialState
     x: float
-    value: float
+    value: float | None
 
 
 class _ExponentValueInfo(NamedTuple):
@@ -42,8 +43,8 @@ def plot_exponent_value(
 ) -> "go.Figure":
     """Plot an exponent at an early step against the final value, one point per trial.
 
-    The title gives Spearman's rank correlation over the COMPLETE trials. A pruned trial stands at
-    its last reported value.
+    The title gives Spearman's rank correlation over the COMPLETE trials. Pruned and running trials
+    have no final value: their exponents stand in a strip below.
 
     Args:
         study: A single-objective study.
@@ -71,9 +72,9 @@ def plot_exponent_value(
         True
     """
     info = _get_info(study, exponent, step)
-    if not info.points:
+    if not info.n_complete:
         at = "" if info.step is None else f" at step {info.step}"
-        _logger.warning(f"No finished trial has a {_NAMES[exponent]}{at}.")
+        _logger.warning(f"No COMPLETE trial has a {_NAMES[exponent]}{at}.")
     return _draw(info, study)
 
 
@@ -86,8 +87,9 @@ def _get_info(study: "Study", exponent: str, step: int | None) -> _ExponentValue
     series = []
     for trial in study.get_trials(deepcopy=False):
         value = _style.final_value(trial)
-        readouts = read_readouts(trial) if value is not None else {}
-        if value is not None and readouts:
+        known = value is not None or trial.state in (TrialState.PRUNED, TrialState.RUNNING)
+        readouts = read_readouts(trial) if known else {}
+        if readouts:
             series.append((trial, value, readouts, baseline_step(trial, readouts)))
     if step is None:
         after = [s for _, _, readouts, base in series for s in readouts if base is None or s > base]
@@ -108,8 +110,8 @@ def _get_info(study: "Study", exponent: str, step: int | None) -> _ExponentValue
         if x is None:  # a mean that could not be had
             continue
         points.append(_Point(trial.number, trial.state, x, value))
-    complete = [point for point in points if point.state == TrialState.COMPLETE]
-    rho = _style.rank_correlation([p.x for p in complete], [p.value for p in complete])
+    complete = [(point.x, point.value) for point in points if point.value is not None]
+    rho = _style.rank_correlation([x for x, _ in complete], [value for _, value in complete])
     return _ExponentValueInfo(exponent, step, points, rho, len(complete))
 
 
@@ -149,35 +151,60 @@ def _draw(info: _ExponentValueInfo, study: "Study", most: int | None = None) -> 
             "xaxis": {"title": {"text": f"{name} ({unit})"}, "zeroline": False},
             "yaxis": {
                 "title": {"text": f"final value ({_style.direction_word(study)} is better)"},
-                "type": _style.value_axis_type([point.value for point in info.points]),
-                "zeroline": False,
+                **_style.value_axis(
+                    [point.value for point in info.points if point.value is not None]
+                ),
             },
-            "showlegend": True,
-            "legend": _style.LEGEND,
+            "showlegend": False,
         }
     )
     if not info.points:
         return figure
-    for state in (TrialState.PRUNED, TrialState.COMPLETE):
-        points = [point for point in drawn if point.state == state]
-        if not points:
-            continue
-        pruned = state == TrialState.PRUNED
-        figure.add_scatter(
-            x=[point.x for point in points],
-            y=[point.value for point in points],
-            mode="markers",
-            marker={
-                "color": _style.STATE_COLORS[state],
-                "symbol": _style.STATE_SYMBOLS[state],
-                "size": _style.marker_size(len(drawn)),
-            },
-            name="PRUNED (at its last report)" if pruned else state.name,
-            customdata=[point.number for point in points],
-            hovertemplate="trial %{customdata}<br>%{x:.4g} nats/step<br>value %{y:.4g}"
-            "<extra></extra>",
-        )
+    points = [point for point in drawn if point.value is not None]
+    figure.add_scatter(
+        x=[point.x for point in points],
+        y=[point.value for point in points],
+        mode="markers",
+        marker={
+            "color": _style.STATE_COLORS[TrialState.COMPLETE],
+            "size": _style.marker_size(len(drawn)),
+        },
+        name="COMPLETE",
+        customdata=[point.number for point in points],
+        hovertemplate="trial %{customdata}<br>%{x:.4g} nats/step<br>value %{y:.4g}<extra></extra>",
+    )
+    _style.add_strip(
+        figure,
+        {
+            state: [
+                (p.x, f"trial {p.number}, {state.name}<br>{_style.number(p.x)} nats/step")
+                for p in drawn
+                if p.state == state
+            ]
+            for state in (TrialState.RUNNING, TrialState.PRUNED)
+        },
+    )
     if seen is not None:
         figure.update_xaxes(range=seen)
     figure.add_vline(x=0, line={"color": _style.GREY, "width": 1.5, "dash": "dash"})
     return figure
+
+
+def _of_study(study: "Study") -> _ExponentValueInfo | None:
+    """Return the displacement of the maximum; without baselines, the maximum itself."""
+    for exponent in ("max_displacement", "max"):
+        info = _get_info(study, exponent, None)
+        if info.n_complete:
+            return info
+    return None
+
+
+FIGURE = FigureSpec(
+    id="exponents",
+    name="Exponent and final value",
+    call="plot_exponent_value(study)",
+    caption="How far the maximum exponent had moved at the first step, against the final value. A "
+    "cloud that slopes tells the end early.",
+    info=_of_study,
+    draw=_draw,
+)

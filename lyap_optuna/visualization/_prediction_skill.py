@@ -5,7 +5,10 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from lyap_optuna._logging import get_logger
 from lyap_optuna.prediction import prediction_skill
+from lyap_optuna.prediction._study import single_direction
+from lyap_optuna.prediction.evidence import in_words
 from lyap_optuna.visualization import _style
+from lyap_optuna.visualization._spec import FigureSpec
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -53,7 +56,7 @@ def plot_prediction_skill(study: "Study") -> "go.Figure":
     lines = _get_info(study)
     if not lines:
         _logger.warning("Too few COMPLETE trials to measure how well anything predicts.")
-    return _draw(lines)
+    return _draw(lines, single_direction(study))
 
 
 def _get_info(study: "Study") -> list[_SkillLine]:
@@ -69,7 +72,7 @@ def _get_info(study: "Study") -> list[_SkillLine]:
     return list(lines.values())
 
 
-def _draw(lines: list[_SkillLine]) -> "go.Figure":
+def _draw(lines: list[_SkillLine], sign: int = 1) -> "go.Figure":
     import plotly.graph_objects as go
 
     lowest = min((c for line in lines for c in line.correlations), default=0.0)
@@ -104,7 +107,7 @@ def _draw(lines: list[_SkillLine]) -> "go.Figure":
             mode="lines+markers",
             line={"color": color},
             marker={"symbol": symbol, "size": 8},
-            name=_style.text(line.evidence),
+            name=_style.text(in_words([line.evidence], sign)),
             text=_sizes(line),
             hovertemplate="step %{x}: %{y:.2f}<br>%{text}",
         )
@@ -118,7 +121,7 @@ def _draw(lines: list[_SkillLine]) -> "go.Figure":
             marker={"symbol": "cross", "size": 9, "color": _style.PURPLE},
             name="all together",
             text=[
-                f"{_style.text(line.evidence)}<br>{size}"
+                f"{_style.text(in_words(line.evidence.split(_JOINT), sign))}<br>{size}"
                 for line in several
                 for size in _sizes(line)
             ],
@@ -178,3 +181,14 @@ def _add_chance(figure: "go.Figure", lines: list[_SkillLine]) -> None:
         name="chance alone",
         hoverinfo="skip",
     )
+
+
+FIGURE = FigureSpec(
+    id="skill",
+    name="What predicts the final value, and how early",
+    call="plot_prediction_skill(study)",
+    caption="How well each kind of evidence ranks the trials that ran to their end. In the grey "
+    "band is what chance alone gives.",
+    info=lambda study: _get_info(study) or None,
+    draw=lambda lines, study, _most: _draw(lines, single_direction(study)),
+)

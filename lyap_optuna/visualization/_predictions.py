@@ -8,6 +8,7 @@ from optuna.trial import TrialState
 from lyap_optuna._logging import get_logger
 from lyap_optuna.prediction import rank_trials
 from lyap_optuna.visualization import _style
+from lyap_optuna.visualization._spec import FigureSpec
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -31,8 +32,8 @@ def plot_predictions(study: "Study", step: int | None = None) -> "go.Figure":
     The title gives Spearman's rank correlation over the COMPLETE trials.
 
     The prediction of a COMPLETE trial comes from a model that had not seen it. Pruned and running
-    trials have no actual value: they stand at their last reported one, pruned ones without
-    their intervals.
+    trials have no final value, whatever they reported last: where they were predicted to end
+    stands in a strip below.
 
     Args:
         study: A single-objective study.
@@ -60,11 +61,8 @@ def _get_info(study: "Study", step: int | None) -> list[_Prediction]:
     for ranked in rank_trials(study, step=step):
         if ranked.predicted_value is None or not math.isfinite(ranked.predicted_value):
             continue
-        value = ranked.value if ranked.state == TrialState.COMPLETE else None
-        if ranked.state != TrialState.COMPLETE:
-            reported = trials[ranked.number].intermediate_values
-            value = reported[max(reported)] if reported else None
-        if value is not None and not math.isfinite(value):
+        value = _style.final_value(trials[ranked.number])
+        if value is None and ranked.state == TrialState.COMPLETE:
             continue
         infos.append(
             _Prediction(
@@ -89,7 +87,7 @@ def _draw(infos: list[_Prediction], study: "Study", most: int | None = None) -> 
 
     values = [info.value for info in infos if info.value is not None]
     spread = values + [info.predicted for info in infos]
-    axis = _style.value_axis_type(spread)
+    axis = _style.value_axis(spread)
     complete = [
         (info.predicted, info.value)
         for info in infos
@@ -108,14 +106,12 @@ def _draw(infos: list[_Prediction], study: "Study", most: int | None = None) -> 
         layout={
             "title": _style.title("Predicted and actual final value", remarks),
             "xaxis": {
-                "title": {"text": "predicted final value, with 80 % interval"},
-                "type": axis,
-                "zeroline": False,
+                "title": {"text": "predicted final value"},
+                **axis,
             },
             "yaxis": {
                 "title": {"text": f"final value ({_style.direction_word(study)} is better)"},
-                "type": axis,
-                "zeroline": False,
+                **axis,
             },
             "showlegend": True,
             "legend": _style.LEGEND,
@@ -131,42 +127,55 @@ def _draw(infos: list[_Prediction], study: "Study", most: int | None = None) -> 
         hoverinfo="skip",
         name="predicted = actual",
     )
-    names = {
-        TrialState.PRUNED: "PRUNED (at its last report)",
-        TrialState.COMPLETE: "COMPLETE",
-        TrialState.RUNNING: "RUNNING (at its last report)",
-    }
-    for state, name in names.items():
-        drawn = [info for info in chosen if info.state == state and info.value is not None]
-        if not drawn:
-            continue
-        intervals = {
+    drawn = [info for info in chosen if info.value is not None]
+    figure.add_scatter(
+        x=[info.predicted for info in drawn],
+        y=[info.value for info in drawn],
+        error_x={
             "type": "data",
             "symmetric": False,
             "array": [_reach(info.upper, info.predicted) for info in drawn],
             "arrayminus": [_reach(info.predicted, info.lower) for info in drawn],
             "thickness": 1 if len(chosen) <= 150 else 0.4,
             "width": 0,
-            "color": _style.STATE_COLORS[state],
-        }
-        figure.add_scatter(
-            x=[info.predicted for info in drawn],
-            y=[info.value for info in drawn],
-            error_x=None if state == TrialState.PRUNED else intervals,
-            mode="markers",
-            marker={
-                "color": _style.STATE_COLORS[state],
-                "symbol": _style.STATE_SYMBOLS[state],
-                "size": _style.marker_size(len(chosen)),
-            },
-            name=name,
-            customdata=[info.number for info in drawn],
-            hovertemplate="trial %{customdata}<br>predicted %{x:.4g}<br>"
-            + ("actual" if state == TrialState.COMPLETE else "last report")
-            + " %{y:.4g}<extra></extra>",
-        )
+            "color": _style.STATE_COLORS[TrialState.COMPLETE],
+        },
+        mode="markers",
+        marker={
+            "color": _style.STATE_COLORS[TrialState.COMPLETE],
+            "size": _style.marker_size(len(chosen)),
+        },
+        name="COMPLETE, with 80 % interval",
+        customdata=[info.number for info in drawn],
+        hovertemplate="trial %{customdata}<br>predicted %{x:.4g}<br>actual %{y:.4g}<extra></extra>",
+    )
+    unknown = [info for info in chosen if info.value is None]
+    _style.add_strip(
+        figure,
+        {
+            state: [(info.predicted, _hover(info)) for info in unknown if info.state == state]
+            for state in (TrialState.RUNNING, TrialState.PRUNED)
+        },
+    )
     return figure
+
+
+def _hover(info: _Prediction) -> str:
+    interval = f"{_style.number(info.lower)} to {_style.number(info.upper)}"
+    predicted = f"{_style.number(info.predicted)} (80 % interval {interval})"
+    return f"trial {info.number}, {info.state.name}<br>predicted {predicted}"
 
 
 def _reach(upper: float | None, lower: float | None) -> float:
     return max(upper - lower, 0.0) if upper is not None and lower is not None else 0.0
+
+
+FIGURE = FigureSpec(
+    id="predictions",
+    name="Predicted and actual final value",
+    call="plot_predictions(study)",
+    caption="The closer to the dashed line, the better the predictions: each is made by a model "
+    "that had not seen the trial.",
+    info=lambda study: _get_info(study, None) or None,
+    draw=_draw,
+)

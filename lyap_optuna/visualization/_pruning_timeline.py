@@ -8,6 +8,7 @@ from optuna.trial import TrialState
 from lyap_optuna._logging import get_logger
 from lyap_optuna.records import _keys, read_decisions, read_stretches
 from lyap_optuna.visualization import _style
+from lyap_optuna.visualization._spec import FigureSpec
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -272,3 +273,20 @@ def _hover(bar: _Bar) -> str:
             line = f"{line} {word}".strip()
         lines.append(line)
     return "<br>".join(lines)
+
+
+def _of_study(study: "Study") -> _TimelineInfo | None:
+    info = _get_info(study)
+    return info if info.n_saved or info.paused else None
+
+
+FIGURE = FigureSpec(
+    id="pruning",
+    name="Pruning",
+    call="plot_pruning_timeline(study)",
+    caption="Which trial was ended when, and the steps that this saved; where trials rest, when "
+    "each of them ran.",
+    info=_of_study,
+    draw=lambda info, _, most: _draw(info, most),
+    several_objectives=True,
+)

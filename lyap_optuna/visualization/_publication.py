@@ -4,121 +4,80 @@ The dashboard stores a figure as attributes of its study, 2,045 characters each,
 with every page, and draws them without a theme of its own.
 """
 
+import textwrap
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from lyap_optuna.visualization import (
-    _exponent_value,
-    _prediction_skill,
-    _predictions,
-    _pruning_timeline,
-    _spectrum,
-    _spectrum_evolution,
-)
+from lyap_optuna.visualization import _style
+from lyap_optuna.visualization._figures import FIGURES, Numbers
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
-    from optuna.study import Study
+
+PREFIX = "lyapunov-"
+"""Of the ids under which the dashboard keeps our figures."""
 
 MAX_BYTES = 100_000
 """What one figure may take as JSON; six of them stay below 600,000 bytes."""
 
 _MOST_TRIALS = 1_000
-_MOST_SPECTRA = 100
 _DIGITS = 4
-_TEXT, _GRID = "#808080", "rgba(128, 128, 128, 0.25)"
+_TEXT, _GRID = "#858585", "rgba(128, 128, 128, 0.25)"
+"""Grey that stands out from white and from the dashboard's dark cards alike."""
 
 
-@dataclass(frozen=True)
-class StudyInfo:
-    """The numbers behind the figures of a study, gathered once; None and empty where none are.
-
-    Those of studies with several objectives have only spectra and pruning.
-    """
-
-    spectra: list[_spectrum._TrialSpectrum]
-    pruning: _pruning_timeline._TimelineInfo
-    exponents: _exponent_value._ExponentValueInfo | None = None
-    predictions: tuple[_predictions._Prediction, ...] = ()
-    skill: tuple[_prediction_skill._SkillLine, ...] = ()
-    best: _spectrum_evolution._EvolutionInfo | None = None
-
-
-def gather(study: "Study") -> StudyInfo:
-    """Return the numbers behind all figures of a study."""
-    spectra = _spectrum._get_study_info(study, None, None)
-    pruning = _pruning_timeline._get_info(study)
-    if len(study.directions) > 1:
-        return StudyInfo(spectra, pruning)
-    exponents = _exponent_value._get_info(study, "max_displacement", None)
-    if not exponents.points:
-        exponents = _exponent_value._get_info(study, "max", None)
-    return StudyInfo(
-        spectra,
-        pruning,
-        exponents if exponents.points else None,
-        tuple(_predictions._get_info(study, None)),
-        tuple(_prediction_skill._get_info(study)),
-        _best(study),
-    )
-
-
-def _best(study: "Study") -> _spectrum_evolution._EvolutionInfo | None:
-    try:
-        number = study.best_trial.number
-    except ValueError:  # nothing is COMPLETE, or nothing feasible
-        return None
-    info = _spectrum_evolution._get_info(study, number)
-    return info if info.readouts else None
-
-
-def published_figures(study: "Study", info: StudyInfo) -> dict[str, "go.Figure"]:
+def published_figures(
+    numbers: Numbers, *, captions: bool = True, max_bytes: int = MAX_BYTES
+) -> dict[str, "go.Figure"]:
     """Return the figures that have data, by the id under which they are published.
 
-    At most 1,000 trials are drawn, of spectra 100, and fewer where the figure would be over
-    :data:`MAX_BYTES`; its title says so. Numbers are rounded to 4 digits.
+    At most 1,000 trials are drawn, and fewer where the figure would be over ``max_bytes``; its
+    title says so. Numbers are rounded to 4 digits.
+
+    Args:
+        numbers: Those of the study.
+        captions: Whether each figure holds its caption.
+        max_bytes: What one figure may take as JSON.
     """
-    draw: dict[str, Callable[[int], go.Figure]] = {}
-    if (exponents := info.exponents) is not None:
-        draw["lyapunov-exponents"] = lambda most: _exponent_value._draw(exponents, study, most)
-    if info.skill:
-        draw["lyapunov-skill"] = lambda _: _prediction_skill._draw(list(info.skill))
-    if info.predictions:
-        draw["lyapunov-predictions"] = lambda most: _predictions._draw(
-            list(info.predictions), study, most
-        )
-    if info.pruning.n_saved or info.pruning.paused:
-        draw["lyapunov-pruning"] = lambda most: _pruning_timeline._draw(info.pruning, most)
-    if info.spectra:
-        draw["lyapunov-spectra"] = lambda most: _spectrum._draw_study(
-            info.spectra, study, min(most, _MOST_SPECTRA)
-        )
-    if (best := info.best) is not None:
-        draw["lyapunov-best-trial"] = lambda _: _spectrum_evolution._draw(best)
-    return {name: _fitted(name, of) for name, of in draw.items()}
+    figures = {}
+    for spec in FIGURES:
+        info = numbers.of(spec)
+        if info is not None:
+            draw = partial(spec.draw, info, numbers.study)
+            caption = spec.caption if captions else ""
+            figures[f"{PREFIX}{spec.id}"] = _fitted(spec.id, caption, draw, max_bytes)
+    return figures
 
 
-def _fitted(name: str, draw: "Callable[[int], go.Figure]") -> "go.Figure":
+def _fitted(
+    name: str, caption: str, draw: "Callable[[int], go.Figure]", max_bytes: int
+) -> "go.Figure":
     most = _MOST_TRIALS
     while True:
-        figure = _small(draw(most), name)
-        if len(figure.to_json()) <= MAX_BYTES or most < 10:
+        figure = small(draw(most), name, caption)
+        if len(figure.to_json()) <= max_bytes or most < 10:
             return figure
         most //= 2
 
 
-def _small(figure: "go.Figure", name: str) -> "go.Figure":
+def small(figure: "go.Figure", name: str, caption: str = "") -> "go.Figure":
+    """Return a figure for light and dark pages, with 4 digits; ``name`` keeps a zoom alive."""
     import plotly.graph_objects as go
 
     axis = {"gridcolor": _GRID, "linecolor": _GRID, "automargin": True}
+    text = _style.below(figure.layout.title.text or "", textwrap.wrap(caption, _style.LINE))
+    legend = figure.layout.showlegend is not False
     figure.update_layout(
         paper_bgcolor="rgba(0, 0, 0, 0)",
         plot_bgcolor="rgba(0, 0, 0, 0)",
         font={"color": _TEXT},
-        title={"x": 0.02, "font": {"size": 16}},
-        margin={"l": 60, "r": 20, "t": 80, "b": 60},
-        modebar={"bgcolor": "rgba(0, 0, 0, 0)", "color": _TEXT},
+        title={"text": text, "x": 0, "font": {"size": 16}, "pad": {"t": 20, "l": 12}},
+        title_yref="container",
+        title_y=1,
+        title_yanchor="top",
+        margin={"l": 60, "r": 20, "t": 50 + 16 * text.count("<br>"), "b": 64 if legend else 44},
+        modebar={"bgcolor": "rgba(0, 0, 0, 0)", "color": _TEXT, "orientation": "v"},
         uirevision=name,  # a zoom outlives the next refresh of the page
     )
     figure.update_xaxes(axis)

@@ -10,6 +10,7 @@ from optuna.trial import FrozenTrial
 from lyap_optuna._logging import get_logger
 from lyap_optuna.records import load_spectra, read_readouts
 from lyap_optuna.visualization import _style
+from lyap_optuna.visualization._spec import FigureSpec
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -23,6 +24,9 @@ _MAX_NAMED = 8
 
 _MAX_LINES = 24
 """Above this, trials share traces by colour, so that a figure of 1,000 trials stays small."""
+
+_MOST_SPECTRA = 100
+"""Of more trials, a published figure has this many: lines on top of lines show no more."""
 
 
 class _TrialSpectrum(NamedTuple):
@@ -53,8 +57,8 @@ def plot_spectrum(
     """Plot the spectrum of a network, or the spectra of trials of a study.
 
     Exponents are drawn from the largest to the smallest over their index divided by their number,
-    so that networks of different sizes compare. Trials are coloured by the rank of their value,
-    the best drawn last.
+    so that networks of different sizes compare. COMPLETE trials are coloured by the rank of their
+    value, the best drawn last; those without a final value are grey, below all others.
 
     Args:
         target: A :class:`~lyap_optuna.LyapunovSpectrum`, drawn with a band of one standard
@@ -214,6 +218,8 @@ def _draw_study(infos: list[_TrialSpectrum], study: Study, most: int | None = No
     remarks = [] if len(drawn) == len(infos) else [f"{len(drawn)} of {len(infos)}, evenly by rank"]
     if any(info.std for info in drawn):
         remarks.append("bands: one standard deviation over the inputs")
+    if known and any(info.value is None for info in drawn):
+        remarks.append("grey: no final value")
     figure = go.Figure(layout=_layout("Lyapunov spectra by trial", remarks))
     if not infos:
         return figure
@@ -331,3 +337,17 @@ def _layout(text: str, remarks: Sequence[str] = ()) -> dict[str, object]:
         "yaxis": {"title": {"text": _style.EXPONENT_AXIS}, "zeroline": False},
         "legend": _style.LEGEND,
     }
+
+
+FIGURE = FigureSpec(
+    id="spectra",
+    name="Spectra by trial",
+    call="plot_spectrum(study)",
+    caption="All exponents of each network, coloured by the rank of the trial's value. Near 0 a "
+    "signal survives through time; far below it is forgotten.",
+    info=lambda study: _get_study_info(study, None, None) or None,
+    draw=lambda infos, study, most: _draw_study(
+        infos, study, None if most is None else min(most, _MOST_SPECTRA)
+    ),
+    several_objectives=True,
+)

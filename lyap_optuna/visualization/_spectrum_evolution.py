@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from lyap_optuna._logging import get_logger
 from lyap_optuna.records import ReadoutRecord, baseline_step, read_readouts
 from lyap_optuna.visualization import _style
+from lyap_optuna.visualization._spec import FigureSpec
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -131,3 +132,22 @@ def _draw(info: _EvolutionInfo) -> "go.Figure":
         figure.update_xaxes(title_text=_style.INDEX_AXIS, zeroline=False, row=1, col=2)
     figure.update_layout(title=title, legend=_style.LEGEND)
     return figure
+
+
+def _of_best_trial(study: "Study") -> _EvolutionInfo | None:
+    try:
+        number = study.best_trial.number
+    except ValueError:  # nothing is COMPLETE, or nothing feasible
+        return None
+    info = _get_info(study, number)
+    return info if info.readouts else None
+
+
+FIGURE = FigureSpec(
+    id="best-trial",
+    name="Exponents of the best trial",
+    call="plot_spectrum_evolution(study, study.best_trial.number)",
+    caption="Where the best network's exponents began, and where training has taken them.",
+    info=_of_best_trial,
+    draw=lambda info, _study, _most: _draw(info),
+)

@@ -6,7 +6,8 @@ templates both work; lines that are neither data nor axis are mid-grey, visible 
 """
 
 import math
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Mapping, Sequence
 from html import escape
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +33,9 @@ STATE_SYMBOLS = {
     TrialState.RUNNING: "triangle-up",
     TrialState.FAIL: "square",
 }
+
+LINE = 100
+"""Characters of small text in a line, in the dashboard in a window of 1,366 pixels."""
 
 EXPONENT_AXIS = "Lyapunov exponent (nats/step)"
 INDEX_AXIS = "index / number of exponents"
@@ -101,7 +105,12 @@ def rank_correlation(x: Sequence[float], y: Sequence[float]) -> float | None:
 
 def title(text: str, remarks: Sequence[str] = ()) -> dict[str, str]:
     """Return a title with smaller remarks below it, which a narrow figure still shows whole."""
-    return {"text": f"{text}<br><sub>{'; '.join(remarks)}</sub>" if remarks else text}
+    return {"text": below(text, textwrap.wrap("; ".join(remarks), LINE))}
+
+
+def below(text: str, lines: Sequence[str]) -> str:
+    """Return a title with small lines below it."""
+    return "<br>".join([text, *(f'<span style="font-size:12px">{line}</span>' for line in lines)])
 
 
 def direction_word(study: "Study") -> str:
@@ -110,11 +119,27 @@ def direction_word(study: "Study") -> str:
 
 
 def value_axis_type(values: Sequence[float]) -> str:
-    """Return ``"log"`` where all values are positive and span more than a factor of 20."""
+    """Return ``"log"`` where all values are positive and span more than a decade."""
     finite = [value for value in values if math.isfinite(value)]
     if not finite or min(finite) <= 0:
         return "linear"
-    return "log" if max(finite) / min(finite) > 20 else "linear"
+    return "log" if max(finite) / min(finite) > 10 else "linear"
+
+
+def value_axis(values: Sequence[float]) -> dict[str, Any]:
+    """Return type and ticks of an axis of values: whole numbers, where plotly writes digits."""
+    axis: dict[str, Any] = {"type": value_axis_type(values), "zeroline": False}
+    if axis["type"] == "log":
+        finite = [value for value in values if math.isfinite(value)]
+        decades = range(math.floor(math.log10(min(finite))), math.ceil(math.log10(max(finite))))
+        if len(decades) <= _MOST_DECADES:
+            ticks = [float(f"{d}e{k}") for k in [*decades, decades.stop] for d in (1, 2, 5)]
+            axis |= {"tickvals": ticks, "ticktext": [f"{tick:g}" for tick in ticks]}
+    return axis
+
+
+_MOST_DECADES = 3
+"""Of an axis with ticks at 1, 2 and 5 of each; of more, the powers of ten are enough."""
 
 
 def single_objective(study: "Study") -> None:
@@ -131,10 +156,53 @@ def single_objective(study: "Study") -> None:
 
 
 def final_value(trial: FrozenTrial) -> float | None:
-    """Return a finite final value; of a PRUNED trial it is the last report."""
-    if trial.state not in (TrialState.COMPLETE, TrialState.PRUNED):
+    """Return a finite final value. Only COMPLETE trials have one: a last report is none."""
+    if trial.state != TrialState.COMPLETE or not trial.values:
         return None
-    value = trial.value
-    if value is None and trial.intermediate_values:
-        value = trial.intermediate_values[max(trial.intermediate_values)]
-    return value if value is not None and math.isfinite(value) else None
+    value: float = trial.values[0]
+    return value if math.isfinite(value) else None
+
+
+_STRIP_ROW = 0.09
+"""Height of a row of the strip, as a share of the figure's."""
+
+
+def add_strip(figure: "go.Figure", ticks: Mapping[TrialState, Sequence[tuple[float, str]]]) -> None:
+    """Draw trials that have no final value in a strip below a figure of final values.
+
+    Args:
+        figure: A figure of one pair of axes.
+        ticks: By state, for each trial its place on the horizontal axis and its hover text.
+    """
+    rows = {state: found for state, found in ticks.items() if found}
+    if not rows:
+        return
+    height = _STRIP_ROW * len(rows)
+    for state, found in rows.items():
+        figure.add_scatter(
+            x=[x for x, _ in found],
+            y=[state.name] * len(found),
+            yaxis="y2",
+            mode="markers",
+            marker={
+                "symbol": "line-ns",
+                "size": 12,
+                "line": {"width": 1.5, "color": STATE_COLORS[state]},
+            },
+            opacity=0.8 if len(found) <= 150 else 0.4,
+            text=[told for _, told in found],
+            hovertemplate="%{text}<extra></extra>",
+            showlegend=False,
+        )
+    figure.update_layout(
+        xaxis={"anchor": "y2"},
+        yaxis={"domain": [height + 0.04, 1]},
+        yaxis2={
+            "domain": [0, height],
+            "type": "category",
+            "range": [-0.5, len(rows) - 0.5],
+            "showgrid": False,
+            "zeroline": False,
+            "fixedrange": True,
+        },
+    )

@@ -210,17 +210,17 @@ def pytorch_forecasting(
     from lyap_optuna.integration import LyapunovPruningCallback
 
     dataset = padded_windows() if model == "TemporalFusionTransformer" else windows()
-    own: dict[str, Any] = {
+    options: dict[str, dict[str, Any]] = {
         "TemporalFusionTransformer": {"attention_head_size": 1, "hidden_continuous_size": 4},
         "RecurrentNetwork": {"cell_type": "GRU"},
-    }.get(model, {})
+    }
     made = getattr(library, model).from_dataset(
         dataset,
         hidden_size=_units(trial, size),
         learning_rate=_rate(trial),
         dropout=0.0,
         log_interval=-1,
-        **own,
+        **options.get(model, {}),
     )
     trainer = pl.Trainer(
         max_epochs=size.epochs,

@@ -1,7 +1,7 @@
 """One table: what each pruner spent and found on the recorded studies.
 
     python -m studies.pruning                 # everything, two processes
-    python -m studies.pruning --write docs/prediction.md
+    python -m studies.pruning --write docs/prediction.md --write README.md
     python -m studies.pruning --orders 3 --others 3 adding language
     python -m studies.pruning --constants adding motion --orders 3
 
@@ -13,6 +13,7 @@ import re
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import click
@@ -22,13 +23,16 @@ from tqdm import tqdm
 
 import lyap_optuna as lyap
 from lyap_optuna._files import write_whole
+from lyap_optuna.prediction.evidence import EVIDENCE
 from lyap_optuna.replay import (
     REGRET_AT,
     Calibration,
+    Choosing,
     Interval,
     PrunerSummary,
     Recording,
     Replay,
+    Search,
     compare_pruners,
     default_pruners,
     replay_freeze_thaw,
@@ -36,13 +40,17 @@ from lyap_optuna.replay import (
 )
 from lyap_optuna.replay._compare import Compared, order_statistic
 from lyap_optuna.visualization import plot_replay
-from studies.pages import write_block
+from studies.pages import begin, write_block
 from studies.pruning import constants
 from studies.pruning.recorded import DATA, load
 
 OURS = "LyapunovPruner"
 WITHOUT_EXPONENTS = f"{OURS} without exponents, displacement"
 THAW = "freeze_thaw"
+DYNAMICS = ("exponents", "displacement")
+THAW_WITHOUT = f"{THAW} without {', '.join(DYNAMICS)}"
+CHOSEN = ", chosen"
+"""Behind the name of a search whose next configuration is the model's choice."""
 KEPT_OUT = ("wide_digits", "wide_text")
 """Recordings that were not replayed while the rule was chosen."""
 
@@ -62,19 +70,30 @@ ORDER = (
 
 
 TITLES = {
+    "short": "In short",
     "spent": "Epochs spent, % / orders that succeed, %",
     "found": "Found by: median / ninth decile",
     "all": "What each pruner spent and found",
     "winners": "When a winner is found",
     "intervals": "The 80 % interval at the decision that pruned",
     "exponents": "What exponents and displacement add",
+    "thawing": "What they add to freeze_thaw",
+    "chosen": "Found by, configurations chosen by the model",
     "kinds": "What each kind of evidence adds",
     "states": "Which state of an LSTM",
     "timing": "What a decision costs",
 }
 MARK = "python -m studies.pruning"
-WRITTEN = ("spent", "found", "intervals", "exponents", "states", "timing")
-"""The tables that stand in ``docs/prediction.md``."""
+PLATEAUS = (
+    "adding",
+    "adding_tanh",
+    "copying",
+    "delayed_digits",
+    "temporal_order",
+    "wide_copying",
+    "wide_digits",
+)
+"""Recordings of tasks whose loss stays flat for epochs before it falls."""
 
 
 def replay_all(
@@ -133,17 +152,22 @@ def with_interval(interval: Interval) -> str:
 def overview(summaries: Sequence[PrunerSummary], cell: Callable[[PrunerSummary], str]) -> str:
     """Return a table with a row for each study and a column for each pruner, ours first."""
     cells = {(s.recording, s.pruner): cell(s) for s in summaries}
-    counts = {s.pruner: s.n_orders for s in summaries if "without" not in s.pruner}
-    pruners = sorted(counts, key=lambda pruner: pruner not in (OURS, THAW))
+    counts = {s.pruner: s.n_orders for s in summaries}
+    pruners = sorted(counts, key=lambda pruner: pruner.removesuffix(CHOSEN) not in (OURS, THAW))
     rows: list[Sequence[object]] = [("orders", *(counts[pruner] for pruner in pruners))]
     for study in dict.fromkeys(s.recording for s in summaries):
         rows.append((_named(study), *(cells[study, pruner] for pruner in pruners)))
     return markdown(rows, ("", *map(_heading, pruners)))
 
 
+def variant(pruner: str) -> bool:
+    """Return whether a row is of one of the others without some evidence, or with a choice."""
+    return "without" in pruner or pruner.endswith(CHOSEN)
+
+
 def _heading(pruner: str) -> str:
     # The whole names are wider than a page.
-    return re.sub("(?<=[a-z])(?=[A-Z(])", " ", pruner.replace("Pruner", ""))
+    return re.sub("(?<=[a-z])(?=[A-Z(])", " ", pruner.replace("Pruner", "").removesuffix(CHOSEN))
 
 
 def _named(study: str) -> str:
@@ -163,6 +187,32 @@ def at(share: float) -> str:
 def found_when(summary: PrunerSummary) -> str:
     """Return the share of epochs at which a winner is found: median and ninth decile."""
     return f"{at(summary.found_by.value)} / {at(summary.found_by_late.value)}"
+
+
+def short_table(spent: str) -> str:
+    """Return, of the table of epochs and success, a row for each search: means over the studies."""
+    header, _, _, *rows = [
+        [cell.strip(" *") for cell in line.strip()[1:-1].split("|")]
+        for line in spent.strip().splitlines()
+    ]
+    names = {_heading(name): name for name in (*default_pruners(), THAW)}
+    lines: list[Sequence[object]] = []
+    for column, name in enumerate(header[1:], 1):
+        shares = {row[0]: [float(n) for n in row[column].split("/")] for row in rows}
+        found = {study: success for study, (_, success) in shares.items()}
+        flat = [success for study, success in found.items() if study in PLATEAUS]
+        easy = [success for study, success in found.items() if study not in PLATEAUS]
+        ends = name != _heading(THAW)  # it spends what it is given: half of all epochs here
+        lines.append(
+            (
+                f"`{names.get(name, name)}`",
+                f"{np.mean([epochs for epochs, _ in shares.values()]):.0f} %" if ends else "–",
+                *(f"{np.mean(values):.0f} %" if values else "–" for values in (flat, easy)),
+                f"{min(found.values()):.0f} %",
+            )
+        )
+    header = ["search", "epochs spent", "plateaus", "easy tasks", "in the worst study"]
+    return markdown(lines, header)
 
 
 def main_table(summaries: Sequence[PrunerSummary]) -> str:
@@ -249,15 +299,15 @@ def calibration_table(summaries: Sequence[PrunerSummary]) -> str:
     return markdown(rows, header)
 
 
-def ablation_table(replays: dict[str, dict[str, list[Replay]]]) -> str:
+def ablation_table(replays: dict[str, dict[str, list[Replay]]], search: str = OURS) -> str:
     """Return what each kind of evidence adds: with all kinds, less without it."""
     rows: list[Sequence[object]] = []
     pooled: dict[str, list[int]] = {}
     for name, by_pruner in replays.items():
         for pruner, without in by_pruner.items():
-            if not pruner.startswith(f"{OURS} without"):
+            if not pruner.startswith(f"{search} without"):
                 continue
-            ours = by_pruner[OURS][: len(without)]
+            ours = by_pruner[search][: len(without)]
             mean, low, high = paired(
                 [r.epochs_spent for r in ours], [r.epochs_spent for r in without]
             )
@@ -267,7 +317,7 @@ def ablation_table(replays: dict[str, dict[str, list[Replay]]]) -> str:
             pairs = list(zip(ours, without, strict=True))
             won = sum(r.succeeded and not other.succeeded for r, other in pairs)
             lost = sum(other.succeeded and not r.succeeded for r, other in pairs)
-            kind = pruner.removeprefix(f"{OURS} without ")
+            kind = pruner.removeprefix(f"{search} without ")
             pooled[kind] = [
                 a + b
                 for a, b in zip(pooled.get(kind, [0, 0, 0]), (len(pairs), won, lost), strict=True)
@@ -292,6 +342,31 @@ def ablation_table(replays: dict[str, dict[str, list[Replay]]]) -> str:
         "orders that succeed only with / only without",
     )
     return markdown(rows, header)
+
+
+def thawing_table(replays: dict[str, dict[str, list[Replay]]]) -> str:
+    """Return when ``freeze_thaw`` finds a winner with and without exponents and displacement."""
+    rows = []
+    for name, by_search in replays.items():
+        without = by_search[THAW_WITHOUT]
+        pair = (by_search[THAW][: len(without)], without)
+        # What was never found took more than all epochs.
+        mean, low, high = paired(*([min(r.found_by, 1.0) for r in found] for found in pair))
+        rows.append(
+            (
+                _named(name),
+                len(without),
+                *(
+                    " / ".join(
+                        at(order_statistic((r.found_by for r in found), share).value)
+                        for share in (0.5, 0.9)
+                    )
+                    for found in pair
+                ),
+                f"{100 * mean:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})",
+            )
+        )
+    return markdown(rows, ("study", "orders", "with", "without", "difference, points"))
 
 
 def state_table(names: Sequence[str]) -> str:
@@ -348,11 +423,29 @@ def timing_table() -> str:
     return markdown(rows, ("COMPLETE trials", "decision, ms", "decision with a refit, ms"))
 
 
+def write_all(pages: Sequence[Path], blocks: dict[str, str]) -> None:
+    """Put blocks into the pages that have a place for them.
+
+    Raises:
+        ValueError: A page has a place for none.
+    """
+    for page in pages:
+        text = page.read_text(encoding="utf-8")
+        found = [name for name in blocks if begin(f"{MARK}: {name}") in text]
+        if not found:
+            raise ValueError(f"{page} has no place for any of {', '.join(blocks)}.")
+        for name in found:
+            write_block(page, f"{MARK}: {name}", blocks[name])
+
+
 @click.command()
 @click.argument("names", nargs=-1)
-@click.option("--orders", default=100, show_default=True, help="Of the pruners.")
+@click.option("--orders", default=100, show_default=True, help="Of the pruners and freeze_thaw.")
 @click.option(
-    "--others", default=30, show_default=True, help="Of freeze_thaw, and without exponents."
+    "--others",
+    default=30,
+    show_default=True,
+    help="Without exponents, and with configurations chosen by the model.",
 )
 @click.option("--kinds", is_flag=True, help="Without each kind of evidence, too.")
 @click.option(
@@ -363,8 +456,9 @@ def timing_table() -> str:
 )
 @click.option(
     "--write",
+    multiple=True,
     type=click.Path(path_type=Path, dir_okay=False, exists=True),
-    help="Page whose tables are replaced: docs/prediction.md.",
+    help="Page whose tables are replaced: docs/prediction.md, README.md.",
 )
 @click.option("--jobs", default=2, show_default=True, help="Processes.")
 @click.option(
@@ -379,7 +473,7 @@ def main(
     others: int,
     kinds: bool,
     only_constants: bool,
-    write: Path | None,
+    write: tuple[Path, ...],
     jobs: int,
     output: Path,
 ) -> None:
@@ -393,8 +487,7 @@ def main(
         rows = constants.table([load(name) for name in chosen], orders)
         block = markdown(rows, ("constant", "value", "halved", "doubled"))
         click.echo(block)
-        if write is not None:
-            write_block(write, f"{MARK}: constants", block)
+        write_all(write, {"constants": block})
         return
     output.mkdir(parents=True, exist_ok=True)
     pruners: dict[str, Compared] = {
@@ -403,7 +496,13 @@ def main(
         if kinds or name == WITHOUT_EXPONENTS or not name.startswith(f"{OURS} without")
     }
     pruners[THAW] = replay_freeze_thaw
-    counts = {name: others if name == THAW or "without" in name else orders for name in pruners}
+    pruners[THAW_WITHOUT] = partial(
+        replay_freeze_thaw, evidence=[kind for kind in EVIDENCE if kind not in DYNAMICS]
+    )
+    searches: dict[str, Search] = {**default_pruners(), THAW: replay_freeze_thaw}
+    for name in (OURS, THAW, "none", "MedianPruner", "HyperbandPruner"):
+        pruners[name + CHOSEN] = Choosing(searches[name])
+    counts = {name: others if variant(name) else orders for name in pruners}
     summaries: list[PrunerSummary] = []
     replays: dict[str, dict[str, list[Replay]]] = {}
     for name in chosen:
@@ -411,25 +510,29 @@ def main(
         replays[name] = replay_all(recording, pruners, counts, jobs, output, name)
         summaries += summarize(recording, replays[name])
     ours_alone = [s for s in summaries if s.pruner == OURS]
+    main_rows = [s for s in summaries if not variant(s.pruner)]
+    chosen_rows = [s for s in summaries if s.pruner.endswith(CHOSEN)]
     both = (OURS, WITHOUT_EXPONENTS)
     exponents = {name: {p: found[p] for p in both} for name, found in replays.items()}
+    spent = overview([s for s in main_rows if s.pruner != "none"], spent_and_success)
     blocks = {
-        "spent": overview([s for s in summaries if s.pruner != "none"], spent_and_success),
-        "found": overview(summaries, found_when),
+        "short": short_table(spent),
+        "spent": spent,
+        "found": overview(main_rows, found_when),
         "all": main_table(summaries),
         "winners": found_table(summaries),
         "intervals": calibration_table(ours_alone),
         "exponents": ablation_table(exponents),
+        "thawing": thawing_table(replays),
+        "chosen": overview(chosen_rows, found_when),
         **({"kinds": ablation_table(replays)} if kinds else {}),
         "states": state_table(chosen),
         "timing": timing_table(),
     }
     text = "\n".join(f"## {TITLES[name]}\n\n{block}" for name, block in blocks.items())
     write_whole(output / "tables.md", text)
-    if write is not None:
-        for name in WRITTEN:
-            write_block(write, f"{MARK}: {name}", blocks[name])
-    figure = plot_replay([s for s in summaries if "without" not in s.pruner])
+    write_all(write, blocks)
+    figure = plot_replay(main_rows)
     figure.write_html(output / "replay.html")
     click.echo(text)
     click.echo(f"{output / 'tables.md'}, {output / 'replay.html'}")

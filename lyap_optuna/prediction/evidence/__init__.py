@@ -42,4 +42,21 @@ def check_evidence(evidence: Iterable[str] | str | None) -> tuple[str, ...]:
     return tuple(name for name in EVIDENCE if name in names)
 
 
-__all__ = ["EVIDENCE", "Evidence", "Feature", "TrialView", "check_evidence"]
+def in_words(kinds: Iterable[str], sign: int = 1) -> str:
+    """Return kinds of evidence as a sentence names them.
+
+    Args:
+        kinds: Names of kinds, registered or not.
+        sign: 1 where the study minimises; -1 where it maximises: what is reported is no loss then.
+
+    Example:
+        >>> from lyap_optuna.prediction.evidence import in_words
+        >>> in_words(["loss", "exponents", "hyperparameters"], sign=-1)
+        'score so far, exponents and hyperparameters'
+    """
+    so_far = "loss so far" if sign > 0 else "score so far"
+    names = [so_far if kind == LossEvidence.name else kind for kind in kinds]
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+
+
+__all__ = ["EVIDENCE", "Evidence", "Feature", "TrialView", "check_evidence", "in_words"]

@@ -1,6 +1,6 @@
 """The contract of a kind of evidence, and the view of a trial that it reads.
 
-A *kind of evidence* is one thing that may foretell a trial's final value: the loss so far, the
+A *kind of evidence* is one thing that may predict a trial's final value: the loss so far, the
 Lyapunov exponents, their displacement since before training, the hyperparameters. It turns a
 trial at a step into named features, and nothing else. What the features are worth is not its
 business: the predictor finds out, from the COMPLETE trials of the study.

@@ -1,4 +1,4 @@
-"""How far training has moved the exponents (design, section 1, lesson 1)."""
+"""How far training has moved the exponents."""
 
 import math
 

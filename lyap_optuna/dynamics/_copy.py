@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from lyap_optuna.dynamics import NotMeasurableError
+from lyap_optuna.dynamics._errors import NotMeasurableError
 
 
 def detached(inputs: Any) -> Any:

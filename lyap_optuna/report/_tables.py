@@ -1,0 +1,114 @@
+"""Skill and ranking as rows of text, the same on the page and on a terminal."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from lyap_optuna.prediction import AddedSkill, EvidenceSkill
+from lyap_optuna.prediction.evidence import in_words
+from lyap_optuna.report._summary import StudySummary
+
+N_STEPS = 3
+"""Steps that a table of skill shows: what is known early is what counts."""
+
+SKILL_COLUMNS = {
+    "step": "step",
+    "evidence": "evidence",
+    "correlation": "rank\ncorrelation",
+    "interval": "80 % interval",
+    "share": "share",
+    "share_interval": "80 % interval\nof the share",
+    "n_trials": "trials",
+}
+
+SKILL_LEGEND = (
+    "Rank correlation of predicted and actual final value, out of sample, on trials that ran to "
+    "the end. Share: of the differences between final values, in the prediction from all evidence."
+)
+
+
+def first_steps(skills: Iterable[EvidenceSkill]) -> list[int]:
+    """Return the first steps at which something predicts."""
+    return sorted({s.step for s in skills if s.rank_correlation is not None})[:N_STEPS]
+
+
+def skill_rows(
+    skills: Sequence[EvidenceSkill],
+    added: Sequence[AddedSkill],
+    sign: int,
+    steps: Sequence[int],
+) -> list[dict[str, Any]]:
+    """Return, step by step, one row per kind of evidence, for all and for all but the exponents."""
+    rows: list[dict[str, Any]] = []
+    without = {a.step: a for a in added}
+    for step in steps:
+        of_step = [s for s in skills if s.step == step]
+        for i, skill in enumerate(of_step):
+            together = " + " in skill.evidence
+            name = "all together" if together else in_words([skill.evidence], sign)
+            rows.append(
+                {
+                    "step": step if i == 0 else "",
+                    "evidence": name,
+                    "correlation": _two(skill.rank_correlation),
+                    "interval": _span(skill.interval),
+                    "share": None if skill.share is None else f"{100 * skill.share:.0f} %",
+                    "share_interval": _percent(skill.share_lower, skill.share_upper),
+                    "n_trials": skill.n_trials,
+                }
+            )
+        if step in without:
+            a = without[step]
+            rows.append(
+                {
+                    "step": "",
+                    "evidence": "all but the exponents",
+                    "correlation": _two(a.without),
+                    "n_trials": a.n_trials,
+                }
+            )
+    return rows
+
+
+def skill_table(
+    summary: StudySummary,
+) -> tuple[dict[str, str], list[dict[str, Any]], str]:
+    """Return columns, rows and legend of the table of skill; no rows where nothing predicts."""
+    if summary.sign is None:
+        return SKILL_COLUMNS, [], SKILL_LEGEND
+    steps = list(summary.steps or first_steps(summary.skills))
+    return (
+        SKILL_COLUMNS,
+        skill_rows(summary.skills, summary.added, summary.sign, steps),
+        SKILL_LEGEND,
+    )
+
+
+def _two(value: float | None) -> str | None:
+    return None if value is None else f"{value:.2f}"
+
+
+def _span(ends: tuple[float, float] | None) -> str:
+    return "" if ends is None else f"{ends[0]:.2f} to {ends[1]:.2f}"
+
+
+def _percent(lower: float | None, upper: float | None) -> str:
+    return "" if lower is None or upper is None else f"{100 * lower:.0f} to {100 * upper:.0f} %"
+
+
+def in_a_cell(params: Mapping[str, Any]) -> str:
+    """Return hyperparameters as one cell."""
+    return ", ".join(f"{name}={short(value, '.4g')}" for name, value in params.items())
+
+
+def interval(lower: float | None, upper: float | None) -> str:
+    """Write an interval that may be open at an end."""
+    if lower is None or upper is None:
+        if lower is None and upper is None:
+            return ""
+        return f"to {short(upper)}" if lower is None else f"from {short(lower)}"
+    return f"{short(lower)} to {short(upper)}"
+
+
+def short(value: Any, digits: str = ".3g") -> Any:
+    """Return a number with few digits, anything else as it is."""
+    return format(value, digits) if isinstance(value, float) else value
