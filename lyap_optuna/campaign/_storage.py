@@ -46,7 +46,8 @@ def is_transient(error: BaseException | None) -> bool:
     A full disk, a missing table, a wrong password or a value that does not fit will not.
     """
     while error is not None:
-        if isinstance(error, sqlalchemy.exc.TimeoutError):
+        # The second: Optuna queries again in a session whose connection has just been lost.
+        if isinstance(error, sqlalchemy.exc.TimeoutError | sqlalchemy.exc.PendingRollbackError):
             return True
         if isinstance(error, sqlalchemy.exc.DBAPIError):
             return error.connection_invalidated or _driver_says_transient(error.orig)
@@ -324,7 +325,10 @@ for _name in (*_SAFE, "set_trial_param", "get_all_trials"):
 def patiently(
     call: Callable[[], _T], seconds: float, unanswered: Callable[[], None] = lambda: None
 ) -> _T:
-    """Call until there is no transient error, for so many seconds, with growing random pauses."""
+    """Call until there is no transient error, for so many seconds, with growing random pauses.
+
+    Three times at least: a process that was stopped meanwhile has not waited for anything.
+    """
 
     def wait(state: tenacity.RetryCallState) -> None:
         _log_waiting(state)
@@ -333,7 +337,7 @@ def patiently(
     return tenacity.Retrying(
         retry=tenacity.retry_if_exception(is_transient),
         wait=tenacity.wait_random_exponential(multiplier=0.1, max=5.0),
-        stop=tenacity.stop_after_delay(seconds),
+        stop=tenacity.stop_all(tenacity.stop_after_delay(seconds), tenacity.stop_after_attempt(3)),
         before_sleep=wait,
         reraise=True,
     )(call)

@@ -268,6 +268,8 @@ def strategy_of(config: CampaignConfig) -> Strategy:
 
 def told(error: BaseException) -> str:
     """Return type and message of an error, without passwords."""
+    while isinstance(error, AssertionError) and error.__context__ is not None:
+        error = error.__context__  # Optuna asserts in a `finally`, over what went wrong
     return without_passwords(f"{type(error).__name__}: {error}")[:500]
 
 
