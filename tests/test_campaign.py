@@ -227,16 +227,20 @@ def test_processes_of_a_dask_cluster_hold_nothing_of_campaigns_that_are_over(
 
 
 @pytest.mark.slow
-def test_workers_of_a_dask_cluster_stop_when_the_parent_is_gone(tmp_path, new_database, cluster):
+@pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGINT])
+def test_workers_of_a_dask_cluster_stop_when_the_parent_is_told_to_or_gone(
+    tmp_path, new_database, cluster, sent
+):
     storage = new_database("postgresql")
     campaign = Campaign(tmp_path, objective="toy:endless", trials=2, storage=storage)
     with campaign.process("--dask", cluster.scheduler_address) as process:
         campaign.pid_at(0, 0)
         campaign.pid_at(1, 0)
-        process.kill()
-        process.wait()
-        wait_for(lambda: all(trial.state.is_finished() for trial in campaign.trials))
-    assert stopped_and_left(campaign.trials) == [0, 1]
+        process.send_signal(sent)
+        process.wait(300)
+        wait_for(lambda: "RUNNING" not in counts(campaign.trials))
+    checked = stopped_and_left if sent == signal.SIGKILL else stopped_and_repeated
+    assert checked(campaign.trials) == [0, 1]
     wait_for(lambda: held_by(cluster) == [])
     wait_for(lambda: connections(campaign.study) == 0)
     campaign.write(trials=2, storage=storage)

@@ -510,7 +510,6 @@ def test_a_dask_cluster_runs_the_same_campaign(
                 process.kill()
             elif killed == "stopped":
                 process.send_signal(signal.SIGINT)
-                time.sleep(0.5)
             go_on(campaign)
             output, _ = process.communicate(timeout=300)
         if killed in ("parent", "stopped"):
@@ -524,7 +523,7 @@ def test_a_dask_cluster_runs_the_same_campaign(
     assert reports(trials) == 70 or len(trials) - len(failed) == 16
     if killed == "nobody":
         assert not failed
-    elif killed == "parent":  # its turn may have ended before the worker noticed
+    elif killed in ("parent", "stopped"):  # its turn may have ended before the worker noticed
         assert set(failed) <= {number}
     else:
         assert number in failed
