@@ -22,6 +22,7 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.study import Study
 from optuna.trial import TrialState
 
+from lyap_optuna._extras import how_to_install
 from lyap_optuna.campaign import (
     CampaignConfig,
     CampaignError,
@@ -878,4 +879,4 @@ def test_the_command_says_what_is_missing_where_the_extra_is_not_installed(
         check=False,
     )
     assert done.returncode == 1
-    assert "pip install 'lyap-optuna[campaign]'" in done.stderr
+    assert how_to_install("campaign") in done.stderr

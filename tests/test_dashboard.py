@@ -33,6 +33,7 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
 import lyap_optuna as lyap
+from lyap_optuna._extras import how_to_install
 from lyap_optuna.cli import main
 from lyap_optuna.dashboard import SPECTRA_FILE, Publisher, _publish, make_dashboard, publish
 from lyap_optuna.dashboard._note import BEGIN, END, literal, note_text, with_note
@@ -144,12 +145,12 @@ def test_without_optuna_dashboard_the_error_says_what_to_install(
     url = new_database("sqlite")
     study = _study(storage=url)
     monkeypatch.setitem(sys.modules, "optuna_dashboard", None)
-    with pytest.raises(ImportError, match=r"pip install 'lyap-optuna\[dashboard\]'"):
+    with pytest.raises(ImportError, match=re.escape(how_to_install("dashboard"))):
         publish(study)
     result = CliRunner().invoke(main, ["dashboard", "--storage", url])
     assert result.exit_code == 1
     assert result.output == (
-        "Error: optuna-dashboard is not installed: pip install 'lyap-optuna[dashboard]'\n"
+        f"Error: optuna-dashboard is not installed: {how_to_install('dashboard')}\n"
     )
 
 

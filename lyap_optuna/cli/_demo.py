@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from lyap_optuna._extras import how_to_install
 from lyap_optuna.cli import _format, _storage
 from lyap_optuna.cli._rank import ranking_rows, ranking_table
 from lyap_optuna.cli._skill import show_skill
@@ -254,7 +255,7 @@ def _report(
     of = f"--storage {shlex.quote(_storage.shown_url(url))}"
     ours = _program(ctx)
     installed = importlib.util.find_spec("optuna_dashboard") is not None
-    extra = "" if installed else "  (after pip install 'lyap-optuna[dashboard]')"
+    extra = "" if installed else f"  (after {how_to_install('dashboard')})"
     print_line(console, f"In optuna-dashboard: {ours} dashboard {of}{extra}")
     pruned = next((p.number for p in summary.ranking if p.state.name == "PRUNED"), None)
     if pruned is not None:

@@ -9,6 +9,7 @@ from optuna.storages import BaseStorage
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
+from lyap_optuna._extras import how_to_install
 from lyap_optuna._logging import get_logger
 from lyap_optuna.dashboard._note import BEGIN, note_text, trial_note_text, with_note
 from lyap_optuna.prediction import explained
@@ -142,7 +143,7 @@ def optuna_dashboard() -> ModuleType:
         import optuna_dashboard
     except ImportError as error:
         raise ImportError(
-            "optuna-dashboard is not installed: pip install 'lyap-optuna[dashboard]'"
+            f"optuna-dashboard is not installed: {how_to_install('dashboard')}"
         ) from error
     module: ModuleType = optuna_dashboard
     return module

@@ -8,6 +8,8 @@ import tarfile
 from collections.abc import Mapping
 from pathlib import Path
 
+from lyap_optuna._extras import how_to_install
+
 ENVIRONMENT = "LYAP_DATA"
 """Names a folder of files, where no folder is passed."""
 
@@ -137,7 +139,7 @@ def _download(name: str, url: str, sha256: str) -> Path:
         import pooch
     except ImportError:
         raise ImportError(
-            "Downloading data needs pooch: pip install 'lyap-optuna[studies]', or download "
+            f"Downloading data needs pooch: {how_to_install('studies')}; or download "
             f"{url} and name the folder it is in (data=, --data, or {ENVIRONMENT})."
         ) from None
     pooch.get_logger().setLevel("WARNING")
