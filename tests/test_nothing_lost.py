@@ -2,6 +2,7 @@
 
 import contextlib
 import datetime
+import inspect
 import os
 import signal
 import sqlite3
@@ -28,7 +29,7 @@ from optuna.trial import TrialState
 
 import lyap_optuna as lyap
 from lyap_optuna.campaign import CampaignError, RetryingStorage, open_storage
-from lyap_optuna.campaign._storage import RetryingProxy, is_transient, patiently
+from lyap_optuna.campaign._storage import RetryingProxy, _Patient, is_transient, patiently
 from lyap_optuna.records import ReadoutRecord, read_readouts, write_readouts
 
 pytestmark = pytest.mark.filterwarnings("ignore:Heartbeat of storage:UserWarning")
@@ -761,3 +762,24 @@ def test_clocks_that_differ_by_hours_make_no_worker_stale(server_database_url, m
     assert (
         len(lyap.rank_trials(optuna.load_study(study_name="s", storage=server_database_url))) == 9
     )
+
+
+# What Optuna must not change unnoticed
+
+
+def _opens_a_session(function: object) -> bool:
+    return inspect.isfunction(function) and "_create_scoped_session(" in inspect.getsource(function)
+
+
+def test_every_method_of_optunas_database_storage_that_opens_a_session_is_repeated() -> None:
+    opening = {name for name, it in vars(RDBStorage).items() if _opens_a_session(it)}
+    repeated = {name for kind in (RetryingStorage, _Patient) for name in vars(kind)}
+    assert opening - repeated == {"delete_study"}  # a campaign deletes none
+    assert {"_create_new_trial", "_set_trial_param", "_get_trials"} <= opening
+
+
+@pytest.mark.parametrize("name", ["_create_new_trial", "_get_prepared_new_trial"])
+def test_the_private_methods_that_are_replaced_are_those_of_optuna(name: str) -> None:
+    theirs = inspect.signature(getattr(RDBStorage, name)).parameters
+    assert list(inspect.signature(getattr(RetryingStorage, name)).parameters) == list(theirs)
+    assert "self._get_prepared_new_trial(" in inspect.getsource(RDBStorage._create_new_trial)
