@@ -2,6 +2,7 @@
 # make test     the tests, with one torch thread and (those that measure) with two
 # make test-threads     the latter alone
 # make test-libraries   the tests of other libraries, in .venv-libraries
+# make study-libraries     searches of 25 trials in each of them; writes docs/libraries.md (10 minutes)
 # make benchmark   what readouts and spectra cost here, against Algorithm 1 and training (10 minutes)
 # make soak     20 minutes of workers on three storages while things break: is anything lost?
 # make browser  Chromium from the system's packages, for the tests in a browser
@@ -13,6 +14,7 @@
 #   make demo TORCH=torch            another torch (any requirement pip understands)
 #   make demo SYSTEM_SITE_PACKAGES=1 TORCH=    the torch that PYTHON already has
 #   make demo DEMO='--budget 100'    other options of the demo
+#   make study-libraries STUDY='--library darts'    one of them
 #   make soak MINUTES=2 SEED=7       a shorter soak, with other faults
 
 PYTHON ?= python3
@@ -26,6 +28,7 @@ PICTURES ?=
 MINUTES ?= 20
 SEED ?= 0
 PYTEST ?=
+STUDY ?=
 
 BIN := $(VENV)/bin
 MEASURING := $(addprefix tests/test_,$(addsuffix .py,spectrum start driven_layers \
@@ -37,7 +40,7 @@ export OMP_NUM_THREADS := 1
 export MKL_NUM_THREADS := 1
 export OPENBLAS_NUM_THREADS := 1
 
-.PHONY: help install demo test test-fast test-threads test-libraries browser benchmark soak pictures docs check format clean
+.PHONY: help install demo test test-fast test-threads test-libraries study-libraries browser benchmark soak pictures docs check format clean
 .DEFAULT_GOAL := help
 
 help:
@@ -73,12 +76,18 @@ test-fast: $(STAMP)
 test-libraries: $(LIBRARIES)/.installed
 	LYAP_REQUIRE_LIBRARIES=1 $(LIBRARIES)/bin/python -m pytest -n 2 tests/libraries $(PYTEST)
 
-$(LIBRARIES)/.installed: tests/libraries/requirements.txt pyproject.toml
+# One process and one thread, so that costs can be compared.
+study-libraries: $(LIBRARIES)/.installed
+	$(LIBRARIES)/bin/python -m studies.libraries --write docs/libraries.md $(STUDY)
+
+$(LIBRARIES)/.installed: $(wildcard tests/libraries/requirements*.txt) pyproject.toml
 	$(PYTHON) -m venv $(LIBRARIES)
 	$(LIBRARIES)/bin/python -m pip install --quiet --upgrade pip
 	$(LIBRARIES)/bin/python -m pip install --quiet '$(strip $(TORCH))'
 	$(LIBRARIES)/bin/python -m pip install --quiet --editable . \
 		--requirement tests/libraries/requirements.txt
+	$(LIBRARIES)/bin/python -m pip install --quiet --no-deps \
+		--requirement tests/libraries/requirements_alone.txt
 	@touch $@
 
 # Where there is none and the system's package manager may be used.

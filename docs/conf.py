@@ -51,7 +51,7 @@ os.environ["PLOTLY_RENDERER"] = "notebook"  # plotly.js in the page, not from a 
 
 # The reference, from docstrings.
 autodoc_member_order = "bysource"
-autodoc_mock_imports = ["sb3_contrib", "stable_baselines3", "transformers"]
+autodoc_mock_imports = ["fastai", "sb3_contrib", "stable_baselines3", "transformers"]
 autodoc_typehints = "description"
 autodoc_typehints_description_target = "documented"
 autodoc_default_options = {"members": True}

@@ -289,6 +289,8 @@ class LyapunovProbe:
         Raises:
             NotImplementedError: By Optuna, in a multi-objective study; use :meth:`record`.
         """
+        first = not self._settled
+        begins = first and self._begins(trial, step)  # once it is reported, nobody can tell
         trial.report(value, step)
         step = int(step)  # as Optuna does
         with _Storing(self, step):
@@ -299,9 +301,8 @@ class LyapunovProbe:
                 self._first_step = step
             if self._later < 0:  # the first report of another network
                 self._later = max(step - self._first_step, 0)
-            first = not self._settled
             if first:
-                self._settle(trial, step)
+                self._settle(trial, step, begins)
             elif self._place is not None and trial.number == self._trial:
                 self._place = min(self._place, step - 1)
             if self._failure is None and step - self._later <= self._last_step:
@@ -366,7 +367,18 @@ class LyapunovProbe:
     def _is_misplaced(self, trial: BaseTrial) -> bool:
         return trial.number == self._trial and self._stored_at != self._place
 
-    def _settle(self, trial: BaseTrial, step: int) -> None:
+    def _begins(self, trial: BaseTrial, step: Any) -> bool:
+        """Whether a first report at ``step`` begins the training, as far as can be told."""
+        try:
+            step = int(step)
+        except (TypeError, ValueError):  # no step: Optuna says so
+            return False
+        begins = True
+        with _Storing(self, step):
+            begins = begins_training(trial, step)
+        return begins
+
+    def _settle(self, trial: BaseTrial, step: int, begins: bool) -> None:
         """See, at the first report, where the baseline belongs."""
         self._settled = True
         if self._trial is None:
@@ -379,9 +391,6 @@ class LyapunovProbe:
                 f"last_step={self._last_step} lies before the first reported step, {step}: no "
                 "readout is taken while training. Raise last_step.",
             )
-        begins = True
-        with _Storing(self, step):
-            begins = begins_training(trial, step)
         if begins and self._baseline is not None:
             self._place = step - 1
         if self._failure is not None and not self._failure_stored:

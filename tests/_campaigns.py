@@ -21,6 +21,8 @@ COMMAND = "from lyap_optuna.cli import main; main()"
 
 OBJECTIVE = '''
 import os
+import subprocess
+import threading
 import time
 from pathlib import Path
 
@@ -154,6 +156,43 @@ def slow(trial):
     return x
 
 
+def endless(trial):
+    trial.suggest_float("x", 0.0, 1.0)
+    step = 0
+    while True:
+        time.sleep(0.05)
+        trial.report(0.0, step)
+        step += 1
+        (HERE / f"at-{trial.number}-0").write_text(str(os.getpid()))
+
+
+def forks(trial):
+    """A child that outlives its parent holds all that was open."""
+    if (child := os.fork()) == 0:
+        time.sleep(600)
+        os._exit(0)
+    (HERE / f"child-{os.getpid()}").write_text(str(child))
+    return train(trial)
+
+
+def spawns(trial):
+    """So does another program that inherits what is open."""
+    inherited = [fd for fd in map(int, os.listdir("/proc/self/fd")) if fd > 2]
+    for fd in inherited:
+        try:
+            os.set_inheritable(fd, True)
+        except OSError:  # what listed them
+            pass
+    child = subprocess.Popen(["sleep", "600"], close_fds=False)
+    (HERE / f"child-{os.getpid()}").write_text(str(child.pid))
+    return train(trial)
+
+
+def leaves_a_thread(trial):
+    threading.Thread(target=time.sleep, args=(600,)).start()
+    return train(trial)
+
+
 def fails(trial):
     raise RuntimeError("no <b>luck</b>\\nat all")
 
@@ -222,9 +261,16 @@ class Campaign:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
+            self.kill_children()
+
+    def kill_children(self) -> None:
+        """End what the objectives forks and spawns have left."""
+        for file in self.folder.glob("child-*"):
+            with contextlib.suppress(ProcessLookupError, ValueError):
+                os.kill(int(file.read_text()), signal.SIGKILL)
 
 
-def wait_for(condition: Callable[[], bool], seconds: float = 60.0) -> None:
+def wait_for(condition: Callable[[], bool], seconds: float = 300.0) -> None:
     """Poll until it holds; the limit only keeps a broken test from running for ever."""
     limit = time.monotonic() + seconds
     while not condition():

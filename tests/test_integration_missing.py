@@ -16,6 +16,7 @@ import lyap_optuna as lyap
         ("SkorchLyapunovCallback", "skorch", "skorch"),
         ("IgniteLyapunovHandler", "ignite", "ignite"),
         ("LyapunovEvalCallback", "sb3", "sb3"),
+        ("FastaiLyapunovCallback", "fastai", "fastai"),
         ("LyapunovTrainerCallback", "transformers", "transformers"),
     ],
 )

@@ -2,6 +2,7 @@
 
 import contextlib
 import datetime
+import inspect
 import os
 import signal
 import sqlite3
@@ -28,7 +29,7 @@ from optuna.trial import TrialState
 
 import lyap_optuna as lyap
 from lyap_optuna.campaign import CampaignError, RetryingStorage, open_storage
-from lyap_optuna.campaign._storage import RetryingProxy, is_transient
+from lyap_optuna.campaign._storage import RetryingProxy, _Patient, is_transient, patiently
 from lyap_optuna.records import ReadoutRecord, read_readouts, write_readouts
 
 pytestmark = pytest.mark.filterwarnings("ignore:Heartbeat of storage:UserWarning")
@@ -307,6 +308,51 @@ def test_waiting_is_bounded():
         server.stop()
         with pytest.raises((StorageInternalError, sa.exc.OperationalError)):
             study.set_user_attr("a", 1)
+
+
+@pytest.mark.parametrize("kind", ["postgresql", "mariadb"])
+@pytest.mark.parametrize("table", ["trials", "trial_params", "trial_user_attributes"])
+def test_a_connection_that_is_cut_while_trials_are_read_is_opened_again(new_database, kind, table):
+    url = new_database(kind)
+    study = optuna.create_study(storage=RetryingStorage(url, retry_seconds=30))
+    for number in range(3):
+        trial = study.ask({"x": optuna.distributions.FloatDistribution(0.0, 1.0)})
+        trial.set_user_attr("number", number)
+        study.tell(trial, float(number))
+    engine = sa.create_engine(url)
+    cut = []
+
+    def cut_once(connection, cursor, statement, *_):
+        if not cut and f"FROM {table} " in " ".join(f"{statement} ".split()):
+            cut.append(statement)
+            kill, own = {
+                "postgresql": ("SELECT pg_terminate_backend({})", "SELECT pg_backend_pid()"),
+                "mariadb": ("KILL {}", "SELECT connection_id()"),
+            }[kind]
+            cursor.execute(own)
+            session = cursor.fetchone()[0]
+            with engine.connect() as other:
+                other.execute(sa.text(kill.format(session)))
+
+    reader = RetryingStorage(url, retry_seconds=30)
+    sa.event.listen(reader.engine, "before_cursor_execute", cut_once)
+    trials = reader.get_all_trials(study._study_id)
+    assert cut
+    assert [trial.values for trial in trials] == [[0.0], [1.0], [2.0]]
+    assert [trial.user_attrs["number"] for trial in trials] == [0, 1, 2]
+    engine.dispose()
+
+
+def test_a_process_that_slept_past_its_patience_tries_again():
+    failures = iter([True, True, False])
+
+    def call():
+        time.sleep(0.01)  # longer than it may wait
+        if next(failures):
+            raise sa.exc.OperationalError("x", {}, driver_error("57P01"))
+        return "there"
+
+    assert patiently(call, seconds=0.001) == "there"
 
 
 @pytest.mark.parametrize("kind", ["postgresql", "mariadb"])
@@ -716,3 +762,24 @@ def test_clocks_that_differ_by_hours_make_no_worker_stale(server_database_url, m
     assert (
         len(lyap.rank_trials(optuna.load_study(study_name="s", storage=server_database_url))) == 9
     )
+
+
+# What Optuna must not change unnoticed
+
+
+def _opens_a_session(function: object) -> bool:
+    return inspect.isfunction(function) and "_create_scoped_session(" in inspect.getsource(function)
+
+
+def test_every_method_of_optunas_database_storage_that_opens_a_session_is_repeated() -> None:
+    opening = {name for name, it in vars(RDBStorage).items() if _opens_a_session(it)}
+    repeated = {name for kind in (RetryingStorage, _Patient) for name in vars(kind)}
+    assert opening - repeated == {"delete_study"}  # a campaign deletes none
+    assert {"_create_new_trial", "_set_trial_param", "_get_trials"} <= opening
+
+
+@pytest.mark.parametrize("name", ["_create_new_trial", "_get_prepared_new_trial"])
+def test_the_private_methods_that_are_replaced_are_those_of_optuna(name: str) -> None:
+    theirs = inspect.signature(getattr(RDBStorage, name)).parameters
+    assert list(inspect.signature(getattr(RetryingStorage, name)).parameters) == list(theirs)
+    assert "self._get_prepared_new_trial(" in inspect.getsource(RDBStorage._create_new_trial)

@@ -37,6 +37,7 @@ HEAVY = (
     "ignite",
     "transformers",
     "sb3_contrib",
+    "fastai",
 )
 
 OWN_EXTRAS: dict[str, tuple[str, ...]] = {
@@ -44,7 +45,7 @@ OWN_EXTRAS: dict[str, tuple[str, ...]] = {
     "campaign": ("campaign", "dask"),
     "dashboard": ("dashboard",),
     "data": ("studies",),
-    "integration": ("lightning", "skorch", "ignite", "transformers", "sb3"),
+    "integration": ("lightning", "skorch", "ignite", "transformers", "sb3", "fastai"),
 }
 """Parts of the package that import what their extras install, and the rest, which may not."""
 

@@ -553,7 +553,7 @@ def test_command(tmp_path: Path) -> None:
     assert "MedianPruner" in table.output
     assert "Hyperband" not in table.output
     assert "plotly" in (tmp_path / "plot.html").read_text()
-    assert (tmp_path / "plot.html").read_text().count("Plotly.newPlot(") == 2
+    assert (tmp_path / "plot.html").read_text().count('class="figure"') == 2
     search = CliRunner().invoke(main, ["replay", str(file), "--orders", "1", "--pruner", "freeze"])
     assert search.exit_code == 0, search.output
     assert "freeze_thaw" in search.output

@@ -1,12 +1,12 @@
-"""Where trials run: processes of this machine, or a Dask cluster. Both do the same few things."""
+"""Where trials run: here processes of this machine; a Dask cluster does the same few things."""
 
 import abc
 import contextlib
+import math
 import multiprocessing
 import os
 import signal
 import time
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from multiprocessing import resource_tracker
@@ -14,17 +14,17 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any
 
-from lyap_optuna.campaign._config import Component, Dask
 from lyap_optuna.campaign._strategies import Turn
 from lyap_optuna.campaign._worker import (
     End,
     Result,
     WorkerSpec,
-    dask_task,
-    end_dask_workers,
     process_main,
-    told,
 )
+
+EXIT_SECONDS = 30.0
+"""How long a worker that has nothing more to do may take to be gone: what it imported may tidy up,
+but threads and children of an objective can keep a process for ever."""
 
 
 @dataclass(frozen=True)
@@ -98,13 +98,14 @@ class _Process:
     ready: bool = False
     stopped: bool = False
     turn: Turn | None = None
+    limit: float = math.inf  # when it is killed, if it has not gone by then
 
 
 class LocalPool(Pool):
     """Processes of this machine, started by ``spawn``; one that dies is replaced.
 
-    Each has a pipe. A worker that finds its pipe closed knows that the parent is gone, and stops
-    at its next report.
+    Each has a pipe. It is the process that tells who is gone, on either side: what it has forked
+    may hold its end of the pipe. A worker whose parent is gone stops at its next report.
 
     Args:
         spec: The campaign.
@@ -124,7 +125,7 @@ class LocalPool(Pool):
         )
         with _threads_in_environment(self._spec.threads), _no_interrupts():
             process.start()
-        theirs.close()  # so that its end shows when the worker is gone
+        theirs.close()
         return _Process(index, process, ours)
 
     @property
@@ -150,7 +151,7 @@ class LocalPool(Pool):
         """Give an idle worker a turn."""
         worker = next(w for w in self._workers if w.ready and w.turn is None)
         worker.turn = turn
-        with contextlib.suppress(OSError):  # it died; its pipe tells us
+        with contextlib.suppress(OSError):  # it died, as we shall notice
             worker.connection.send(turn)
 
     def events(self, timeout: float) -> list[Event]:
@@ -158,15 +159,18 @@ class LocalPool(Pool):
         if not self._workers:
             time.sleep(timeout)
         events: list[Event] = []
-        readable = wait([w.connection for w in self._workers], timeout)
-        for worker in [w for w in self._workers if w.connection in readable]:
-            try:
-                message: Any = worker.connection.recv()
-            except (EOFError, OSError):
-                message = ("gone",)
-            event = self._event(worker, *message)
-            if event is not None:
-                events.append(event)
+        wait([w.connection for w in self._workers if not w.connection.closed], timeout)
+        for worker in list(self._workers):
+            alive = worker.process.is_alive()
+            heard = [self._event(worker, *message) for message in _received(worker.connection)]
+            events += [event for event in heard if event is not None]
+            if not alive:
+                events.append(self._gone(worker))
+                continue
+            if worker.stopped or worker.connection.closed:
+                worker.limit = min(worker.limit, time.monotonic() + EXIT_SECONDS)
+            if time.monotonic() > worker.limit:
+                worker.process.kill()
         return events
 
     def _event(self, worker: _Process, kind: str, *content: Any) -> Event | None:
@@ -182,17 +186,17 @@ class LocalPool(Pool):
         elif kind == "result":
             turn, worker.turn = worker.turn, None
             return Event("result", worker.index, turn, result=content[0])
-        elif kind == "gone":
-            worker.process.join()
-            worker.connection.close()
-            self._workers.remove(worker)
-            if worker.stopped:
-                return Event("stopped", worker.index)
-            if not self._stopping:
-                self._workers.append(self._start(worker.index))
-            code = worker.process.exitcode
-            return Event("died", worker.index, worker.turn, message=f"exit code {code}")
         return None
+
+    def _gone(self, worker: _Process) -> Event:
+        worker.connection.close()
+        self._workers.remove(worker)
+        if worker.stopped:
+            return Event("stopped", worker.index)
+        if not self._stopping:
+            self._workers.append(self._start(worker.index))
+        code = worker.process.exitcode
+        return Event("died", worker.index, worker.turn, message=f"exit code {code}")
 
     def stop(self) -> None:
         """Ask all workers to stop at their next report."""
@@ -204,7 +208,9 @@ class LocalPool(Pool):
     def finish(self, interrupted: bool) -> Iterator[list[Event]]:
         """Let workers end what rests in them; yield what happens until all have gone."""
         self._stopping = True
+        limit = time.monotonic() + self._spec.config.retry_seconds + EXIT_SECONDS
         for worker in self._workers:
+            worker.limit = limit
             with contextlib.suppress(OSError):
                 worker.connection.send(End(interrupted))
         while self._workers:
@@ -219,6 +225,14 @@ class LocalPool(Pool):
             worker.process.join()
             worker.connection.close()
         self._workers = []
+
+
+def _received(connection: Connection) -> Iterator[Any]:
+    try:
+        while not connection.closed and connection.poll():
+            yield connection.recv()
+    except (EOFError, OSError):
+        connection.close()
 
 
 @contextlib.contextmanager
@@ -249,117 +263,3 @@ def _no_interrupts() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-class DaskPool(Pool):
-    """The workers of a Dask cluster; one task is one trial.
-
-    Args:
-        spec: The campaign.
-        dask: An address, or the cluster to start.
-        n_workers: Trials at a time; None for as many as the cluster has threads.
-
-    Raises:
-        OSError: No scheduler answers.
-    """
-
-    def __init__(self, spec: WorkerSpec, dask: Dask, n_workers: int | None) -> None:
-        import distributed
-
-        self._spec = spec
-        self._n_workers = n_workers
-        self._cluster = _start_cluster(dask) if dask.cluster is not None else None
-        try:
-            self._client = distributed.Client(
-                self._cluster or dask.address, timeout=30, set_as_default=False
-            )
-        except BaseException:
-            if self._cluster is not None:
-                self._cluster.close()
-            raise
-        self._event = distributed.Event(f"lyap-optuna-stop-{spec.run}", client=self._client)
-        self._futures: dict[Any, tuple[Turn, int]] = {}
-        self._threads = 0
-        self._asked = 0.0
-
-    @property
-    def running(self) -> list[Turn]:
-        """Turns that run."""
-        return [turn for turn, _ in self._futures.values()]
-
-    @property
-    def idle(self) -> int:
-        """Threads of the cluster that wait for a turn; clusters grow and shrink."""
-        return max(self.alive - len(self._futures), 0)
-
-    @property
-    def alive(self) -> int:
-        """Trials that the cluster can run at a time."""
-        if time.monotonic() - self._asked > 2.0:
-            self._threads = sum(self._client.nthreads().values())
-            self._asked = time.monotonic()
-        return min(self._threads, self._n_workers or self._threads)
-
-    def submit(self, turn: Turn) -> None:
-        """Give an idle worker a turn."""
-        taken = {index for _, index in self._futures.values()}
-        index = next(i for i in range(len(taken) + 1) if i not in taken)
-        future = self._client.submit(
-            dask_task, self._spec, turn, index, key=f"lyap-optuna-{turn.task}", pure=False
-        )
-        self._futures[future] = (turn, index)
-
-    def events(self, timeout: float) -> list[Event]:
-        """Wait until something happens, at most so many seconds."""
-        done = [future for future in self._futures if future.done()]
-        if not done:
-            time.sleep(timeout)
-        events = []
-        for future in done:
-            turn, index = self._futures.pop(future)
-            try:
-                result = future.result()
-            except Exception as error:  # killed more often than Dask allows, or cancelled
-                events.append(Event("died", index, turn, message=told(error)))
-                continue
-            if result.broken is not None:
-                events.append(Event("broken", index, turn, message=result.broken))
-            else:
-                events.append(Event("result", index, turn, result=result))
-        return events
-
-    def stop(self) -> None:
-        """Ask all workers to stop at their next report."""
-        self._event.set()
-
-    def finish(self, interrupted: bool) -> Iterator[list[Event]]:
-        """Let workers end what rests in them; yield what happens."""
-        answers = self._client.run(end_dask_workers, self._spec.run, interrupted, on_error="ignore")
-        results = [result for answer in answers.values() for result in answer]
-        yield [Event("result", result=result) for result in results]
-
-    def close(self) -> None:
-        """Give up what runs, tell workers to stop, and close what this pool opened.
-
-        The processes belong to the cluster and see the event.
-        """
-        self._event.set()
-        self._client.cancel(list(self._futures), force=True)
-        self._futures = {}
-        self._client.close()
-        if self._cluster is not None:
-            self._cluster.close()
-
-
-def _start_cluster(dask: Dask) -> Any:
-    component = Component(name=dask.cluster or "")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)
-        cluster = component.find("dask_jobqueue", "distributed")(**dask.options)
-        if hasattr(cluster, "scale"):
-            cluster.scale(jobs=dask.jobs) if _takes_jobs(cluster) else cluster.scale(dask.jobs)
-    return cluster
-
-
-def _takes_jobs(cluster: Any) -> bool:
-    return type(cluster).__module__.startswith("dask_jobqueue")

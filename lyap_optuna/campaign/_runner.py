@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import uuid
@@ -20,7 +21,8 @@ from optuna.trial import FrozenTrial
 
 from lyap_optuna._logging import without_passwords
 from lyap_optuna.campaign._config import CampaignConfig, CampaignFileError, Dask
-from lyap_optuna.campaign._pool import DaskPool, Event, LocalPool, Pool
+from lyap_optuna.campaign._dask import DaskPool
+from lyap_optuna.campaign._pool import Event, LocalPool, Pool
 from lyap_optuna.campaign._recovery import (
     marked,
     process_is_gone,
@@ -128,19 +130,21 @@ def _check_objective(config: CampaignConfig) -> None:
         CampaignError: It cannot be imported.
     """
     code = (
-        "import sys; sys.path[:0] = sys.argv[2:]; "
-        "from lyap_optuna.campaign._worker import find_objective; find_objective(sys.argv[1])"
+        "import os, sys; sys.path[:0] = sys.argv[2:]; "
+        "from lyap_optuna.campaign._worker import find_objective; find_objective(sys.argv[1]); "
+        "os._exit(0)"  # whatever threads it began
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code, config.objective, str(config.path.parent)],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        errors="replace",
-    )
+    # Into a file: a child that the import leaves behind would hold a pipe open.
+    with tempfile.TemporaryFile("w+", errors="replace") as heard:
+        done = subprocess.run(
+            [sys.executable, "-c", code, config.objective, str(config.path.parent)],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=heard,
+        )
+        heard.seek(0)
+        said = heard.read().strip().splitlines() or [f"exit code {done.returncode}"]
     if done.returncode:
-        said = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
         raise CampaignError(without_passwords(said[-1]))
 
 

@@ -29,6 +29,7 @@ from lyap_optuna._logging import get_logger, lost_scheme
 from lyap_optuna.campaign._config import CampaignConfig
 from lyap_optuna.campaign._retry import retry_once
 from lyap_optuna.records import open_journal
+from lyap_optuna.records._storages import unwrapped
 
 _logger = get_logger(__name__)
 _T = TypeVar("_T")
@@ -46,7 +47,8 @@ def is_transient(error: BaseException | None) -> bool:
     A full disk, a missing table, a wrong password or a value that does not fit will not.
     """
     while error is not None:
-        if isinstance(error, sqlalchemy.exc.TimeoutError):
+        # The second: Optuna queries again in a session whose connection has just been lost.
+        if isinstance(error, sqlalchemy.exc.TimeoutError | sqlalchemy.exc.PendingRollbackError):
             return True
         if isinstance(error, sqlalchemy.exc.DBAPIError):
             return error.connection_invalidated or _driver_says_transient(error.orig)
@@ -305,6 +307,8 @@ _SAFE = (
     "get_trial_id_from_study_id_trial_number",
     "get_trial",
 )
+# Optuna's cache round a database calls private methods, so that these are repeated too. A test
+# holds both tuples against Optuna: each method that opens a session is repeated.
 _SAFE_IN_DATABASE = (
     "_set_trial_param",
     "get_trial_param",
@@ -324,7 +328,10 @@ for _name in (*_SAFE, "set_trial_param", "get_all_trials"):
 def patiently(
     call: Callable[[], _T], seconds: float, unanswered: Callable[[], None] = lambda: None
 ) -> _T:
-    """Call until there is no transient error, for so many seconds, with growing random pauses."""
+    """Call until there is no transient error, for so many seconds, with growing random pauses.
+
+    Three times at least: a process that was stopped meanwhile has not waited for anything.
+    """
 
     def wait(state: tenacity.RetryCallState) -> None:
         _log_waiting(state)
@@ -333,7 +340,7 @@ def patiently(
     return tenacity.Retrying(
         retry=tenacity.retry_if_exception(is_transient),
         wait=tenacity.wait_random_exponential(multiplier=0.1, max=5.0),
-        stop=tenacity.stop_after_delay(seconds),
+        stop=tenacity.stop_all(tenacity.stop_after_delay(seconds), tenacity.stop_after_attempt(3)),
         before_sleep=wait,
         reraise=True,
     )(call)
@@ -408,3 +415,11 @@ def open_storage(url: str, *, retry_seconds: float, heartbeat_interval: int) -> 
     return get_storage(
         RetryingStorage(url, retry_seconds=retry_seconds, heartbeat_interval=heartbeat_interval)
     )
+
+
+def close_storage(storage: BaseStorage) -> None:
+    """Close the connections that a storage keeps; what is asked of it later opens them anew."""
+    storage = unwrapped(storage)
+    if isinstance(storage, RDBStorage):
+        storage.remove_session()
+        storage.engine.dispose()

@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib
+import os
 import platform
 import queue
 import signal
@@ -9,7 +10,7 @@ import sys
 import threading
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -26,13 +27,16 @@ from lyap_optuna.campaign._config import (
     make_sampler,
 )
 from lyap_optuna.campaign._freeze_thaw import FreezeThawStrategy
-from lyap_optuna.campaign._recovery import marked, owner, same_process, settle
+from lyap_optuna.campaign._recovery import owner
 from lyap_optuna.campaign._retry import INTERRUPTED, WORKER
-from lyap_optuna.campaign._storage import open_storage, patiently
+from lyap_optuna.campaign._storage import close_storage, open_storage, patiently
 from lyap_optuna.campaign._strategies import PruneStrategy, Session, Strategy, Turn
 
 Notify = Callable[[int, int], None]
 """Called with trial number and reported epochs, at each report."""
+
+_LOOK_SECONDS = 1.0
+"""How often a process looks whether its parent is there: a system call."""
 
 
 class TrialInterrupted(BaseException):
@@ -185,7 +189,7 @@ class Worker:
         self.study = optuna.load_study(study_name=config.study, storage=storage)
         self.seed = worker_seed(config, index, len(self.study.get_trials(deepcopy=False)))
         self.study.sampler = make_sampler(config.sampler, self.seed)
-        self.run_id, self.lock = spec.run, threading.Lock()
+        self._run_id, self._lock = spec.run, threading.Lock()
         self._stop, self._notify = stop, notify
         self._turn = Turn()
         self._signed: tuple[int, str] | None = None  # the last trial, and the turn's task
@@ -196,7 +200,7 @@ class Worker:
 
     def run(self, turn: Turn) -> Result:
         """Run a trial until its turn ends."""
-        with self.lock:
+        with self._lock:
             self._turn = turn
             try:
                 if self._session is None:
@@ -212,12 +216,13 @@ class Worker:
 
     def close(self, interrupted: bool) -> Result:
         """End what is left, unless a trial runs; that sees to it when it ends."""
-        if not self.lock.acquire(blocking=False):
+        if not self._lock.acquire(blocking=False):
             return Result()
         try:
             return Result((*self._close(interrupted), *self._take()))
         finally:
-            self.lock.release()
+            close_storage(self.study._storage)
+            self._lock.release()
 
     def _close(self, interrupted: bool) -> tuple[Ended, ...]:
         session, self._session = self._session, None
@@ -241,7 +246,7 @@ class Worker:
         """Say that the trial runs here in this turn."""
         if self._signed != (trial.number, self._turn.task):
             self._signed = trial.number, self._turn.task
-            trial.set_user_attr(WORKER, owner(self._turn.task, self.run_id))
+            trial.set_user_attr(WORKER, owner(self._turn.task, self._run_id))
 
     def failed(self, trial: optuna.Trial, error: BaseException) -> None:
         """Take note of why a trial is to fail."""
@@ -268,6 +273,8 @@ def strategy_of(config: CampaignConfig) -> Strategy:
 
 def told(error: BaseException) -> str:
     """Return type and message of an error, without passwords."""
+    while isinstance(error, AssertionError) and error.__context__ is not None:
+        error = error.__context__  # Optuna asserts in a `finally`, over what went wrong
     return without_passwords(f"{type(error).__name__}: {error}")[:500]
 
 
@@ -316,9 +323,14 @@ def process_main(connection: Connection, spec: WorkerSpec, index: int) -> None:
         f"A thread of worker {index} ended: {args.exc_type.__name__}.\n"
     )
 
+    parent = os.getppid()
+
     def listen() -> None:
         with contextlib.suppress(EOFError, OSError):
-            while True:
+            # What the parent has forked may hold its end of the pipe.
+            while connection.poll(_LOOK_SECONDS) or os.getppid() == parent:
+                if not connection.poll():
+                    continue
                 message = connection.recv()
                 if message is None:
                     stop.set()  # what runs stops at its next report
@@ -341,62 +353,3 @@ def process_main(connection: Connection, spec: WorkerSpec, index: int) -> None:
         send("result", Result() if stop.is_set() else worker.run(order))
     send("result", worker.close(order.interrupted))
     send("stopped")
-
-
-_dask_workers: dict[tuple[str, str, int], Worker] = {}
-_dask_stops: dict[str, threading.Event] = {}
-_dask_lock = threading.Lock()
-
-
-def dask_task(spec: WorkerSpec, turn: Turn, index: int) -> Result:
-    """Run one turn as a task of Dask.
-
-    The worker, with its study and sampler, stays in the thread that it was made in. Dask runs a
-    task again when the process that ran it is gone: the trials it left are then settled.
-    """
-    key = (spec.storage(), spec.config.study, threading.get_ident())
-    ended: tuple[Ended, ...] = ()
-    try:
-        stop = _dask_stop(spec.run)
-        worker = _dask_workers.get(key)
-        if worker is not None and worker.run_id != spec.run:  # of a parent that has gone
-            ended = worker.close(interrupted=True).ended
-            worker = None
-        if worker is None:
-            worker = _dask_workers[key] = Worker(spec, index, stop, lambda number, epochs: None)
-        left = marked(worker.study, lambda mark: mark.get("task") == turn.task)
-        if left:
-            left = marked(worker.study, same_process(left))
-            settled = settle(worker.study, left, worker.strategy.has_checkpoint)
-            ended += tuple(Ended(number, "FAIL", interrupted=True) for number in settled.failed)
-    except Exception as error:
-        return Result(broken=told(error))
-    if stop.is_set():
-        return Result(ended)
-    result = worker.run(turn)
-    if stop.is_set():
-        ended += worker.close(interrupted=True).ended
-    return replace(result, ended=ended + result.ended)
-
-
-def end_dask_workers(run: str, interrupted: bool) -> list[Result]:
-    """End what rests in this process of Dask; nothing runs in it."""
-    return [w.close(interrupted) for w in list(_dask_workers.values()) if w.run_id == run]
-
-
-def _dask_stop(run: str) -> threading.Event:
-    from distributed import Event, get_client
-
-    with _dask_lock:
-        if run not in _dask_stops:
-            stop = _dask_stops[run] = threading.Event()
-            told_to_stop = Event(f"lyap-optuna-stop-{run}", client=get_client())
-
-            def listen() -> None:
-                # Also when the scheduler is gone: nobody would take the result.
-                with contextlib.suppress(Exception):
-                    told_to_stop.wait()
-                stop.set()
-
-            threading.Thread(target=listen, daemon=True).start()
-        return _dask_stops[run]

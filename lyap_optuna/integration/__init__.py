@@ -8,6 +8,7 @@ skorch                 :class:`SkorchLyapunovCallback`   ``'lyap-optuna[skorch]'
 PyTorch Ignite         :class:`IgniteLyapunovHandler`    ``'lyap-optuna[ignite]'``
 Hugging Face Trainer   :class:`LyapunovTrainerCallback`  ``'lyap-optuna[transformers]'``
 Stable-Baselines3      :class:`LyapunovEvalCallback`     ``'lyap-optuna[sb3]'``
+fastai                 :class:`FastaiLyapunovCallback`   ``'lyap-optuna[fastai]'``
 =====================  ================================  ===================================
 
 Each stands where Optuna's own pruning callback for that framework would stand, and does the same:
@@ -19,6 +20,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from lyap_optuna.integration._fastai import FastaiLyapunovCallback
     from lyap_optuna.integration._ignite import IgniteLyapunovHandler
     from lyap_optuna.integration._lightning import LyapunovPruningCallback
     from lyap_optuna.integration._skorch import SkorchLyapunovCallback
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     from lyap_optuna.integration._transformers import LyapunovTrainerCallback
 
 __all__ = [
+    "FastaiLyapunovCallback",
     "IgniteLyapunovHandler",
     "LyapunovEvalCallback",
     "LyapunovPruningCallback",
@@ -35,6 +38,7 @@ __all__ = [
 
 # class: (the module that defines it, the framework, its extra)
 _CALLBACKS = {
+    "FastaiLyapunovCallback": ("_fastai", "fastai", "fastai"),
     "IgniteLyapunovHandler": ("_ignite", "PyTorch Ignite", "ignite"),
     "LyapunovEvalCallback": ("_stable_baselines3", "sb3-contrib", "sb3"),
     "LyapunovPruningCallback": ("_lightning", "PyTorch Lightning", "lightning"),

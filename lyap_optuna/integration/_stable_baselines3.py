@@ -1,5 +1,6 @@
 """A callback for recurrent policies of Stable-Baselines3 (``sb3_contrib.RecurrentPPO``)."""
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -24,8 +25,8 @@ class LyapunovEvalCallback(EvalCallback):  # type: ignore[misc]  # not installed
     training stops, ``is_pruned`` is true and :meth:`check_pruned` raises. When training is over
     nothing is pruned.
 
-    Measured is the policy on the first rollout, with the states that it began from and the starts
-    of episodes in it: the LSTMs of actor and critic, in at most ten sequences of 100 steps. The
+    Measured is the policy on the first rollout: the LSTMs of actor and critic, in at most ten
+    sequences of 100 steps, each within an episode and from the state that it began with. The
     baseline is taken when the rollout ends, before the first update, or at an evaluation before.
 
     Args:
@@ -115,28 +116,30 @@ class LyapunovEvalCallback(EvalCallback):  # type: ignore[misc]  # not installed
             self._reporter.begin(policy, buffer, untrained=self.model._n_updates == 0)
 
     def _inputs(self, buffer: Any) -> Any:
-        """Return what the policy's forward takes: sequences of a rollout, one after another."""
-        steps = min(buffer.pos, N_STEPS)
-        pieces = [
-            (slice(first, first + steps), env)
-            for first in range(0, buffer.pos - steps + 1, steps)
-            for env in range(buffer.n_envs)
-        ][:N_SEQUENCES]
+        """Return what the policy's forward takes: sequences of a rollout, one after another.
+
+        None holds the start of an episode, so that the policy calls its LSTMs once and not for
+        each step.
+        """
+        began = buffer.episode_starts[: buffer.pos].astype(bool)
+        pieces, steps = _within_episodes(began)
 
         def rows(values: Any) -> Any:
             if isinstance(values, dict):
                 return {name: rows(part) for name, part in values.items()}
-            return self._tensor(np.concatenate([values[piece] for piece in pieces]))
+            return self._tensor(np.concatenate([values[t : t + steps, env] for t, env in pieces]))
 
         def states(name: str) -> tuple[Any, ...]:
             held = (getattr(buffer, f"{kind}_states_{name}") for kind in ("hidden", "cell"))
             return tuple(
-                self._tensor(np.stack([part[at.start][:, env] for at, env in pieces], axis=1))
+                self._tensor(
+                    np.stack([part[t][:, env] * (not began[t, env]) for t, env in pieces], axis=1)
+                )
                 for part in held
             )
 
-        starts = rows(buffer.episode_starts)
-        return rows(buffer.observations), RNNStates(states("pi"), states("vf")), starts
+        goes_on = torch.zeros(len(pieces) * steps, device=self.model.device)
+        return rows(buffer.observations), RNNStates(states("pi"), states("vf")), goes_on
 
     def _tensor(self, array: Any) -> torch.Tensor:
         return torch.as_tensor(array, device=self.model.device)
@@ -160,3 +163,25 @@ class LyapunovEvalCallback(EvalCallback):  # type: ignore[misc]  # not installed
         step = self._reporter.pruned_at()
         if step is not None:
             raise optuna.TrialPruned(f"Trial was pruned at step {step}.")
+
+
+def _within_episodes(began: np.ndarray) -> tuple[list[tuple[int, int]], int]:
+    """Return where equally long sequences without a start of an episode begin, and their length.
+
+    They are as long as gives the most steps in all.
+
+    Args:
+        began: Whether an episode began, ``(steps, environments)``.
+    """
+    spans = []
+    for env in range(began.shape[1]):
+        cuts = [0, *(np.flatnonzero(began[1:, env]) + 1), len(began)]
+        spans += [(int(t), env, int(end - t)) for t, end in itertools.pairwise(cuts)]
+
+    def steps_in_all(steps: int) -> int:
+        return steps * min(N_SEQUENCES, sum(length // steps for _, _, length in spans))
+
+    longest = min(N_STEPS, max(length for _, _, length in spans))
+    steps = max(range(longest, 0, -1), key=steps_in_all)
+    pieces = [(t + i * steps, env) for t, env, length in spans for i in range(length // steps)]
+    return pieces[:N_SEQUENCES], steps

@@ -3,6 +3,9 @@
 from collections.abc import Callable
 from typing import Any
 
+import optuna
+from optuna.study import Study
+from optuna.trial import BaseTrial
 from torch import nn
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
@@ -10,15 +13,22 @@ from lyap_optuna.integration._reporter import TrialReporter
 
 
 class LyapunovTrainerCallback(TrainerCallback):  # type: ignore[misc]  # as skorch's
-    """Callback of a Hugging Face ``Trainer`` that measures exponents in its search with Optuna.
+    """Callback of a Hugging Face ``Trainer`` that measures exponents while it searches or trains.
 
     ``trainer.hyperparameter_search(backend="optuna")`` keeps its trials to itself, reports each
     evaluation at the updates made so far, and prunes. The callback adds what is missing: the
     baseline before the first update, and a readout at each evaluation, stored before the Trainer
-    asks the pruner. Nothing is reported twice. Outside a search it does nothing.
+    asks the pruner. Nothing is reported twice.
+
+    In an objective of one's own, which trains by ``trainer.train()``, pass the trial. The callback
+    then reports and prunes too, at the same steps. When training is over nothing is pruned. With
+    neither it does nothing.
 
     Args:
-        trainer: The trainer, which has a ``model_init``.
+        trainer: The trainer; one that searches has a ``model_init``.
+        trial: The running trial, or a study whose running trial is meant; None for those of the
+            Trainer's own search.
+        monitor: The metric to report, where a trial was given.
         inputs: What the model's forward takes; or a function that picks it from what the first
             training step gives the model; None for all of that (ten sequences of it).
         **probe_options: Passed on to :class:`~lyap_optuna.LyapunovProbe`: ``layer``,
@@ -26,7 +36,8 @@ class LyapunovTrainerCallback(TrainerCallback):  # type: ignore[misc]  # as skor
             without it readouts are taken at the first six evaluations.
 
     Raises:
-        ValueError: While training: an option is wrong.
+        optuna.TrialPruned: While training, where a trial was given: the pruner gives it up.
+        ValueError: While training: an option is wrong, or there is no such metric.
 
     Example:
         >>> import torch
@@ -66,13 +77,20 @@ class LyapunovTrainerCallback(TrainerCallback):  # type: ignore[misc]  # as skor
     def __init__(
         self,
         trainer: Trainer,
+        trial: BaseTrial | Study | None = None,
+        monitor: str = "eval_loss",
         *,
         inputs: Any | Callable[[Any], Any] | None = None,
         **probe_options: Any,
     ) -> None:
         self._trainer = trainer
+        self._monitor = monitor
         self._inputs, self._options = inputs, probe_options
+        self._own = None if trial is None else self._reporter_of(trial)
         self._reporter: TrialReporter | None = None
+
+    def _reporter_of(self, trial: BaseTrial | Study) -> TrialReporter:
+        return TrialReporter(trial, self._inputs, self._options, counting="global_step")
 
     def on_train_begin(
         self,
@@ -84,22 +102,45 @@ class LyapunovTrainerCallback(TrainerCallback):  # type: ignore[misc]  # as skor
     ) -> None:
         """Measure the baseline in the step which follows."""
         trial = getattr(self._trainer, "_trial", None)
-        if trial is None or model is None or not state.is_world_process_zero:
+        if self._own is not None:
+            self._own.start()
+            self._reporter = self._own
+        elif trial is None:
             self._reporter = None
-            return
-        if self._reporter is None or self._reporter.trial is not trial:
-            self._reporter = TrialReporter(
-                trial, self._inputs, self._options, counting="global_step"
-            )
-        self._reporter.begin(model, untrained=state.global_step == 0)
+        elif self._reporter is None or self._reporter.trial is not trial:
+            self._reporter = self._reporter_of(trial)
+        if model is None or not state.is_world_process_zero:
+            self._reporter = None
+        if self._reporter is not None and model is not None:
+            self._reporter.begin(model, untrained=state.global_step == 0)
+
+    def on_train_end(self, *args: Any, **kwargs: Any) -> None:
+        """Let evaluations that follow not count."""
+        if self._own is not None:
+            self._reporter = None
 
     def on_evaluate(
         self,
         args: TrainingArguments,
         state: TrainerState,
         control: TrainerControl,
+        metrics: dict[str, float] | None = None,
         **kwargs: Any,
     ) -> None:
-        """Store a readout, which the Trainer's own report follows."""
-        if self._reporter is not None and state.global_step > 0:
-            self._reporter.record(state.global_step)
+        """Store a readout, which the Trainer's own report follows, or report and prune.
+
+        Raises:
+            optuna.TrialPruned: The pruner gives up the trial that was given.
+            ValueError: There is no such metric.
+        """
+        reporter, step = self._reporter, state.global_step
+        if reporter is None or step == 0:
+            return
+        if self._own is None:
+            reporter.record(step)
+            return
+        found = metrics or {}
+        if self._monitor not in found:
+            raise ValueError(f"monitor={self._monitor!r} is not among {sorted(found)}.")
+        if reporter.report(found[self._monitor], step, last=step >= state.max_steps):
+            raise optuna.TrialPruned(f"Trial was pruned at step {step}.")

@@ -341,7 +341,7 @@ def is_untouched(trial: BaseTrial) -> bool:
 
 
 def begins_training(trial: BaseTrial, step: int) -> bool:
-    """Whether a report at ``step`` is a training's first, or the first again.
+    """Whether a report at ``step``, still to come, is a training's first, or the first again.
 
     Else training resumed from a checkpoint.
     """

@@ -7,8 +7,12 @@ from pathlib import Path
 import pytest
 from _truth import library
 
+from studies.libraries.tasks import TASKS
+from studies.pages import read_block
+
 PAGE = (Path(__file__).parents[2] / "docs" / "libraries.md").read_text()
-ROWS = re.findall(r"^\| ([\w-]+) \| (\d[\d.]*) \|", PAGE, re.MULTILINE)
+TABLE = read_block(PAGE, "make study-libraries").strip()
+ROWS = re.findall(r"^\| ([\w-]+) \| (\d[\d.]*) \|", TABLE, re.MULTILINE)
 FORECASTING = ("darts", "neuralforecast", "pytorch-forecasting", "gluonts")
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -25,7 +29,7 @@ def blocks(text):
 
 
 def test_every_library_has_a_row_of_the_version_that_is_tested():
-    assert [name for name, _ in ROWS] == [*FORECASTING, "transformers", "sb3-contrib"]
+    assert [name for name, _ in ROWS] == [task.package for task in TASKS]
     for name, version in ROWS:
         library(name.replace("-", "_"))
         assert importlib.metadata.version(name) == version, name
@@ -33,12 +37,17 @@ def test_every_library_has_a_row_of_the_version_that_is_tested():
 
 @pytest.mark.parametrize(
     "kind",
-    [FORECASTING, ("Hugging Face transformers",), ("Stable-Baselines3",)],
+    [
+        FORECASTING,
+        ("Hugging Face transformers", "accelerate"),
+        ("Stable-Baselines3",),
+        ("fastai",),
+    ],
     ids=lambda k: k[-1],
 )
 def test_the_blocks_run(kind, tmp_path, monkeypatch):
-    for name in [name for name, _ in ROWS]:
-        library(name.replace("-", "_"))
+    for task in TASKS:
+        library(task.package.replace("-", "_"))
     monkeypatch.chdir(tmp_path)
     found, names = sections(), {}
     headings = {heading.lower().replace(" ", "-"): heading for heading in found}

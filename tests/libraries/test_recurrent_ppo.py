@@ -1,15 +1,15 @@
 """Recurrent policies, tuned as rl-baselines3-zoo does: actor and critic, episodes kept apart."""
 
 import doctest
+import itertools
 
 import numpy as np
 import optuna
 import pytest
 import torch
-from _trained import PruneSecond, Witness
+from _trained import Witness
 from _truth import library
 
-import lyap_optuna as lyap
 from lyap_optuna.records import read_readouts
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -18,6 +18,10 @@ contrib = library("sb3_contrib")
 gymnasium = library("gymnasium")
 
 from lyap_optuna.integration import LyapunovEvalCallback  # noqa: E402
+from lyap_optuna.integration._stable_baselines3 import (  # noqa: E402
+    N_SEQUENCES,
+    _within_episodes,
+)
 
 
 def learn(trial, name="Pendulum-v1", steps=256, n_steps=64, eval_freq=64, envs=1, **options):
@@ -37,28 +41,6 @@ def learn(trial, name="Pendulum-v1", steps=256, n_steps=64, eval_freq=64, envs=1
         gymnasium.make(name), trial, n_eval_episodes=1, eval_freq=eval_freq, **options
     )
     return model, callback, steps
-
-
-def objective(trial, **options):
-    model, callback, steps = learn(trial, **options)
-    model.learn(steps, callback)
-    callback.check_pruned()
-    return callback.last_mean_reward
-
-
-def test_a_study_of_three_trials_one_of_them_pruned():
-    study = optuna.create_study(direction="maximize", pruner=PruneSecond())
-    study.optimize(objective, n_trials=3)
-    assert [t.state.name for t in study.trials] == ["COMPLETE", "PRUNED", "COMPLETE"]
-    assert [list(t.intermediate_values) for t in study.trials] == [
-        [1, 2, 3, 4],
-        [1, 2],
-        [1, 2, 3, 4],
-    ]
-    for trial in study.trials:
-        readouts = read_readouts(trial)
-        assert list(readouts) == [0, *trial.intermediate_values]
-        assert set(readouts[0].layers) == {"lstm_actor", "lstm_critic"}
 
 
 def test_both_lstms_are_measured_on_the_rollout_as_a_float64_product_says():
@@ -93,8 +75,26 @@ def test_episodes_that_begin_within_a_rollout_are_kept_apart():
     stored = read_readouts(trial.study.trials[0])
     assert list(stored) == [0, 1, 2]
     assert all(np.isfinite(r.max) and r.mean is not None for r in stored.values())
+    assert set(stored[0].layers) == {"lstm_actor", "lstm_critic"}
     # An LSTM that is about to be trained forgets: no reset is taken for a collapse.
     assert -1.0 < stored[0].max < 0.0
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_sequences_lie_within_episodes_and_hold_the_most_steps(seed):
+    began = np.random.default_rng(seed).random((50, 3)) < 0.1
+    pieces, steps = _within_episodes(began)
+    taken = set()
+    for t, env in pieces:
+        assert t + steps <= len(began)
+        assert not began[t + 1 : t + steps, env].any()
+        taken |= {(t + i, env) for i in range(steps)}
+    assert len(taken) == steps * len(pieces)
+    assert len(pieces) <= N_SEQUENCES
+    for other in range(1, 51):  # no other length of pieces would hold more
+        ends = [[0, *(np.flatnonzero(column[1:]) + 1), 50] for column in began.T]
+        held = sum(int(b - a) // other for cuts in ends for a, b in itertools.pairwise(cuts))
+        assert other * min(held, N_SEQUENCES) <= len(taken)
 
 
 def test_evaluations_before_the_first_update_have_the_baseline_before_them():
@@ -124,12 +124,6 @@ def test_training_is_bit_identical_to_training_without():
         weights.append([p.detach().clone() for p in model.policy.parameters()])
     for others in weights[1:]:
         assert all(torch.equal(a, b) for a, b in zip(weights[0], others, strict=True))
-
-
-def test_trials_rest_within_learn():
-    study = optuna.create_study(direction="maximize", sampler=optuna.samplers.RandomSampler(seed=0))
-    lyap.freeze_thaw(study, objective, n_steps=8, seed=0, cost="steps")
-    assert sum(len(t.intermediate_values) for t in study.trials) == 8
 
 
 def test_a_policy_without_memory_is_refused():

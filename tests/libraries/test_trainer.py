@@ -1,44 +1,21 @@
-"""Hugging Face's Trainer in its own search with Optuna, and in an unchanged objective."""
+"""Hugging Face's Trainer in its own search with Optuna, and in an objective of one's own."""
 
 import doctest
 import warnings
 
 import optuna
 import pytest
-import torch
-from _trained import PruneSecond, Witness, check_study
+from _trained import PruneSecond, baseline, check_study
 from _truth import library
-from torch import nn
 
-import lyap_optuna as lyap
+from studies.libraries.tasks import TINY, trainer_of
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
-transformers = library("transformers")
+library("transformers")
 library("accelerate")
 
 from lyap_optuna.integration import LyapunovTrainerCallback  # noqa: E402
-
-
-class Classifier(nn.Module):
-    def __init__(self, units):
-        super().__init__()
-        self.embedding = nn.Embedding(20, 4)
-        self.recurrent = nn.LSTM(4, units, batch_first=True)
-        self.output = nn.Linear(units, 2)
-
-    def forward(self, input_ids, labels=None):
-        logits = self.output(self.recurrent(self.embedding(input_ids))[0][:, -1])
-        loss = None if labels is None else nn.functional.cross_entropy(logits, labels)
-        return {"loss": loss, "logits": logits}
-
-
-class Watching(transformers.TrainerCallback):
-    def __init__(self):
-        self.witness = Witness()
-
-    def on_train_begin(self, args, state, control, model=None, **kwargs):
-        self.witness.watch(model)
 
 
 class Remembering(PruneSecond):
@@ -51,27 +28,11 @@ class Remembering(PruneSecond):
         return super().prune(study, trial)
 
 
-def make_trainer(folder, *callbacks, **options):
-    generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(0, 20, (64, 16), generator=generator)
-    data = [{"input_ids": row, "labels": row[0] // 10} for row in ids]
-    defaults = {"num_train_epochs": 3, "eval_strategy": "epoch", "save_strategy": "no"}
-    args = transformers.TrainingArguments(
-        str(folder),
-        per_device_train_batch_size=16,
-        report_to=[],
-        use_cpu=True,
-        disable_tqdm=True,
-        logging_strategy="no",
-        **defaults | options,
-    )
-    return transformers.Trainer(
-        args=args,
-        train_dataset=data[:48],
-        eval_dataset=data[48:],
-        model_init=lambda trial: Classifier(trial.suggest_int("units", 4, 8) if trial else 4),
-        callbacks=list(callbacks),
-    )
+def make_trainer(folder, **options):
+    def units(trial):
+        return trial.suggest_int("units", 4, 8) if trial else 4
+
+    return trainer_of(TINY, units, output_dir=str(folder), **options)
 
 
 def search(trainer, pruner, n_trials=3):
@@ -89,15 +50,15 @@ def search(trainer, pruner, n_trials=3):
 
 
 @pytest.mark.parametrize("by_steps", [False, True])
-def test_a_search_of_the_trainer(tmp_path, by_steps):
-    watching = Watching()
+def test_a_search_of_the_trainer(tmp_path, by_steps, witness):
     options = {"eval_strategy": "steps", "eval_steps": 2} if by_steps else {}
-    trainer = make_trainer(tmp_path, watching, **options)
+    trainer = make_trainer(tmp_path, **options)
     trainer.add_callback(LyapunovTrainerCallback(trainer))
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message="The reported value is ignored")
         study = search(trainer, Remembering())
-    check_study(study, watching.witness)
+    check_study(study)
+    witness.agrees(baseline(study.trials[0]))
     expected = [2, 4, 6, 8, 9] if by_steps else [3, 6, 9]
     assert list(study.trials[0].intermediate_values) == expected
     assert study.trials[0].user_attrs["lyapunov:steps"] == "global_step"
@@ -156,20 +117,27 @@ def test_training_is_bit_identical_to_training_without(tmp_path):
     assert finals[0] == finals[1]
 
 
-def test_trials_rest_within_train_in_an_unchanged_objective(tmp_path):
+def test_in_an_objective_of_ones_own_the_callback_reports_and_prunes(tmp_path):
     def objective(trial):
-        trainer = make_trainer(tmp_path / str(trial.number))
-        trainer.hp_search_backend = transformers.trainer_utils.HPSearchBackend.OPTUNA
-        trainer.hp_space = lambda trial: {}
-        trainer.compute_objective = lambda metrics: metrics["eval_loss"]
-        trainer.add_callback(LyapunovTrainerCallback(trainer))
-        trainer.train(trial=trial)
-        return trainer.objective
+        trainer = make_trainer(tmp_path)
+        trainer.add_callback(LyapunovTrainerCallback(trainer, trial))
+        trainer.evaluate()  # before and after training nothing counts
+        trainer.train()
+        return trainer.evaluate()["eval_loss"]
 
-    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
-    lyap.freeze_thaw(study, objective, n_steps=12, seed=0, cost="steps")
-    assert sum(len(t.intermediate_values) for t in study.trials) == 12
-    assert all("lyapunov:readouts" in t.user_attrs for t in study.trials)
+    study = optuna.create_study(pruner=PruneSecond())
+    study.optimize(objective, n_trials=3)
+    check_study(study)
+    assert list(study.trials[0].intermediate_values) == [3, 6, 9]
+    assert study.trials[0].value == study.trials[0].intermediate_values[9]
+
+
+def test_a_metric_that_is_not_there_is_an_error_that_names_what_is(tmp_path):
+    trainer = make_trainer(tmp_path)
+    trial = optuna.create_study().ask()
+    trainer.add_callback(LyapunovTrainerCallback(trainer, trial, monitor="accuracy"))
+    with pytest.raises(ValueError, match=r"monitor='accuracy' is not among.*'eval_loss'"):
+        trainer.train()
 
 
 def test_the_example(tmp_path, monkeypatch):
