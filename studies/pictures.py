@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     import optuna
     import plotly.graph_objects as go
 
+    from lyap_optuna.prediction import EvidenceSkill
+
 ROOT = Path(__file__).parents[1]
 IMAGES = ROOT / "docs" / "images"
 MADE = "made.json"
@@ -56,6 +58,10 @@ _SETTLED = 1_500
 
 _QUALITY = 0.9
 """Of WebP: letters are sharp, and a page of figures takes a third of what PNG does."""
+
+
+_FIRST = ("plateaus", "What predicts after one epoch", "", "")
+"""README's first picture, of the recorded studies."""
 
 
 class Stack(NamedTuple):
@@ -173,6 +179,53 @@ def _of_network(plot: str) -> "go.Figure":
     inputs = torch.randn(200, 10, 8, generator=generator)
     figure: go.Figure = getattr(visualization, plot)(
         lyapunov_spectrum(lstm, inputs, keep_history=True)
+    )
+    return figure
+
+
+def plateaus() -> "go.Figure":
+    """Draw what predicts the final loss after one epoch, on the recorded tasks with a plateau."""
+    import plotly.graph_objects as go
+
+    from lyap_optuna.prediction import prediction_skill
+    from lyap_optuna.visualization import _style
+    from studies.pruning.__main__ import PLATEAUS
+    from studies.pruning.recorded import load
+
+    kinds = {
+        "loss": ("the loss", _style.GREY),
+        "exponents": ("exponents", _style.BLUE),
+        "displacement": ("how far training has moved them", _style.VERMILLION),
+    }
+    skills: dict[str, dict[str, EvidenceSkill]] = {}
+    for name in PLATEAUS:
+        recording = load(name)
+        if "full" in recording.states:
+            recording = recording.with_state("full")
+        skills[name] = {s.evidence: s for s in prediction_skill(recording.to_study(), steps=(1,))}
+    figure = go.Figure()
+    for kind, (label, color) in kinds.items():
+        known = [skills[name][kind] for name in PLATEAUS]
+        values = [0.0 if s.rank_correlation is None else s.rank_correlation for s in known]
+        ends = [s.interval or (value, value) for s, value in zip(known, values, strict=True)]
+        figure.add_bar(
+            name=label,
+            x=[name.replace("_", "<br>") for name in PLATEAUS],
+            y=values,
+            marker_color=color,
+            error_y={
+                "array": [upper - v for (_, upper), v in zip(ends, values, strict=True)],
+                "arrayminus": [v - lower for (lower, _), v in zip(ends, values, strict=True)],
+                "symmetric": False,
+                "thickness": 1,
+                "width": 2,
+            },
+        )
+    figure.update_layout(
+        title=_style.title("After one epoch: what predicts the final loss?"),
+        yaxis_title="rank correlation, out of sample",
+        legend=_style.LEGEND,
+        barmode="group",
     )
     return figure
 
@@ -348,6 +401,7 @@ def _pictures(database: Path) -> tuple[dict[str, bytes], list[Figure]]:
     figures = gallery()
     with _browser() as browser:
         drawn = draw_figures(browser, study, figures)
+        drawn |= draw_figures(browser, study, [Figure(*_FIRST, lambda _: plateaus())])
         return {**photograph_dashboard(browser, study), **drawn}, figures
 
 
