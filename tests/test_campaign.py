@@ -196,7 +196,7 @@ def held_by(cluster: Any) -> list[Any]:
     def runs() -> list[str]:
         from lyap_optuna.campaign import _dask
 
-        return list(_dask._runs)
+        return list(_dask._dask_workers)
 
     with Client(cluster, set_as_default=False) as client:
         return [run for answer in client.run(runs).values() for run in answer]

@@ -15,7 +15,14 @@ from lyap_optuna.campaign._config import Component, Dask
 from lyap_optuna.campaign._pool import EXIT_SECONDS, Event, Pool
 from lyap_optuna.campaign._recovery import marked, same_process, settle
 from lyap_optuna.campaign._strategies import Turn
-from lyap_optuna.campaign._worker import Ended, Result, Worker, WorkerSpec, told
+from lyap_optuna.campaign._worker import (
+    Ended,
+    Result,
+    Worker,
+    WorkerSpec,
+    _dask_workers,
+    told,
+)
 
 _ASK_SECONDS = 2.0
 """How often each side asks the scheduler: a thousand processes make 500 short requests a second."""
@@ -176,7 +183,6 @@ class _Run:
         _end(run, interrupted=True)
 
 
-_runs: dict[str, _Run] = {}
 _lock = threading.Lock()
 
 
@@ -190,7 +196,7 @@ def dask_task(spec: WorkerSpec, turn: Turn, index: int) -> Result:
     try:
         with _lock:
             keep_collector_out_of_frames()
-            here = _runs[spec.run] = _runs.get(spec.run) or _Run(spec.run)
+            here = _dask_workers[spec.run] = _dask_workers.get(spec.run) or _Run(spec.run)
         worker = here.workers.get(threading.get_ident())
         if worker is None:
             worker = Worker(spec, index, here.stop, lambda number, epochs: None)
@@ -215,7 +221,7 @@ async def end_rest(run: str, interrupted: bool) -> list[Result]:
 
 def _end(run: str, interrupted: bool) -> list[Result]:
     with _lock:
-        here = _runs.pop(run, None)
+        here = _dask_workers.pop(run, None)
     if here is None:
         return []
     here.stop.set()
