@@ -1,15 +1,15 @@
 """Callbacks for training frameworks, one file each; a framework is imported with its callback.
 
-=====================  ================================  ===================================
-framework              class                             ``pip install``
-=====================  ================================  ===================================
-PyTorch Lightning      :class:`LyapunovPruningCallback`  ``'lyap-optuna[lightning]'``
-skorch                 :class:`SkorchLyapunovCallback`   ``'lyap-optuna[skorch]'``
-PyTorch Ignite         :class:`IgniteLyapunovHandler`    ``'lyap-optuna[ignite]'``
-Hugging Face Trainer   :class:`LyapunovTrainerCallback`  ``'lyap-optuna[transformers]'``
-Stable-Baselines3      :class:`LyapunovEvalCallback`     ``'lyap-optuna[sb3]'``
-fastai                 :class:`FastaiLyapunovCallback`   ``'lyap-optuna[fastai]'``
-=====================  ================================  ===================================
+=====================  ================================  ================
+framework              class                             extra to install
+=====================  ================================  ================
+PyTorch Lightning      :class:`LyapunovPruningCallback`  ``lightning``
+skorch                 :class:`SkorchLyapunovCallback`   ``skorch``
+PyTorch Ignite         :class:`IgniteLyapunovHandler`    ``ignite``
+Hugging Face Trainer   :class:`LyapunovTrainerCallback`  ``transformers``
+Stable-Baselines3      :class:`LyapunovEvalCallback`     ``sb3``
+fastai                 :class:`FastaiLyapunovCallback`   ``fastai``
+=====================  ================================  ================
 
 Each stands where Optuna's own pruning callback for that framework would stand, and does the same:
 it reports the monitored value after each validation and prunes. Besides, it takes readouts as a
@@ -18,6 +18,8 @@ it reports the monitored value after each validation and prunes. Besides, it tak
 
 import importlib
 from typing import TYPE_CHECKING, Any
+
+from lyap_optuna._extras import how_to_install
 
 if TYPE_CHECKING:
     from lyap_optuna.integration._fastai import FastaiLyapunovCallback
@@ -54,9 +56,7 @@ def __getattr__(name: str) -> Any:
     try:
         return getattr(importlib.import_module(f"{__name__}.{module}"), name)
     except ImportError as error:
-        raise ImportError(
-            f"{name} needs {framework} ({error}): pip install 'lyap-optuna[{extra}]'"
-        ) from error
+        raise ImportError(f"{name} needs {framework} ({error}): {how_to_install(extra)}") from error
 
 
 def __dir__() -> list[str]:
