@@ -34,6 +34,7 @@ from lyap_optuna.campaign import (
     previous_attempt,
     storage_of,
 )
+from lyap_optuna.campaign._objective import check_name
 from lyap_optuna.campaign._recovery import (
     REPEATS,
     Settled,
@@ -714,6 +715,40 @@ def test_an_objective_that_cannot_be_imported_is_told_and_leaves_nothing(
     assert "The objective objectives:nothing cannot be imported" in output
     left = set(path.parent.iterdir()) - set(before)
     assert {entry.name for entry in left} <= {"__pycache__"}
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("train:objective", None),
+        ("train:objectiv", "there is no 'objectiv' in"),
+        ("trian:objective", "there is no module 'trian'"),
+        ("pack.inner:objective", None),
+        ("pack.inner:other", "there is no 'other' in"),
+        ("pack.outer:objective", "there is no module 'pack.outer'"),
+        ("train.inner:objective", "there is no module 'train.inner'"),
+        ("starred:anything", None),  # may be: importing it tells
+        ("broken:objective", None),
+        ("json:loads", None),
+        ("sys:exit", None),
+        ("optuna.samplers:TPESampler", None),
+    ],
+)
+def test_a_misspelt_objective_is_found_without_running_anything(
+    tmp_path: Path, name: str, said: str | None
+) -> None:
+    runs = "raise SystemExit('was run')\n"
+    (tmp_path / "train.py").write_text(f"{runs}def objective(trial): ...\n")
+    (tmp_path / "starred.py").write_text(f"{runs}from train import *\n")
+    (tmp_path / "broken.py").write_text(f"{runs}def objective(trial:\n")
+    (tmp_path / "pack").mkdir()
+    (tmp_path / "pack" / "__init__.py").write_text(runs)
+    (tmp_path / "pack" / "inner.py").write_text(f"{runs}objective = None\n")
+    if said is None:
+        check_name(name, str(tmp_path))
+    else:
+        with pytest.raises(ValueError, match=said):
+            check_name(name, str(tmp_path))
 
 
 @pytest.mark.parametrize("direction", ["minimize", "maximize"])

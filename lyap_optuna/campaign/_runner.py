@@ -2,16 +2,12 @@
 
 import os
 import signal
-import subprocess
-import sys
-import tempfile
 import threading
 import time
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -19,9 +15,9 @@ import optuna
 from optuna.study import Study
 from optuna.trial import FrozenTrial
 
-from lyap_optuna._logging import without_passwords
 from lyap_optuna.campaign._config import CampaignConfig, CampaignFileError, Dask
 from lyap_optuna.campaign._dask import DaskPool
+from lyap_optuna.campaign._objective import check_name
 from lyap_optuna.campaign._pool import Event, LocalPool, Pool
 from lyap_optuna.campaign._recovery import (
     marked,
@@ -94,7 +90,7 @@ def run_campaign(
     Raises:
         CampaignError: Another run of the campaign is going on, a worker could not start, or too
             many trials failed.
-        ValueError: Storage and workers do not go together.
+        ValueError: Storage and workers do not go together, or there is no such objective.
     """
     view = view or View()
     where = Dask(address=dask) if dask is not None else config.dask
@@ -106,8 +102,8 @@ def run_campaign(
             "in the file (storage: postgresql+psycopg://user@host/name, or grpc://host:port)."
         )
     one_machine = "://" not in url or url.startswith("sqlite")
-    if where is None and not (one_machine and Path(url.removeprefix("sqlite:///")).exists()):
-        _check_objective(config)  # before anything is written
+    if where is None:
+        check_name(config.objective, str(config.path.parent))  # before anything is written
     study = open_study(config, url)
     spec = WorkerSpec(
         config,
@@ -121,31 +117,6 @@ def run_campaign(
         return _run(spec, study, sole, where, one_machine, view)
     finally:
         sole.release()
-
-
-def _check_objective(config: CampaignConfig) -> None:
-    """Import the objective in a process of its own, as workers will.
-
-    Raises:
-        CampaignError: It cannot be imported.
-    """
-    code = (
-        "import os, sys; sys.path[:0] = sys.argv[2:]; "
-        "from lyap_optuna.campaign._worker import find_objective; find_objective(sys.argv[1]); "
-        "os._exit(0)"  # whatever threads it began
-    )
-    # Into a file: a child that the import leaves behind would hold a pipe open.
-    with tempfile.TemporaryFile("w+", errors="replace") as heard:
-        done = subprocess.run(
-            [sys.executable, "-c", code, config.objective, str(config.path.parent)],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=heard,
-        )
-        heard.seek(0)
-        said = heard.read().strip().splitlines() or [f"exit code {done.returncode}"]
-    if done.returncode:
-        raise CampaignError(without_passwords(said[-1]))
 
 
 def _run(

@@ -1,7 +1,6 @@
 """A worker: runs one trial after another, in a process of its own or as tasks of Dask."""
 
 import contextlib
-import importlib
 import os
 import platform
 import queue
@@ -27,6 +26,7 @@ from lyap_optuna.campaign._config import (
     make_sampler,
 )
 from lyap_optuna.campaign._freeze_thaw import FreezeThawStrategy
+from lyap_optuna.campaign._objective import find_objective
 from lyap_optuna.campaign._recovery import owner
 from lyap_optuna.campaign._retry import INTERRUPTED, WORKER
 from lyap_optuna.campaign._storage import close_storage, open_storage, patiently
@@ -276,22 +276,6 @@ def told(error: BaseException) -> str:
     while isinstance(error, AssertionError) and error.__context__ is not None:
         error = error.__context__  # Optuna asserts in a `finally`, over what went wrong
     return without_passwords(f"{type(error).__name__}: {error}")[:500]
-
-
-def find_objective(name: str) -> Callable[[optuna.Trial], Any]:
-    """Import ``package.module:function``.
-
-    Raises:
-        ValueError: There is no such function.
-    """
-    module, _, function = name.partition(":")
-    try:
-        found = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError) as error:
-        raise ValueError(f"The objective {name} cannot be imported: {error}") from error
-    if not callable(found):
-        raise ValueError(f"The objective {name} is not a function.")
-    return found  # type: ignore[no-any-return]
 
 
 def worker_seed(config: CampaignConfig, index: int, n_trials: int) -> int:
