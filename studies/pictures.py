@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parents[1]
 IMAGES = ROOT / "docs" / "images"
 MADE = "made.json"
+NOTEBOOK = ROOT / "docs" / "notebook.ipynb"
 MARK = "python -m studies.pictures"
 STUDY = "lyap-optuna-demo"
 
@@ -278,6 +279,18 @@ def _webp(browser: Any, png: bytes) -> bytes:
 
 def draw_figures(browser: Any, study: "optuna.Study", figures: list[Figure]) -> dict[str, bytes]:
     """Draw figures on no background, by the name of their file; those without data not."""
+    drawn = {}
+    with _paper(browser) as draw:
+        for figure in figures:
+            found = figure.draw(study)
+            if found is not None:
+                drawn[figure.file] = _webp(browser, draw(found, figure.id))
+    return drawn
+
+
+@contextmanager
+def _paper(browser: Any) -> "Iterator[Callable[[go.Figure, str], bytes]]":
+    """Yield what draws a figure as PNG, on no background."""
     from plotly.offline import get_plotlyjs
 
     from lyap_optuna.visualization._publication import small
@@ -285,23 +298,53 @@ def draw_figures(browser: Any, study: "optuna.Study", figures: list[Figure]) -> 
     width, height = _FIGURE
     page = browser.new_page(viewport={"width": width, "height": height})
     page.set_content(f"<style>body {{ margin: 0 }}</style><script>{get_plotlyjs()}</script>")
-    drawn = {}
-    for figure in figures:
-        found = figure.draw(study)
-        if found is None:
-            continue
-        found = small(found, figure.id).update_layout(width=width, height=height)
+
+    def draw(figure: "go.Figure", name: str) -> bytes:
         page.evaluate(
             """async figure => {
                 document.body.innerHTML = "<div id='figure'></div>";
                 await Plotly.newPlot("figure", figure.data, figure.layout, {staticPlot: true});
             }""",
-            json.loads(found.to_json()),
+            json.loads(small(figure, name).update_layout(width=width, height=height).to_json()),
         )
-        png = page.locator("#figure").screenshot(omit_background=True)
-        drawn[figure.file] = _webp(browser, png)
+        png: bytes = page.locator("#figure").screenshot(omit_background=True)
+        return png
+
+    yield draw
     page.close()
-    return drawn
+
+
+def run_notebook(browser: Any) -> None:
+    """Run ``docs/notebook.ipynb`` and keep in it what it prints, and its figures as pictures."""
+    import nbformat
+    import plotly.graph_objects as go
+    from nbclient import NotebookClient
+
+    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    before = dict(os.environ)
+    os.environ.update(PLOTLY_RENDERER="plotly_mimetype", PYTHONPATH=str(ROOT), OMP_NUM_THREADS="1")
+    os.environ["PYTHONWARNINGS"] = "ignore:IProgress not found"  # tqdm would like ipywidgets
+    try:
+        NotebookClient(notebook, timeout=600).execute()
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+    with _paper(browser) as draw:
+        for cell in notebook.cells:
+            cell.metadata.clear()  # when it ran, which is news in every version
+            for output in cell.get("outputs", []):
+                data = output.get("data", {})
+                figure = data.pop("application/vnd.plotly.v1+json", None)
+                if figure is not None:
+                    drawn = draw(go.Figure(figure["data"], figure["layout"]), "notebook")
+                    output["data"] = {"image/png": base64.b64encode(drawn).decode()}
+    write_whole(NOTEBOOK, nbformat.writes(notebook) + "\n")
+
+
+def notebook_code() -> str:
+    """Return the code of the notebook, without what it has put out."""
+    cells = json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"]
+    return "\n\n".join("".join(c["source"]) for c in cells if c["cell_type"] == "code")
 
 
 def photograph_dashboard(browser: Any, study: "optuna.Study") -> dict[str, bytes]:
@@ -485,8 +528,11 @@ def main(
             raise click.ClickException(f"The demo was too small for {', '.join(missing)}.")
         write_block(ROOT / "README.md", f"{MARK}: demo", f"```\n{printed.strip()}\n```")
         write_block(ROOT / "docs" / "figures.md", f"{MARK}: gallery", gallery_block(figures))
+        with _browser() as browser:
+            run_notebook(browser)
         made = {
             "inputs": inputs(),
+            "notebook": digest(notebook_code().encode()),
             "pictures": {name: digest(content) for name, content in sorted(pictures.items())},
             "studies": {
                 name: digest((ROOT / "studies" / name).read_bytes()) for name in STUDY_PICTURES

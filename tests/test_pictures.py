@@ -67,6 +67,16 @@ def test_readme_tells_of_the_demo_that_the_pictures_show() -> None:
     assert pictures.digest(printed.encode()) == MADE["demo"], AGAIN
 
 
+def test_the_notebook_carries_what_its_code_puts_out() -> None:
+    assert pictures.digest(pictures.notebook_code().encode()) == MADE["notebook"], AGAIN
+    cells = json.loads(pictures.NOTEBOOK.read_text())["cells"]
+    outputs = [output for cell in cells for output in cell.get("outputs", [])]
+    assert not [output for output in outputs if output["output_type"] == "error"]
+    drawn = [output for output in outputs if "image/png" in output.get("data", {})]
+    assert len(drawn) == pictures.notebook_code().count("lyap.visualization.plot_")
+    assert any(output["output_type"] == "stream" for output in outputs)
+
+
 def test_the_page_of_figures_has_every_figure_with_its_caption() -> None:
     block = read_block((ROOT / "docs" / "figures.md").read_text(), f"{pictures.MARK}: gallery")
     assert block.strip() == pictures.gallery_block(pictures.gallery()), AGAIN
