@@ -1,8 +1,9 @@
 """How to install what an optional part of the package needs, from where the package came."""
 
 import json
+import shlex
 from importlib.metadata import PackageNotFoundError, distribution
-from urllib.parse import unquote, urlsplit
+from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
 
@@ -22,7 +23,7 @@ def how_to_install(extra: str) -> str:
         >>> how_to_install("dashboard").startswith("pip install ")
         True
     """
-    return f"pip install {_options()}'{_source()}[{extra}]'"
+    return f"pip install {_options()}{shlex.quote(f'{_source()}[{extra}]')}"
 
 
 def _origin() -> dict[str, object]:
@@ -36,8 +37,8 @@ def _origin() -> dict[str, object]:
 
 
 def _source() -> str:
-    url = urlsplit(str(_origin().get("url", "")))
-    return url2pathname(unquote(url.path)) if url.scheme == "file" else "lyap-optuna"
+    url = str(_origin().get("url", ""))
+    return url2pathname(urlsplit(url).path) if url.startswith("file://") else "lyap-optuna"
 
 
 def _options() -> str:

@@ -1,6 +1,7 @@
 """The install commands that messages name."""
 
 import json
+import shlex
 import tomllib
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
@@ -45,6 +46,21 @@ def test_the_command_names_where_the_package_came_from(
     monkeypatch.setattr(_extras, "distribution", lambda name: Installed(noted))
     assert _extras.how_to_install("dask").endswith(command)
     assert _extras.how_to_install("dask").count("pip install") == 1
+
+
+@pytest.mark.parametrize("folder", ["it's", "a%20b", "$(x) `y` #", "é漢"])
+def test_a_shell_reads_the_folder_as_it_is_called(
+    folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    noted = json.dumps({"url": (Path("/src") / folder).as_uri(), "dir_info": {}})
+    monkeypatch.setattr(_extras, "distribution", lambda name: Installed(noted))
+    words = shlex.split(_extras.how_to_install("dask"))
+    assert words == ["pip", "install", f"/src/{folder}[dask]"]
+
+
+def test_what_is_no_url_names_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_extras, "distribution", lambda name: Installed('{"url": "http://[x"}'))
+    assert _extras.how_to_install("dask") == "pip install 'lyap-optuna[dask]'"
 
 
 def test_a_package_that_was_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
