@@ -101,7 +101,7 @@ def test_a_demo_from_start_to_page(tmp_path: Path) -> None:
     assert re.search(
         r"Both found a network of the same loss, MedianPruner after (\d) epochs and freeze_thaw "
         r"after \1 epochs\.",
-        result.output,
+        " ".join(result.output.split()),  # wrapped as wide as the terminal is
     )
     assert "lyap-optuna dashboard --storage sqlite:///" in result.output
     html = (tmp_path / "out" / "report.html").read_text()
