@@ -115,6 +115,19 @@ def test_rank_shows_hyperparameters_the_last_step_and_what_was_predicted_then(ur
     assert "hyperparameters" not in _run("rank", "--storage", url).stdout
 
 
+@pytest.mark.parametrize("columns", ["20", "200"])
+def test_rank_explains_the_columns_that_it_shows(
+    url: str, columns: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", columns)
+    shown = _run("rank", "--storage", url)
+    notes = shown.stderr
+    assert "Step:" in notes
+    assert "Predicted now:" in notes
+    assert "Predicted then" not in notes  # nothing has decided on a trial
+    assert ("λ" in notes) == ("max λ" in shown.stdout) == (columns == "200")
+
+
 @pytest.mark.parametrize("columns", [None, "40", "60", "80", "120"])
 @pytest.mark.parametrize("command", [("rank",), ("rank", "--params"), ("spectra",)])
 def test_a_table_fits_and_has_no_blanks_around_it(

@@ -187,6 +187,19 @@ def test_a_trial_that_was_paused_often_stays_small() -> None:
     assert "after 200 reports" in story
 
 
+@pytest.mark.parametrize(
+    ("seconds", "told"),
+    [(0.25, "0.25 s"), (9.5, "9.5 s"), (112.0, "112 s"), (120.0, "2 min"), (7200.0, "2 h")],
+)
+def test_how_long_a_trial_rested_is_told_without_a_power_of_ten(seconds: float, told: str) -> None:
+    study = optuna.create_study()
+    trial = study.ask()
+    trial.report(1.0, 0)
+    went_on = Stretch(1.0 + seconds, 1.0, 0, before=0.5, index=1)
+    write_stretches(trial, [Stretch(0.0, 1.0, 1, after=0.5), went_on])
+    assert f"({told} later 0.5)" in str(lyap.explain(study, 0))
+
+
 def test_a_retried_trial_does_not_take_the_dead_attempts_rests_for_its_own() -> None:
     study = optuna.create_study()
     dead = study.ask()

@@ -31,11 +31,14 @@ _COLUMNS = {
 _SPARE = ("mean", "max", "interval", "predicted_then")
 """What a narrow terminal does without."""
 
-LEGEND = (
-    "Step: the last reported one. Predicted then: when a pruner last decided on it, as recorded; "
-    "now: by the default predictor, at the last report, or for a COMPLETE trial at its last "
-    "readout by a model that has not seen its value. λ: exponents there, in nats/step."
-)
+_LEGENDS = {
+    "step": "Step: the last reported one.",
+    "predicted\nthen": "Predicted then: when a pruner last decided on it, as recorded.",
+    "predicted\nnow": "Predicted now: by the default predictor, at the last report, or for a "
+    "COMPLETE trial at its last readout by a model that has not seen its value.",
+    "max λ": "λ: exponents there, in nats/step.",
+}
+"""What is said of a column below the table, if it is shown."""
 
 OTHER_EVIDENCE = (
     "No trial of this study has Lyapunov readouts, so other evidence was used: the loss so far and "
@@ -85,8 +88,10 @@ def rank(
     rows = ranking_rows(ranking)
     given = {t.number: t.params for t in study.get_trials(deepcopy=False)} if params else {}
     if output_format == "table":
-        _format.show(ranking_table(rows, given))
-        _storage.note(LEGEND)
+        made = ranking_table(rows, given)
+        _format.show(made)
+        headings = [str(column.header) for column in made.columns]
+        _storage.note(" ".join(_LEGENDS[name] for name in headings if name in _LEGENDS))
         for line in evidence_lines(ranking, -1 if study.direction.name == "MAXIMIZE" else 1):
             _storage.note(line)
     else:
