@@ -24,11 +24,13 @@ def written_whole(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
     """Open a file for writing that takes the place of ``path`` once everything is on the disk.
 
     It is written under an unpredictable name, so that no link planted beside ``path`` is
-    followed. Whatever fails leaves ``path`` as it was, and nothing beside it.
+    followed. Whatever fails leaves ``path`` as it was, and nothing beside it; an error of the file
+    system names ``path``.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, unfinished = tempfile.mkstemp(prefix=f".{path.name[:100]}.", dir=path.parent)
+    with _naming(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, unfinished = tempfile.mkstemp(prefix=f".{path.name[:50]}.", dir=path.parent)
     try:
         with open(handle, "wb") as file:
             yield file
@@ -37,10 +39,20 @@ def written_whole(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
         mask = os.umask(0)
         os.umask(mask)
         os.chmod(unfinished, 0o666 & ~mask)
-        os.replace(unfinished, path)
+        with _naming(path):
+            os.replace(unfinished, path)
     except BaseException:
         os.unlink(unfinished)
         raise
+
+
+@contextlib.contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Let an error name the file that was asked for, not the one that was to become it."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def write_whole(path: str | os.PathLike[str], content: str | bytes) -> None:

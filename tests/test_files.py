@@ -386,3 +386,19 @@ def test_an_interrupted_write_leaves_the_old_file(tmp_path: Path) -> None:
         write()
     assert path.read_text() == "old"
     assert len(os.listdir(tmp_path)) == 1
+
+
+def test_an_error_names_the_file_that_was_asked_for(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "folder").mkdir()
+    for name in ("file/page.html", "folder", "n" * 300):
+        with pytest.raises(OSError, match=r"^\[Errno \d+\] ") as raised:
+            write_whole(tmp_path / name, "text")
+        assert raised.value.filename == str(tmp_path / name)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "folder"]
+
+
+def test_the_longest_name_that_a_folder_takes_can_be_written(tmp_path: Path) -> None:
+    path = tmp_path / ("漢" * 83 + ".html")  # 254 bytes of 255
+    write_whole(path, "text")
+    assert path.read_text() == "text"

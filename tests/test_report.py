@@ -303,3 +303,14 @@ def test_explain_writes_a_small_page(url: str, tmp_path: Path) -> None:
     assert html.escape(
         lyap.explain(optuna.load_study(storage=url, study_name="tune"), 31).sentence
     ) in (path.read_text())
+
+
+@pytest.mark.parametrize("direction", ["minimize", "maximize"])
+def test_the_best_trial_is_the_first_of_the_ranking(direction: str) -> None:
+    study = optuna.create_study(direction=direction)
+    for value in (0.2, math.inf, 0.1, -math.inf, 0.3):
+        study.add_trial(optuna.create_trial(value=value, intermediate_values={0: value}))
+    summary = summarize(study)
+    assert summary.best is not None
+    assert summary.best.number == summary.ranking[0].number == (2 if direction == "minimize" else 4)
+    assert f"The best is trial {summary.best.number}, " in summary.overview

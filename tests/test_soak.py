@@ -125,3 +125,12 @@ def test_a_journal_loses_nothing_while_things_break(run):
     assert code == 0, output
     assert "0 faults" not in output
     assert "lost:" not in output
+
+
+@pytest.mark.parametrize(
+    "option", ["--minutes=nan", "--minutes=-1", "--gap=0", "--gap=inf", "--workers=0", "--loses=0"]
+)
+def test_a_number_that_means_nothing_is_refused(option):
+    result = CliRunner().invoke(main, ["--storage", "journal", option])
+    assert result.exit_code == 2
+    assert option.partition("=")[0] in result.output

@@ -58,7 +58,7 @@ def explain(
         known = Section("What else is known", points=explanation.notes)
         title = f"Trial {trial_number} of {study.study_name}"
         write_whole(plot, page(title, [explanation.sentence], [told, known]))
-        _storage.note(f"Figure: {plot}")
+        _storage.note(f"Figure: {_format.printable(plot)}")
     if output_format == "table":
         for line in explanation.text(_format.width()).splitlines():
             click.echo(_format.printable(line))

@@ -125,7 +125,7 @@ def summarize(study: Study, *, steps: Sequence[int] | None = None) -> StudySumma
         name=study.study_name,
         sign=(-1 if study.direction.name == "MAXIMIZE" else 1) if single else None,
         states={s.name: states[s.name] for s in TrialState if states[s.name]},
-        best=_best(study) if single else None,
+        best=_best(trials, ranking),
         ranking=ranking,
         skills=tuple(prediction_skill(study, steps=steps)) if single else (),
         added=tuple(added_skill(study, steps=steps)) if single else (),
@@ -138,11 +138,11 @@ def summarize(study: Study, *, steps: Sequence[int] | None = None) -> StudySumma
     )
 
 
-def _best(study: Study) -> FrozenTrial | None:
-    try:
-        return study.best_trial
-    except ValueError:  # nothing is COMPLETE, or nothing feasible
-        return None
+def _best(trials: list[FrozenTrial], ranking: Sequence[TrialPrediction]) -> FrozenTrial | None:
+    """Return the first COMPLETE trial of the ranking, where an infinite value is the worst."""
+    ended = (p.number for p in ranking if p.value is not None and p.feasible is True)
+    number = next(ended, None)
+    return next((trial for trial in trials if trial.number == number), None)
 
 
 def _caveats(trials: list[FrozenTrial], single: bool) -> list[str]:

@@ -12,6 +12,7 @@ twice. The same seed draws the same faults. Exits with 1 where anything was lost
 """
 
 import contextlib
+import math
 import os
 import shutil
 import signal
@@ -33,13 +34,34 @@ FATES = ("sent", "acknowledged", "stored", "lost", "doubled", "wrong")
 MOST_PROBLEMS = 20  # lines about them, per storage
 
 
+def _positive(_: click.Context, __: click.Parameter, value: float) -> float:
+    """Refuse what is no finite number above 0; NaN passes any range of click's."""
+    if not 0 < value < math.inf:
+        raise click.BadParameter(f"{value} is no finite number above 0.")
+    return value
+
+
 @click.command(help=__doc__.split("\n\n")[0] if __doc__ else None)
-@click.option("--minutes", default=20.0, show_default=True, help="How long things break.")
+@click.option(
+    "--minutes", default=20.0, show_default=True, callback=_positive, help="How long things break."
+)
 @click.option("--seed", default=0, show_default=True, help="Of the faults and the trials.")
 @click.option("--storage", "kinds", type=click.Choice(STORAGES), multiple=True, help="Only these.")
-@click.option("--workers", default=3, show_default=True, help="Per storage.")
-@click.option("--gap", default=12.0, show_default=True, help="Mean seconds between two faults.")
-@click.option("--loses", type=int, help="Let storages forget each so many-th report on purpose.")
+@click.option(
+    "--workers", type=click.IntRange(min=1), default=3, show_default=True, help="Per storage."
+)
+@click.option(
+    "--gap",
+    default=12.0,
+    show_default=True,
+    callback=_positive,
+    help="Mean seconds between two faults.",
+)
+@click.option(
+    "--loses",
+    type=click.IntRange(min=1),
+    help="Let storages forget each so many-th report on purpose.",
+)
 def main(
     minutes: float, seed: int, kinds: Sequence[str], workers: int, gap: float, loses: int | None
 ) -> None:
