@@ -400,6 +400,14 @@ def test_who_chooses_among_all_finds_what_the_hyperparameters_tell(search: objec
         assert all(r.succeeded for r in replays)
 
 
+def test_freeze_thaw_runs_a_recording_of_one_trial_to_its_end() -> None:
+    study = optuna.create_study(study_name="one")
+    study.add_trial(create_trial(value=1.0, intermediate_values={1: 2.0, 2: 1.0}))
+    result = replay_freeze_thaw(Recording.from_study(study))
+    assert result.succeeded
+    assert (result.epochs_spent, result.found_by) == (1.0, 1.0)
+
+
 def test_freeze_thaw_is_replayed_without_some_evidence() -> None:
     recording = told_by_hyperparameters()
     blind = replay_freeze_thaw(recording, 1, evidence=["loss"])

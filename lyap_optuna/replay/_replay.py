@@ -341,7 +341,7 @@ def run_freeze_thaw(
         freeze_thaw(
             study,
             objective,
-            n_steps=total,
+            n_steps=total + 1,  # after the last report, a trial has still to return
             max_paused=len(trials.trials),
             seed=order,
             callbacks=[ended],
