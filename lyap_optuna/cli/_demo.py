@@ -260,7 +260,8 @@ def _report(
     pruned = next((p.number for p in summary.ranking if p.state.name == "PRUNED"), None)
     if pruned is not None:
         named = f"{of} --study-name {study.study_name}"
-        print_line(console, f"Why a trial was not gone on with: {ours} explain {named} --trial-number {pruned}")
+        why = f"{ours} explain {named} --trial-number {pruned}"
+        print_line(console, f"Why a trial was not gone on with: {why}")
 
 
 _FOUND = {
