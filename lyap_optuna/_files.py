@@ -52,6 +52,8 @@ def _naming(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        if error.errno is None:  # not of the system, and in words of its own
+            raise
         raise OSError(error.errno, error.strerror, str(path)) from error
 
 
