@@ -8,7 +8,6 @@ from typing import Any
 import optuna
 import pytest
 import torch
-from _browser import browser, screenshot
 from _campaigns import wait_for
 from _dashboard import Dashboard
 from _studies import specs
@@ -18,8 +17,6 @@ from optuna_dashboard import save_note
 
 import lyap_optuna as lyap
 from lyap_optuna.visualization._figures import FIGURES
-
-__all__ = ["browser", "screenshot"]
 
 NAME = "<img src=x onerror=alert(1)> & **bold** <script>alert(2)</script>"
 MINE = "A note of my own,"

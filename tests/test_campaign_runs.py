@@ -354,7 +354,8 @@ def test_a_place_that_cannot_be_written_to_is_told_with_its_line(tmp_path: Path)
     (tmp_path / "file").touch()
     path = tmp_path / "file.yaml"
     for place in ("/proc/nope/x.journal", str(tmp_path / "file" / "x.journal"), str(tmp_path)):
-        path.write_text(MINIMAL + f"workers: 2\nstorage: {place}\n")
+        text = MINIMAL.replace("package.module:function", "json:loads")
+        path.write_text(text + f"workers: 2\nstorage: {place}\n")
         result = CliRunner().invoke(main, ["campaign", "run", str(path)])
         assert result.exit_code == 1
         assert f"{path}, line 5: storage: " in result.output

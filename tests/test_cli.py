@@ -90,7 +90,10 @@ def test_rank_top_and_formats(url: str) -> None:
     assert "max λ" in table
 
 
-def test_rank_shows_hyperparameters_the_last_step_and_what_was_predicted_then(url: str) -> None:
+def test_rank_shows_hyperparameters_the_last_step_and_what_was_predicted_then(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
     study = optuna.load_study(study_name="tune", storage=url)
     decision = {"trial": 12, "step": 1, "verdict": "pruned", "predicted_value": 1.75}
     study.add_trial(

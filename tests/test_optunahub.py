@@ -53,4 +53,4 @@ def test_the_example_runs(monkeypatch, capsys):
     assert len(study.trials) == 20
     said = capsys.readouterr().out
     assert said.count("TrialPrediction(") == 5
-    assert f"Trial {study.best_trial.number} is COMPLETE" in said
+    assert f"Trial {study.best_trial.number} ran to its end" in said

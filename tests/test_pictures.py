@@ -6,13 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from _browser import browser
 from _studies import specs, study_of
 
 from studies import pictures
 from studies.pages import read_block
-
-__all__ = ["browser"]
 
 ROOT = Path(__file__).parents[1]
 PAGES = [

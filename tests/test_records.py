@@ -1,5 +1,6 @@
 """What is stored with a trial survives, stays small, and is never trusted blindly."""
 
+import dataclasses
 import json
 import math
 
@@ -13,10 +14,11 @@ from lyap_optuna.records import Decision, ReadoutRecord
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 
-def record(value=-0.1, **more):
-    return ReadoutRecord.from_measurement(
+def record(value=-0.1, layers=None, **more):
+    measured = ReadoutRecord.from_measurement(
         max=value, mean=value - 1, max_stderr=0.01, mean_stderr=None, **more
     )
+    return dataclasses.replace(measured, layers=layers or {})
 
 
 def frozen(readouts, number=0, **more):

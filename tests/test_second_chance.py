@@ -196,11 +196,11 @@ def test_the_command_queues_and_says_so(tmp_path: Path) -> None:
     arguments = ["rank", "--storage", url, "--enqueue", "2", "-f", "json"]
     first = CliRunner().invoke(main, arguments)
     assert first.exit_code == 0, first.output
-    assert f"(a new trial has 0.1): {expected[0]} (" in first.stderr
+    assert f"(a new trial has 0.1): {expected[0]} (" in " ".join(first.stderr.split())
     waiting = study.get_trials(states=WAITING)
     assert [t.user_attrs["lyapunov:continues"] for t in waiting] == expected
     second = CliRunner().invoke(main, arguments)
-    assert "2 (continued already)" in second.stderr
+    assert "2 (continued already)" in " ".join(second.stderr.split())
     later = study.get_trials(states=WAITING)[2:]
     assert not {t.user_attrs["lyapunov:continues"] for t in later} & {*expected}
     assert CliRunner().invoke(main, [*arguments[:3], "--enqueue", "0"]).exit_code == 2
