@@ -206,7 +206,7 @@ def short_table(spent: str) -> str:
         lines.append(
             (
                 f"`{names.get(name, name)}`",
-                f"{np.mean([epochs for epochs, _ in shares.values()]):.0f} %" if ends else "–",
+                f"{np.mean([epochs for epochs, _ in shares.values()]):.0f} %" if ends else "its budget",
                 *(f"{np.mean(values):.0f} %" if values else "–" for values in (flat, easy)),
                 f"{min(found.values()):.0f} %",
             )
