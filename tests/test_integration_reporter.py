@@ -253,7 +253,7 @@ def test_trials_that_count_differently_are_not_mixed_silently():
         ["-1", "0", "1", "2"],
         ["9", "10", "20", "30"],
     ]
-    said = r"differently \(1 by global_step, 2 by validation\).*the reports by validation are used"
+    said = r"\(1 of 'global_step', 2 of 'validation'\).*the reports by 'validation' are used"
     with pytest.warns(lyap.LyapunovWarning, match=said):
         steps = {skill.step for skill in lyap.prediction_skill(study)}
     assert steps == {0, 1, 2}

@@ -93,6 +93,26 @@ def epochs_saved(trials: Sequence[FrozenTrial]) -> int | None:
     Every epoch that was trained counts as spent: of failed and interrupted trials, and of continued
     ones, which report the epochs that they train themselves. A whole training is taken to be as
     long as the median COMPLETE trial that continues no other.
+
+    Args:
+        trials: All trials of a study.
+
+    Returns:
+        Epochs, below 0 where failed trials cost more than was saved; None before one is COMPLETE.
+
+    Example:
+        >>> import optuna
+        >>> study = optuna.create_study()
+        >>> for state, n in (("COMPLETE", 5), ("PRUNED", 2)):
+        ...     study.add_trial(
+        ...         optuna.create_trial(
+        ...             state=optuna.trial.TrialState[state],
+        ...             value=1.0,
+        ...             intermediate_values={step: 1.0 for step in range(n)},
+        ...         )
+        ...     )
+        >>> epochs_saved(study.trials)
+        3
     """
     ended = [t for t in trials if t.state.is_finished()]
     tried = [t for t in ended if t.state != TrialState.FAIL and number_in(t, CONTINUES) is None]

@@ -446,28 +446,29 @@ class StudyModels:
         """Return the state whose readouts are used, where there are readouts of both."""
         complete = [v.measured_state for v in views if v.value is not None]
         states = [state for state in complete if state is not None]
-        state = prevailing_state(states)
-        if len(set(states)) > 1:
-            counts = ", ".join(f"{states.count(s)} of {s!r}" for s in sorted(set(states)))
-            self._warn_once(
-                "states",
-                f"The COMPLETE trials hold readouts of different states ({counts}), which do not "
-                f"compare: those of {state!r} are used.",
-            )
-        return state
+        return self._prevailing(
+            states,
+            prevailing_state(states),
+            "The COMPLETE trials hold readouts of different states ({}), which do not compare: "
+            "those of {} are used.",
+        )
 
     def _prevailing_counting(self, views: Iterable[TrialView]) -> str | None:
         """Return what the steps that are used count, where trials count differently."""
         counted = [v.counting for v in views if v.value is not None and v.steps.size]
-        most = max(sorted(set(counted)), key=counted.count, default=None)
-        if len(set(counted)) > 1:
-            counts = ", ".join(f"{counted.count(c)} by {c}" for c in sorted(set(counted)))
-            self._warn_once(
-                "counting",
-                f"The COMPLETE trials count their steps differently ({counts}), which do not "
-                f"compare: the reports by {most} are used. Pass step= to the callbacks.",
-            )
-        return most
+        return self._prevailing(
+            counted,
+            max(sorted(set(counted)), key=counted.count, default=None),
+            "The COMPLETE trials count their steps differently ({}), which do not compare: the "
+            "reports by {} are used. Pass step= to the callbacks.",
+        )
+
+    def _prevailing(self, found: Sequence[str], used: str | None, differ: str) -> str | None:
+        """Return what is used of what was found, and say so once where trials differ."""
+        if len(set(found)) > 1:
+            counts = ", ".join(f"{found.count(f)} of {f!r}" for f in sorted(set(found)))
+            self._warn_once(differ, differ.format(counts, repr(used)))
+        return used
 
     def _warn_once(self, kind: str, message: str) -> None:
         if kind not in self._told:

@@ -45,6 +45,14 @@ class Choosing:
 
     Args:
         search: What searches.
+
+    Example:
+        >>> from optuna.pruners import MedianPruner
+        >>> from lyap_optuna.replay import Choosing, replay_freeze_thaw
+        >>> pruners = {
+        ...     "median": Choosing(MedianPruner),
+        ...     "freeze_thaw": Choosing(replay_freeze_thaw),
+        ... }
     """
 
     search: Search

@@ -200,13 +200,14 @@ def short_table(spent: str) -> str:
     for column, name in enumerate(header[1:], 1):
         shares = {row[0]: [float(n) for n in row[column].split("/")] for row in rows}
         found = {study: success for study, (_, success) in shares.items()}
+        spending = [epochs for epochs, _ in shares.values()]
         flat = [success for study, success in found.items() if study in PLATEAUS]
         easy = [success for study, success in found.items() if study not in PLATEAUS]
         ends = name != _heading(THAW)  # it spends what it is given: half of all epochs here
         lines.append(
             (
                 f"`{names.get(name, name)}`",
-                f"{np.mean([epochs for epochs, _ in shares.values()]):.0f} %" if ends else "its budget",
+                f"{np.mean(spending):.0f} %" if ends else "its budget",
                 *(f"{np.mean(values):.0f} %" if values else "–" for values in (flat, easy)),
                 f"{min(found.values()):.0f} %",
             )
