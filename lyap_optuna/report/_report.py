@@ -15,6 +15,7 @@ from lyap_optuna.report._tables import (
     short,
     skill_table,
 )
+from lyap_optuna.visualization import _prediction_skill, _predictions
 from lyap_optuna.visualization._figures import FIGURES, Numbers
 from lyap_optuna.visualization._publication import MAX_BYTES as FIGURE_BYTES
 from lyap_optuna.visualization._publication import PREFIX, published_figures
@@ -68,7 +69,11 @@ def write_report(
         True
     """
     summary = summarize(study) if summary is None else summary
-    numbers = Numbers(study)
+    at_hand = {
+        _predictions.FIGURE.id: _predictions.predictions_in(study, summary.ranking) or None,
+        _prediction_skill.FIGURE.id: _prediction_skill.skill_lines(summary.skills) or None,
+    }
+    numbers = Numbers(study, at_hand)
     caveats = Section("What to hold against these numbers", points=summary.caveats)
     most = FIGURE_BYTES
     while True:
@@ -94,7 +99,7 @@ def _words(summary: StudySummary) -> list[Section]:
         Section("What pruning saved and lost", [summary.pruning_in_words]),
         Section(
             "What predicts the final value",
-            [summary.added_in_words],
+            [*filter(None, [summary.hindsight_in_words]), summary.added_in_words],
             table=Table(columns, rows),
             legend=legend,
         ),

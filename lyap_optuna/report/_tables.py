@@ -1,14 +1,11 @@
 """Skill and ranking as rows of text, the same on the page and on a terminal."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lyap_optuna.prediction import AddedSkill, EvidenceSkill
 from lyap_optuna.prediction.evidence import in_words
 from lyap_optuna.report._summary import StudySummary
-
-N_STEPS = 3
-"""Steps that a table of skill shows: what is known early is what counts."""
 
 SKILL_COLUMNS = {
     "step": "step",
@@ -22,13 +19,9 @@ SKILL_COLUMNS = {
 
 SKILL_LEGEND = (
     "Rank correlation of predicted and actual final value, out of sample, on trials that ran to "
-    "the end. Share: of the differences between final values, in the prediction from all evidence."
+    "the end. Share: of the differences between final values, in the prediction from all evidence "
+    "(median)."
 )
-
-
-def first_steps(skills: Iterable[EvidenceSkill]) -> list[int]:
-    """Return the first steps at which something predicts."""
-    return sorted({s.step for s in skills if s.rank_correlation is not None})[:N_STEPS]
 
 
 def skill_rows(
@@ -75,12 +68,8 @@ def skill_table(
     """Return columns, rows and legend of the table of skill; no rows where nothing predicts."""
     if summary.sign is None:
         return SKILL_COLUMNS, [], SKILL_LEGEND
-    steps = list(summary.steps or first_steps(summary.skills))
-    return (
-        SKILL_COLUMNS,
-        skill_rows(summary.skills, summary.added, summary.sign, steps),
-        SKILL_LEGEND,
-    )
+    rows = skill_rows(summary.skills, summary.added, summary.sign, summary.shown_steps)
+    return SKILL_COLUMNS, rows, SKILL_LEGEND
 
 
 def _two(value: float | None) -> str | None:
