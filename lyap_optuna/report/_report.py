@@ -68,6 +68,25 @@ def write_report(
         ...     path.stat().st_size < 1_000_000
         True
     """
+    write_whole(path, report_page(study, notes=notes, summary=summary))
+
+
+def report_page(
+    study: Study, *, notes: Sequence[str] = (), summary: StudySummary | None = None
+) -> str:
+    """Return the page that :func:`write_report` writes.
+
+    Args:
+        study: As there.
+        notes: As there.
+        summary: As there.
+
+    Example:
+        >>> import optuna
+        >>> from lyap_optuna.report import report_page
+        >>> report_page(optuna.create_study())[:15]
+        '<!DOCTYPE html>'
+    """
     summary = summarize(study) if summary is None else summary
     at_hand = {
         _predictions.FIGURE.id: _predictions.predictions_in(study, summary.ranking) or None,
@@ -83,7 +102,7 @@ def write_report(
         if len(text.encode()) < MAX_BYTES or most < FIGURE_BYTES / 8:
             break
         most //= 2
-    write_whole(path, text)
+    return text
 
 
 def _words(summary: StudySummary) -> list[Section]:
