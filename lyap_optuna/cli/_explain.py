@@ -44,8 +44,11 @@ def explain(
     trials = study.get_trials(deepcopy=False)
     if trial_number is None and len(trials) == 1:
         trial_number = 0
+    if trial_number is None and trials:
+        raise click.UsageError(f"Say which trial with --trial-number. {_held(study)}")
     if trial_number is None or not 0 <= trial_number < len(trials):
-        raise click.UsageError(_choose(study, trial_number))
+        wrong = "" if trial_number is None else f"There is no trial {trial_number}. "
+        raise click.ClickException(f"{wrong}{_held(study)}")
     try:
         explanation = lyap_optuna.explain(study, trial_number)
     except ValueError as error:
@@ -73,21 +76,20 @@ def explain(
         )
 
 
-def _choose(study: "Study", asked: int | None) -> str:
+def _held(study: "Study") -> str:
     """Say which trials of a study can be asked about."""
     trials = study.get_trials(deepcopy=False)
-    wrong = "" if asked is None else f"There is no trial {asked}. "
     name = _format.quoted(study.study_name)
     if not trials:
-        return f"{wrong}Study {name} has no trial yet."
+        return f"Study {name} has no trial yet."
     states = Counter(trial.state.name for trial in trials)
     counts = ", ".join(f"{n} {state}" for state, n in sorted(states.items()))
-    pruned = next((t.number for t in reversed(trials) if t.state.name == "PRUNED"), len(trials) - 1)
-    last = f"0 to {len(trials) - 1}" if len(trials) > 1 else "0"
+    pruned = [trial.number for trial in trials if trial.state.name == "PRUNED"]
+    latest = f" The latest PRUNED one is {pruned[-1]}." if pruned else ""
+    numbered = "0" if len(trials) == 1 else f"0 to {len(trials) - 1}"
     return (
-        f"{wrong}Say which trial with --trial-number: study {name} has {last} ({counts}). The "
-        f"latest {'PRUNED one' if states['PRUNED'] else 'one'} is {pruned}; `lyap-optuna rank` "
-        "lists them all, best first."
+        f"Study {name} has {len(trials)} trial{'s' * (len(trials) > 1)}, numbered {numbered} "
+        f"({counts}).{latest} `lyap-optuna rank` lists them, best first."
     )
 
 

@@ -166,13 +166,14 @@ def _table(rows: Sequence[Row], columns: Mapping[str, str]) -> tuple["Table", in
     return made, total
 
 
-_AS_NUMBER = re.compile(r"$|([-+]?\d|from \d|to [-+\d]|from -|never$|-$)")
-"""Texts that stand where numbers do: also what is open at an end, and what never comes."""
+_NUMBER = r"[-+]?(\d[-+.\de%() ]*|inf|nan)"
+_AS_NUMBER = re.compile(rf"(from |to )?{_NUMBER}( ?to {_NUMBER})?( [a-z]+)?|never|-|")
+"""Texts that stand where numbers do: with a unit, open at an end, or of what never comes."""
 
 
 def _is_word(value: Any) -> bool:
     if isinstance(value, str):
-        return not _AS_NUMBER.match(value)
+        return not _AS_NUMBER.fullmatch(value)
     return isinstance(value, bool) or not isinstance(value, (int, float, type(None)))
 
 

@@ -1,6 +1,7 @@
 """``lyap-optuna rank``: all trials, best first, by value or predicted value."""
 
 import dataclasses
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -87,6 +88,12 @@ def rank(
     ranking = ranking[:top] if top else ranking
     rows = ranking_rows(ranking)
     given = {t.number: t.params for t in study.get_trials(deepcopy=False)} if params else {}
+    if not rows and output_format == "table":
+        trials = Counter(trial.state.name for trial in study.get_trials(deepcopy=False))
+        held = ", ".join(f"{n} {state}" for state, n in sorted(trials.items()))
+        name = _format.quoted(study.study_name)
+        click.echo(f"Study {name} has no trial to rank yet{f': {held}' if held else ''}.")
+        return
     if output_format == "table":
         made = ranking_table(rows, given)
         _format.show(made)
@@ -134,8 +141,9 @@ def ranking_table(
         for row in rows
     ]
     columns = {key: heading for key, heading in _COLUMNS.items() if params or key != "params"}
-    if not any(row["predicted_then"] is not None for row in rows):
-        del columns["predicted_then"]
+    for key in ("predicted_then", "max", "mean"):  # which not every study has
+        if all(row[key] is None for row in rows):
+            del columns[key]
     return _format.table(shown, columns, _SPARE)
 
 

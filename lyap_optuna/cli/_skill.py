@@ -59,13 +59,15 @@ def skill(
 
 def show_skill(summary: "StudySummary") -> None:
     """Print the table of skill, and in words what it means."""
-    from lyap_optuna.report import skill_table
+    from lyap_optuna.report._tables import TOO_FEW, skill_table
 
     columns, rows, legend = skill_table(summary)
     if rows:
         _format.show(_format.table(rows, columns, _SPARE))
         _storage.note(legend)
-    click.echo()
+        click.echo()
+    else:
+        click.echo(TOO_FEW)
     words = summary.hindsight_in_words, summary.added_in_words, summary.pruning_in_words
     for text in filter(None, words):
         click.echo(_format.wrapped(_format.printable(text)))

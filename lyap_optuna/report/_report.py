@@ -10,6 +10,7 @@ from lyap_optuna._files import write_whole
 from lyap_optuna.report._page import MAX_BYTES, Section, Table, page
 from lyap_optuna.report._summary import StudySummary, summarize
 from lyap_optuna.report._tables import (
+    TOO_FEW,
     in_a_cell,
     interval,
     short,
@@ -111,7 +112,7 @@ def _words(summary: StudySummary) -> list[Section]:
     columns, rows, legend = skill_table(summary)
     if not rows:
         return [
-            Section("What predicts the final value", ["Too few trials ran to the end to say."]),
+            Section("What predicts the final value", [TOO_FEW]),
             Section("What pruning saved and lost", [summary.pruning_in_words]),
         ]
     return [

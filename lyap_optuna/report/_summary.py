@@ -206,10 +206,11 @@ def _caveats(trials: list[FrozenTrial], single: bool) -> list[str]:
         told.append("The study has several objectives: nothing is predicted, and nothing ranked.")
     if single and len(complete) < _FEW:
         ends = correlation_interval(0.5, len(complete))
+        n = _count(len(complete), "trial")
         told.append(
-            f"Only {_count(len(complete), 'trial')} ran to the end: "
+            f"{f'Only {n}' if complete else 'No trial'} ran to the end: "
             + (
-                "too few to measure on."
+                f"{'too few' if complete else 'nothing'} to measure on."
                 if ends is None
                 else "what is measured on so few is uncertain (80 % interval of a rank correlation "
                 f"of 0.50: {ends[0]:.2f} to {ends[1]:.2f})."

@@ -25,6 +25,10 @@ SKILL_LEGEND = (
 )
 
 
+TOO_FEW = "Too few trials ran to their end to say what predicts the final value."
+"""Said in place of a table of skill without rows."""
+
+
 def skill_rows(
     skills: Sequence[EvidenceSkill],
     added: Sequence[AddedSkill],
