@@ -31,7 +31,7 @@ from lyap_optuna.campaign._storage import open_storage, storage_of
 from lyap_optuna.campaign._strategies import Strategy
 from lyap_optuna.campaign._worker import Ended, Secret, WorkerSpec, strategy_of
 
-_POLL_SECONDS = 0.2
+_POLL_SECONDS = 0.2  # how soon a signal or the time limit is noticed
 
 POOLS: dict[str, type[Pool]] = {"dask": DaskPool, "local": LocalPool}
 """Where trials can run; what of the file is about it says which."""

@@ -36,8 +36,12 @@ _logger = get_logger(__name__)
 _T = TypeVar("_T")
 
 _CREATED = "lyapunov:created"
-_CONNECT_SECONDS = 10
+_CONNECT_SECONDS = 10  # a server that takes longer to say that it is there is counted as absent
+# SQLSTATEs: no connection, the operator intervened, serialisation, deadlock, too many connections,
+# no lock.
 _TRANSIENT_STATES = ("08", "57P", "40001", "40P01", "53300", "55P03")
+# PyMySQL's own for a closed socket, too many connections, shutdown, no lock, deadlock, killed, no
+# socket, no host, server gone, lost while asking, idle for too long.
 _TRANSIENT_MYSQL = frozenset({0, 1040, 1053, 1205, 1213, 1927, 2002, 2003, 2006, 2013, 4031})
 _TRANSIENT_SQLITE = frozenset({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED})
 
@@ -138,8 +142,6 @@ class RetryingStorage(_Repeating):  # type: ignore[misc]  # its methods are made
         url: URL of a database, or ``grpc://host:port``.
         retry_seconds: How long to go on, for each call.
         heartbeat_interval: Seconds between signs of life.
-        engine_kwargs: Passed on to :func:`sqlalchemy.create_engine`, over the defaults: connections
-            are tested before use, one is kept per process and more are opened as threads need.
 
     Raises:
         ValueError: ``url`` begins as that of a proxy and is none.
@@ -152,7 +154,6 @@ class RetryingStorage(_Repeating):  # type: ignore[misc]  # its methods are made
         *,
         retry_seconds: float = 120.0,
         heartbeat_interval: int = 30,
-        engine_kwargs: dict[str, Any] | None = None,
     ) -> None:
         self._retry_seconds = retry_seconds
         self._backend: BaseStorage
@@ -171,7 +172,7 @@ class RetryingStorage(_Repeating):  # type: ignore[misc]  # its methods are made
             )(
                 _Database,
                 url,
-                engine_kwargs=_engine_options(url) | (engine_kwargs or {}),
+                engine_kwargs=_engine_options(url),
                 heartbeat_interval=heartbeat_interval,
                 grace_period=int(retry_seconds) + 2 * heartbeat_interval,
                 heartbeat_stale_trial_callback=retry_once,
@@ -327,6 +328,7 @@ def _log_waiting(state: tenacity.RetryCallState) -> None:
 
 
 def _engine_options(url: str) -> dict[str, Any]:
+    # Connections are tested before use; one is kept, and threads (of heartbeats) open more.
     driver = sqlalchemy.make_url(url).get_dialect().driver
     options: dict[str, Any] = {"pool_pre_ping": True, "pool_size": 1, "max_overflow": 4}
     if driver == "pysqlite":

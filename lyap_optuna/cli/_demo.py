@@ -14,6 +14,7 @@ import click
 
 from lyap_optuna._extras import how_to_install
 from lyap_optuna.cli import _format, _storage
+from lyap_optuna.cli._main import INTERRUPTED
 from lyap_optuna.cli._rank import ranking_rows, ranking_table
 from lyap_optuna.cli._skill import show_skill
 
@@ -28,7 +29,7 @@ _SEARCHES = {"MedianPruner": "lyap-optuna-demo-median", "freeze_thaw": "lyap-opt
 _FOUND_AFTER = "lyapunov-demo:found_after"
 """Epochs that the study had spent when its best trial ended."""
 
-_TOLD_EVERY = 50
+_TOLD_EVERY = 50  # epochs: five lines of the usual budget
 
 
 @click.command(short_help="Two real searches on digits, side by side.")
@@ -89,7 +90,7 @@ def demo(
                 f"\nStopped after {spent} of {budget} epochs; everything so far is in "
                 f"{_storage.shown_url(url)}.\nTo go on with it, run the same command again.",
             )
-            ctx.exit(130)
+            ctx.exit(INTERRUPTED)
         _report(ctx, console, studies, url, output)
 
 
