@@ -129,9 +129,9 @@ def _open(url: str, name: str, epochs: int, seed: int) -> "optuna.Study":
     elif not isinstance(stored, dict) or stored.get("epochs") != epochs:
         made_with = stored.get("epochs") if isinstance(stored, dict) else "?"
         raise click.ClickException(
-            f"The study in {_storage.shown_url(url)} was made with --epochs {made_with}, and values "
-            f"after different numbers of epochs do not compare. Use --epochs {made_with}, or another "
-            f"--output for --epochs {epochs}."
+            f"The study in {_storage.shown_url(url)} was made with --epochs {made_with}, and "
+            f"values after different numbers of epochs do not compare. Use --epochs {made_with}, "
+            f"or another --output for --epochs {epochs}."
         )
     return study
 

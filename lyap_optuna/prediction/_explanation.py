@@ -358,6 +358,7 @@ def _aligned(rows: list[dict[str, str]], width_limit: int | None = None) -> list
     """Return rows below their headings, words to the left, numbers to the right."""
     if not rows:
         return []
+    whole = rows
     for key in {"reported", "max λ", "moved", "predicted"} & rows[0].keys():
         texts = aligned([row[key] for row in rows])
         rows = [row | {key: text} for row, text in zip(rows, texts, strict=True)]
@@ -375,7 +376,7 @@ def _aligned(rows: list[dict[str, str]], width_limit: int | None = None) -> list
     if width_limit is not None and len(rule) > width_limit:
         for spare in _SPARE:
             if spare in rows[0]:
-                fewer = [{k: text for k, text in row.items() if k != spare} for row in rows]
+                fewer = [{k: text for k, text in row.items() if k != spare} for row in whole]
                 return _aligned(fewer, width_limit)
     return [line({key: key for key in rows[0]}), rule, *map(line, rows)]
 
