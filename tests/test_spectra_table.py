@@ -548,7 +548,7 @@ def kill_at(monkeypatch, n_writes, *, before):
     return done
 
 
-@pytest.mark.parametrize("kind", ["sqlite", "postgresql", "mariadb"])
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("before", [True, False])
 def test_a_copy_killed_anywhere_is_made_anew(new_database, monkeypatch, kind, before):
     source, target = new_database("sqlite"), new_database(kind)
