@@ -149,3 +149,7 @@ STORAGES: dict[str, Opening] = {
     "grpc": behind_proxy(optuna.storages.GrpcStorageProxy),
     "retrying grpc": behind_proxy(RetryingProxy),
 }
+
+_SERVERS = (*KINDS[1:], "redis", "grpc")
+LOCAL = [name for name in STORAGES if not any(server in name for server in _SERVERS)]
+"""Those that need no server."""
