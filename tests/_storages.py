@@ -21,7 +21,7 @@ from optuna.storages._grpc.server import make_server
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial
 
-from lyap_optuna.campaign._storage import RetryingProxy, RetryingStorage
+from lyap_optuna.campaign._storage import RetryingStorage
 from lyap_optuna.records import open_journal
 
 Opened = Callable[[], BaseStorage]
@@ -104,20 +104,25 @@ class Proxy:
         return later
 
 
-def behind_proxy(storage: Callable[..., optuna.storages.GrpcStorageProxy]) -> Opening:
+def behind_proxy(storage: Callable[[str, int], BaseStorage]) -> Opening:
     @contextlib.contextmanager
     def opening() -> Iterator[Opened]:
         proxy = Proxy(InMemoryStorage())
-        both = [storage(host="localhost", port=proxy.port) for _ in range(2)]
+        both = [storage("localhost", proxy.port) for _ in range(2)]
         try:
-            both[0].wait_server_ready(timeout=30)
             yield _twice(*both)
         finally:
             for client in both:
-                client.close()
+                client.remove_session()
             proxy.stop()
 
     return opening
+
+
+def proxied(host: str, port: int) -> BaseStorage:
+    storage = optuna.storages.GrpcStorageProxy(host=host, port=port)
+    storage.wait_server_ready(timeout=30)
+    return storage
 
 
 class Shuffling(RDBStorage):
@@ -146,8 +151,8 @@ STORAGES: dict[str, Opening] = {
     "journal": in_journal(lambda path: JournalStorage(JournalFileBackend(path))),
     "our journal": in_journal(open_journal),
     "redis": in_redis,
-    "grpc": behind_proxy(optuna.storages.GrpcStorageProxy),
-    "retrying grpc": behind_proxy(RetryingProxy),
+    "grpc": behind_proxy(proxied),
+    "retrying grpc": behind_proxy(lambda host, port: RetryingStorage(f"grpc://{host}:{port}")),
 }
 
 _SERVERS = (*KINDS[1:], "redis", "grpc")
