@@ -104,7 +104,7 @@ def _draw(info: _EvolutionInfo) -> "go.Figure":
             col=1,
         )
     _style.zero_line(figure, steps, row=1, col=1)
-    baseline = "" if info.baseline is None else f" ({info.baseline}: baseline, before training)"
+    baseline = "" if info.baseline is None else f" ({info.baseline}: baseline)"
     figure.update_xaxes(title_text=f"step{baseline}", zeroline=False, row=1, col=1)
     figure.update_xaxes(tickformat="d", nticks=min(len(steps) + 1, 8), row=1, col=1)
     figure.update_yaxes(title_text=_style.EXPONENT_AXIS, row=1, col=1)
