@@ -12,7 +12,7 @@ def test_the_speed_benchmark_prints_its_tables(tmp_path):
     options = ["--sizes", "16,24", "--repeats", "1", "--out", str(tmp_path)]
     result = CliRunner().invoke(speed.main, options, catch_exceptions=False)
     assert result.exit_code == 0
-    for name in (*speed.ARCHITECTURES, "Promised and measured", "float64 QR", "MiB"):
+    for name in (*speed.ARCHITECTURES, "Target and measured", "float64 QR", "MiB"):
         assert name in result.output
     assert (tmp_path / "speed.html").stat().st_size > 1000
 

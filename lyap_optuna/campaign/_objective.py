@@ -48,7 +48,10 @@ def check_name(name: str, folder: str) -> None:
         inside = None if found is None else found.submodule_search_locations
         found = None if inside is None else PathFinder.find_spec(".".join(parts[:i]), [*inside])
     if found is None:
-        raise ValueError(f"The objective {name} cannot be imported: there is no module {module!r}.")
+        raise ValueError(
+            f"The objective {name} cannot be imported: there is no module {module!r} in {folder}, "
+            "nor among the installed ones."
+        )
     source = Path(found.origin or "")
     if source.suffix != ".py" or not source.is_file():
         return

@@ -257,7 +257,7 @@ def _report(
     if pruned is not None:
         named = f"{of} --study-name {study.study_name}"
         why = f"{ours} explain {named} --trial-number {pruned}"
-        print_line(console, f"Why a trial was not gone on with: {why}")
+        print_line(console, f"Why trial {pruned} was not trained further: {why}")
 
 
 _FOUND = {

@@ -49,9 +49,19 @@ LEGEND = (
 )
 @_storage.study_options
 @click.option(
-    "--orders", default=20, show_default=True, type=click.IntRange(min=1), help="Random orders."
+    "--orders",
+    default=20,
+    show_default=True,
+    type=click.IntRange(min=1),
+    help="How many random orders of the trials.",
 )
-@click.option("--jobs", default=1, show_default=True, type=click.IntRange(min=1), help="Processes.")
+@click.option(
+    "--jobs",
+    default=1,
+    show_default=True,
+    type=click.IntRange(min=1),
+    help="How many processes replay at once.",
+)
 @click.option(
     "--pruner",
     "pruners",

@@ -33,7 +33,7 @@ def skill(
     """Show which evidence predicts the final value of a study, how early, and how surely.
 
     Then what the exponents themselves added to all other evidence, what pruning saved and what it
-    lost, where that can be known, and what to hold against these numbers.
+    lost, where that can be known, and caveats.
     """
     study = _storage.load_study(storage, storage_class, study_name)
     if output_format == "table":

@@ -72,8 +72,8 @@ def _best_words(numbers: Numbers) -> list[str]:
     readout = best.readouts[step]
     words = (
         f"**The best trial** is {best.number}, with value {numbers.study.best_value:.4g}. Its "
-        f"maximum exponent at step {step} is {readout.max:.3g} nats/step: over 100 time steps "
-        f"{_after(readout.max, 100)}."
+        f"maximum exponent at step {step} is {readout.max:.3g} nats/step: a small change of the "
+        f"state {_pace(readout.max)}."
     )
     if best.baseline is not None and best.baseline != step:
         before = best.readouts[best.baseline].max
@@ -89,18 +89,14 @@ def _layer(name: str) -> str:
     return f"`{name}`" if re.fullmatch(r"[A-Za-z0-9_.]{1,60}", name) else "(a layer)"
 
 
-def _after(exponent: float, steps: int) -> str:
-    """Say what a perturbation becomes: exp(exponent * steps)."""
-    growth = exponent * steps
-    if abs(growth) < 0.05:
-        return "a small change of the state stays as it is, within 5 %"
-    if growth < 0:
-        left = math.exp(growth)
-        return "a small change of the state fades to " + (
-            f"{left:.0%}".replace("%", " %") if left >= 0.01 else "less than 1 %"
-        )
-    factor = f"{math.exp(growth):.3g}" if growth < 14 else "more than a million"
-    return f"a small change of the state grows {factor} times"
+def _pace(exponent: float) -> str:
+    """Say how fast a perturbation changes: the time in which it doubles or halves."""
+    if abs(exponent) > math.log(2):
+        return f"is {math.exp(exponent):.2g} times as large at each next time step"
+    if abs(exponent) * 1000 < math.log(2):
+        return "neither doubles nor halves within 1,000 time steps"
+    time = math.log(2) / abs(exponent)
+    return f"{'doubles' if exponent > 0 else 'halves'} every {float(f'{time:.2g}'):g} time steps"
 
 
 def _exponent_words(numbers: Numbers) -> list[str]:

@@ -58,9 +58,9 @@ def another(name: str, module: nn.Module | None) -> str:
     """Say that a layer is not what its weights say."""
     kind = "The layer" if module is None else type(module).__name__
     return (
-        f"{kind} {name!r} computes something else than its weights say, where it cannot be "
-        "followed: what could be measured would be another network. Pass a "
-        "lyap_optuna.RecurrentDynamics with its step function."
+        f"{kind}{f' {name!r}' if name else ''}: a step rebuilt from its weights differs from its "
+        "own, which cannot be followed, so that only another network's exponents could be "
+        "measured. Pass a lyap_optuna.RecurrentDynamics with its step function."
     )
 
 

@@ -98,6 +98,11 @@ class AddedSkill:
         """What was added: ``skill - without``."""
         return self.skill - self.without
 
+    @property
+    def measured(self) -> str:
+        """The difference and its 80 % interval, as text."""
+        return f"{self.difference:+.2f} ({self.lower:+.2f} to {self.upper:+.2f})"
+
     def __str__(self) -> str:
         beyond = (
             "which is more than chance explains"

@@ -93,7 +93,7 @@ def report_page(
         _prediction_skill.FIGURE.id: _prediction_skill.skill_lines(summary.skills) or None,
     }
     numbers = Numbers(study, at_hand)
-    caveats = Section("What to hold against these numbers", points=summary.caveats)
+    caveats = Section("Caveats", points=summary.caveats)
     most = FIGURE_BYTES
     while True:
         figures = _figures(numbers, most)

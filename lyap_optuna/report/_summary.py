@@ -1,4 +1,4 @@
-"""What a study found: skill, pruning, ranking, and what to hold against these numbers."""
+"""What a study found: skill, pruning, ranking, and caveats."""
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -41,7 +41,7 @@ class StudySummary:
         steps_saved: Steps that pruned trials were short of the longest COMPLETE one.
         paused: Whether trials have rested; what was saved is not known then.
         loss: What pruning lost; None of several objectives.
-        caveats: What to hold against these numbers, a sentence or two each.
+        caveats: What makes these numbers less certain than they look, a sentence or two each.
         steps: The steps that were asked for; empty for the usual ones.
     """
 
@@ -71,9 +71,11 @@ class StudySummary:
 
     @property
     def added_in_words(self) -> str:
-        """What the exponents themselves added, at the first step at which that is known."""
-        if self.added:
-            return str(self.added[0])
+        """What the exponents themselves added, at each step that is shown."""
+        shown = [added for added in self.added if added.step in self.shown_steps]
+        if shown:
+            later = [f"{added.measured} at step {added.step}" for added in shown[1:]]
+            return str(shown[0]) + (f" It was {' and '.join(later)}." if later else "")
         return (
             "What the exponents themselves added is not known: it takes readouts, other evidence, "
             "and some trials that ran to their end."

@@ -414,7 +414,7 @@ def print_rows(console: Console, rows: list[Row]) -> None:
 
 def print_figures(console: Console, figures: list[Figure]) -> None:
     """Print what was promised beside what was measured."""
-    table = Table(title="Promised and measured")
+    table = Table(title="Target and measured")
     for column in ("work", "target", "measured", "met"):
         table.add_column(column)
     for f in figures:

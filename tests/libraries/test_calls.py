@@ -12,7 +12,7 @@ import lyap_optuna as lyap
 from lyap_optuna.dynamics import NotMeasurableError
 
 pytestmark = pytest.mark.usefixtures("double")
-ANOTHER = "computes something else than its weights say"
+ANOTHER = "a step rebuilt from its weights differs from its own"
 
 
 @pytest.fixture
