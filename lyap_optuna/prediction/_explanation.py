@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
+from lyap_optuna._numbers import aligned, number
 from lyap_optuna.prediction._audit import audited
 from lyap_optuna.prediction._ranking import NO_READOUTS, TrialPrediction, ranked
 from lyap_optuna.prediction._study import TOP_FRACTION, StudyModels, model_step
@@ -139,11 +140,11 @@ def explained(study: Study, trial_numbers: Iterable[int]) -> list[Explanation]:
     trials = study.get_trials(deepcopy=False)
     chosen = []
     by_number = {trial.number: trial for trial in trials}
-    for number in trial_numbers:
-        if number not in by_number:
+    for asked in trial_numbers:
+        if asked not in by_number:
             held = f"it has trials 0 to {len(trials) - 1}" if trials else "it has none"
-            raise ValueError(f"Study {study.study_name!r} has no trial {number!r}; {held}.")
-        chosen.append(by_number[number])
+            raise ValueError(f"Study {study.study_name!r} has no trial {asked!r}; {held}.")
+        chosen.append(by_number[asked])
     # Before the ranking updates the models: a view of the trial alone does not need them.
     views = [models.seen(trial) for trial in chosen]
     ranking = ranked(models, study)
@@ -302,8 +303,8 @@ def _row(step: ExplainedStep) -> dict[str, str]:
     row = {
         "step": "before" if step.before_training else str(step.step),
         "reported": _number(step.value),
-        "max λ": _number(step.max, ".3g"),
-        "moved": _number(step.displacement, "+.2g"),
+        "max λ": _number(step.max),
+        "moved": _number(step.displacement, sign=True),
         "predicted": "",
         "80 % interval": "",
         "chance": "",
@@ -334,14 +335,14 @@ _SPARE = ("moved", "max λ", "reported", "80 % interval", "needed")
 """Columns that a narrow terminal does without, the first of them first."""
 
 
-def _number(value: float | None, digits: str = ".4g") -> str:
-    return "" if value is None else format(value, digits)
+def _number(value: float | None, *, sign: bool = False) -> str:
+    return "" if value is None else number(value, sign=sign)
 
 
 def _span(decision: Decision) -> str:
     if decision.predicted_value is None or decision.lower is decision.upper is None:
         return ""
-    lower, upper = _number(decision.lower, ".3g"), _number(decision.upper, ".3g")
+    lower, upper = _number(decision.lower), _number(decision.upper)
     if not lower or not upper:
         return f"{upper} or less" if upper else f"{lower} or more"
     return f"{lower} to {upper}"
@@ -357,6 +358,10 @@ def _aligned(rows: list[dict[str, str]], width_limit: int | None = None) -> list
     """Return rows below their headings, words to the left, numbers to the right."""
     if not rows:
         return []
+    whole = rows
+    for key in {"reported", "max λ", "moved", "predicted"} & rows[0].keys():
+        texts = aligned([row[key] for row in rows])
+        rows = [row | {key: text} for row, text in zip(rows, texts, strict=True)]
     left = {"80 % interval", "verdict"}
     width = {key: max(len(key), *(len(row[key]) for row in rows)) for key in rows[0]}
 
@@ -371,7 +376,7 @@ def _aligned(rows: list[dict[str, str]], width_limit: int | None = None) -> list
     if width_limit is not None and len(rule) > width_limit:
         for spare in _SPARE:
             if spare in rows[0]:
-                fewer = [{k: text for k, text in row.items() if k != spare} for row in rows]
+                fewer = [{k: text for k, text in row.items() if k != spare} for row in whole]
                 return _aligned(fewer, width_limit)
     return [line({key: key for key in rows[0]}), rule, *map(line, rows)]
 

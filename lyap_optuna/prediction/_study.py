@@ -172,9 +172,13 @@ class StepModel:
         return () if self.posterior is None else self.posterior.kinds
 
     @property
-    def shares(self) -> dict[str, tuple[float, float, float]]:
-        """By kind, the share of the variance that it explains: mean, lower, upper end of 80 %."""
+    def shares(self) -> dict[str, float]:
+        """By kind, the share of the variance that it is expected to explain: the mean."""
         return {} if self.posterior is None else self.posterior.shares
+
+    def share_quantiles(self, *levels: float) -> dict[str, tuple[float, ...]]:
+        """Return, by kind, quantiles of the share of the variance that it explains."""
+        return {} if self.posterior is None else self.posterior.share_quantiles(*levels)
 
     @cached_property
     def _out_of_fold(self) -> Prediction:
@@ -260,7 +264,7 @@ class StepModel:
             "top_fraction": self._top_fraction,
             "probability": predicted.probability,
             "evidence": self.kinds,
-            "shares": {kind: share for kind, (share, _, _) in self.shares.items()},
+            "shares": self.shares,
             "skill": self.skill,
             "n_trials": self.n_complete,
         }
@@ -328,7 +332,7 @@ class StudyModels:
     ) -> None:
         self.sign = sign
         self._ordered = ordered
-        self._kinds = tuple(kinds)
+        self.kinds = tuple(kinds)
         self._top_fraction = top_fraction
         self._state: str | None = None
         self._counting: str | None = None
@@ -355,7 +359,7 @@ class StudyModels:
     def of(self, kinds: Sequence[str]) -> "StudyModels":
         """Return models of some kinds of evidence alone, on the trials read so far."""
         other = copy.copy(self)
-        other._kinds, other._models = tuple(kinds), OrderedDict()
+        other.kinds, other._models = tuple(kinds), OrderedDict()
         return other
 
     @property
@@ -506,7 +510,7 @@ class StudyModels:
         model = self._models.get((size, step))
         if model is None:
             rows = [view for view in self._finished[:size] if view.reached(step)]
-            model = StepModel(rows, step, self._kinds, self.sign, self._top_fraction)
+            model = StepModel(rows, step, self.kinds, self.sign, self._top_fraction)
             for key in [key for key in self._models if key[0] < size]:
                 del self._models[key]
             self._models[size, step] = model
