@@ -5,8 +5,8 @@ import csv
 import errno
 import io
 import json
-import math
 import logging
+import math
 import os
 import re
 import signal
