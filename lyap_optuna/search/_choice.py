@@ -9,7 +9,8 @@ import numpy as np
 from optuna.trial import FrozenTrial, Trial
 
 from lyap_optuna._warnings import LyapunovWarning
-from lyap_optuna.prediction._study import StepModel, StepPrediction, StudyModels, model_step
+from lyap_optuna.prediction._step_model import StepModel, StepPrediction
+from lyap_optuna.prediction._study import StudyModels, model_step
 from lyap_optuna.prediction.evidence import TrialView
 from lyap_optuna.records import Decision, baseline_step, read_readouts
 from lyap_optuna.search._drivers import Driver

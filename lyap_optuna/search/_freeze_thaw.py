@@ -8,7 +8,8 @@ from typing import Literal
 import numpy as np
 from optuna.study import Study
 
-from lyap_optuna.prediction._study import TOP_FRACTION, StudyModels
+from lyap_optuna.prediction._step_model import TOP_FRACTION
+from lyap_optuna.prediction._study import StudyModels
 from lyap_optuna.prediction.evidence import check_evidence
 from lyap_optuna.search._budget import Budget
 from lyap_optuna.search._choice import Choice
