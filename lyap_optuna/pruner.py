@@ -280,9 +280,9 @@ def required_chance(at_most: float, explained: float, done: int, total: int) -> 
     """Return the chance of ending among the best that a trial needs after some of its reports.
 
     A trial goes on while its chance times the worth of a trial among the best exceeds the cost of
-    training to its next check: as many epochs again as it has had, as in successive halving (one if
-    it has had none), or what is left if that is less. Those epochs could train new trials instead,
-    which are cheaper the more the evidence explains, because the poor ones are soon found out.
+    training to its next check: one epoch more than it has had, about as in successive halving, or
+    what is left if that is less. Those epochs could train new trials instead, which are cheaper
+    the more the evidence explains, because the poor ones are soon found out.
     Where it explains nothing, nothing is gained by pruning.
 
     Args:

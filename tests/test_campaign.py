@@ -118,7 +118,7 @@ def test_the_time_limit_ends_a_run_whose_worker_was_killed_beside_its_child(tmp_
 
 
 def test_a_worker_that_a_thread_keeps_is_killed_when_it_has_nothing_to_do(tmp_path, monkeypatch):
-    monkeypatch.setattr("lyap_optuna.campaign._pool.EXIT_SECONDS", 0.5)
+    monkeypatch.setattr("lyap_optuna.campaign._local.EXIT_SECONDS", 0.5)
     campaign = Campaign(tmp_path, objective="toy:leaves_a_thread", trials=2)
     campaign.run()
     assert counts(campaign.trials) == {"COMPLETE": 2}
@@ -196,7 +196,7 @@ def held_by(cluster: Any) -> list[Any]:
     def runs() -> list[str]:
         from lyap_optuna.campaign import _dask
 
-        return list(_dask._dask_workers)
+        return list(_dask._runs)
 
     with Client(cluster, set_as_default=False) as client:
         return [run for answer in client.run(runs).values() for run in answer]

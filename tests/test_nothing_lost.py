@@ -4,6 +4,7 @@ import contextlib
 import datetime
 import inspect
 import os
+import re
 import signal
 import sqlite3
 import subprocess
@@ -23,14 +24,16 @@ import torch
 from _campaigns import EPOCHS, Campaign, assert_whole, counts, wait_for
 from _own_servers import Wire, free_port, own_server
 from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
-from optuna.storages import GrpcStorageProxy, RDBStorage
+from optuna.storages import BaseStorage, GrpcStorageProxy, RDBStorage
 from optuna.storages._grpc.server import make_server
+from optuna.storages._heartbeat import BaseHeartbeat
 from optuna.trial import TrialState
 
 import lyap_optuna as lyap
 from lyap_optuna.campaign import CampaignError, RetryingStorage, open_storage
-from lyap_optuna.campaign._storage import RetryingProxy, _Patient, is_transient, patiently
+from lyap_optuna.campaign._storage import _REPEATED, _Database, is_transient, patiently
 from lyap_optuna.records import ReadoutRecord, read_readouts, write_readouts
+from lyap_optuna.records._storages import engine_of
 
 pytestmark = pytest.mark.filterwarnings("ignore:Heartbeat of storage:UserWarning")
 
@@ -335,7 +338,7 @@ def test_a_connection_that_is_cut_while_trials_are_read_is_opened_again(new_data
                 other.execute(sa.text(kill.format(session)))
 
     reader = RetryingStorage(url, retry_seconds=30)
-    sa.event.listen(reader.engine, "before_cursor_execute", cut_once)
+    sa.event.listen(engine_of(reader), "before_cursor_execute", cut_once)
     trials = reader.get_all_trials(study._study_id)
     assert cut
     assert [trial.values for trial in trials] == [[0.0], [1.0], [2.0]]
@@ -484,7 +487,7 @@ def test_waiting_for_a_proxy_is_bounded_and_a_refusal_is_not_waited_for(proxy):
         trial.report(1.0, 1)
     with pytest.raises(KeyError):
         study._storage.get_trial(99)
-    impatient = RetryingProxy("localhost", proxy.port, retry_seconds=0.5)
+    impatient = RetryingStorage(url, retry_seconds=0.5)
     proxy.stop()
     with pytest.raises(grpc.RpcError):
         impatient.get_all_studies()
@@ -496,7 +499,7 @@ class Unavailable(grpc.RpcError):
 
 
 def test_a_proxy_whose_answer_is_lost_makes_no_second_trial(proxy, monkeypatch):
-    storage = RetryingProxy("localhost", proxy.port, retry_seconds=30)
+    storage = RetryingStorage(f"grpc://localhost:{proxy.port}", retry_seconds=30)
     study = optuna.create_study(storage=storage)
     trial = study.ask()
     trial_id = trial._trial_id
@@ -508,7 +511,8 @@ def test_a_proxy_whose_answer_is_lost_makes_no_second_trial(proxy, monkeypatch):
         "SetTrialStateValues": lambda: study.tell(trial, 0.25),
     }
     for name, write in writes.items():
-        send, lost = getattr(storage._stub, name), []
+        stub, lost = storage._backend._stub, []
+        send = getattr(stub, name)
 
         def answer(request, send=send, lost=lost):
             done = send(request)
@@ -517,7 +521,7 @@ def test_a_proxy_whose_answer_is_lost_makes_no_second_trial(proxy, monkeypatch):
                 raise Unavailable
             return done
 
-        monkeypatch.setattr(storage._stub, name, answer)
+        monkeypatch.setattr(stub, name, answer)
         write()
         assert lost, name
     trials = study.get_trials()
@@ -533,7 +537,7 @@ class LoseAnswer:
 
     def __init__(self, storage: RetryingStorage, monkeypatch: pytest.MonkeyPatch) -> None:
         self._armed = False
-        dialect = storage.engine.dialect
+        dialect = engine_of(storage).dialect
         commit = dialect.do_commit
         error = dialect.loaded_dbapi.OperationalError(2013, "lost")
         if dialect.name == "sqlite":
@@ -600,7 +604,7 @@ def test_a_waiting_trial_that_may_have_been_taken_is_left_with_a_heartbeat(unsur
     storage, trial_id = study._storage, study.get_trials()[0]._trial_id
     lose.once(lambda: storage.set_trial_state_values(trial_id, TrialState.RUNNING))
     assert study.ask().number == 1
-    with storage._backend.engine.connect() as connection:
+    with engine_of(storage).connect() as connection:
         query = sa.text("SELECT trial_id FROM trial_heartbeats")
         assert connection.execute(query).scalars().all() == [trial_id]
 
@@ -767,19 +771,24 @@ def test_clocks_that_differ_by_hours_make_no_worker_stale(server_database_url, m
 # What Optuna must not change unnoticed
 
 
-def _opens_a_session(function: object) -> bool:
-    return inspect.isfunction(function) and "_create_scoped_session(" in inspect.getsource(function)
+def methods(kind: type) -> set[str]:
+    return {name for name, it in vars(kind).items() if inspect.isfunction(it)}
 
 
-def test_every_method_of_optunas_database_storage_that_opens_a_session_is_repeated() -> None:
-    opening = {name for name, it in vars(RDBStorage).items() if _opens_a_session(it)}
-    repeated = {name for kind in (RetryingStorage, _Patient) for name in vars(kind)}
-    assert opening - repeated == {"delete_study"}  # a campaign deletes none
-    assert {"_create_new_trial", "_set_trial_param", "_get_trials"} <= opening
+def test_every_call_of_optunas_storages_is_repeated_or_made_of_such() -> None:
+    ours = {*_REPEATED, *methods(RetryingStorage)}
+    for kind in (BaseStorage, BaseHeartbeat):
+        for name in methods(kind) - ours - {"check_trial_is_updatable"}:  # which asks nothing
+            used = set(re.findall(r"self\.(\w+)\(", inspect.getsource(getattr(kind, name))))
+            assert used, name
+            assert used <= ours, name
 
 
-@pytest.mark.parametrize("name", ["_create_new_trial", "_get_prepared_new_trial"])
-def test_the_private_methods_that_are_replaced_are_those_of_optuna(name: str) -> None:
+def test_the_private_method_that_is_replaced_is_that_of_optuna() -> None:
+    name = "_get_prepared_new_trial"
     theirs = inspect.signature(getattr(RDBStorage, name)).parameters
-    assert list(inspect.signature(getattr(RetryingStorage, name)).parameters) == list(theirs)
-    assert "self._get_prepared_new_trial(" in inspect.getsource(RDBStorage._create_new_trial)
+    assert list(inspect.signature(getattr(_Database, name)).parameters) == list(theirs)
+    source = inspect.getsource(RDBStorage._create_new_trial)
+    lock = source.index("for_update=True")
+    assert lock < source.index(f"self.{name}(study_id, template_trial, session)")
+    assert methods(_Database) & methods(RDBStorage) == {"__init__", name}

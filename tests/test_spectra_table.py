@@ -24,6 +24,7 @@ from test_probe import same, train
 from torch import nn
 
 import lyap_optuna as lyap
+from lyap_optuna.campaign import RetryingStorage
 from lyap_optuna.cli import main
 from lyap_optuna.records import (
     SpectraError,
@@ -898,21 +899,26 @@ def test_behind_a_grpc_proxy(database_url, log):
 
 
 def test_every_way_to_an_rdb_storage_is_recognised(new_database):
-    class Retrying(RDBStorage):
-        calls = 0
-
-        def _repeat(self, call):
-            self.calls += 1
-            return call()
-
     url = new_database("sqlite")
-    retrying = Retrying(url)
-    for storage in (url, RDBStorage(url), retrying):
+    for storage in (url, RDBStorage(url), RetryingStorage(url)):
         study = optuna.create_study(storage=storage)
-        assert type(study._storage).__name__ == "_CachedStorage"
         write(study.ask())
         assert len(lyap.load_spectra(study)) == 1
-    assert retrying.calls == 1  # a storage that waits for its database repeats spectra too
+
+
+def test_a_storage_that_waits_for_its_database_repeats_spectra_too(new_database, monkeypatch):
+    study = optuna.create_study(storage=RetryingStorage(new_database("sqlite")))
+    failures, create = [sa.exc.TimeoutError()], _table.create
+
+    def create_at_last(engine):
+        if failures:
+            raise failures.pop()
+        create(engine)
+
+    monkeypatch.setattr(_table, "create", create_at_last)
+    write(study.ask())
+    assert not failures
+    assert len(lyap.load_spectra(study)) == 1
 
 
 # Cost -------------------------------------------------------------------------------------------

@@ -20,7 +20,6 @@ from lyap_optuna.campaign._worker import (
     Result,
     Worker,
     WorkerSpec,
-    _dask_workers,
     told,
 )
 
@@ -40,19 +39,19 @@ class DaskPool(Pool):
     gone. The processes of the cluster ask for them, and stop when they are no longer there.
 
     Args:
-        spec: The campaign.
-        dask: An address, or the cluster to start.
-        n_workers: Trials at a time; None for as many as the cluster has threads.
+        spec: The campaign; ``dask`` of its file is an address or the cluster to start, and
+            ``workers`` how many trials run at a time, by default as many as it has threads.
 
     Raises:
         OSError: No scheduler answers.
     """
 
-    def __init__(self, spec: WorkerSpec, dask: Dask, n_workers: int | None) -> None:
+    def __init__(self, spec: WorkerSpec) -> None:
         import distributed
 
+        dask = spec.config.dask
+        assert dask is not None
         self._spec = spec
-        self._n_workers = n_workers
         self._cluster = _start_cluster(dask) if dask.cluster is not None else None
         try:
             self._client = distributed.Client(
@@ -83,7 +82,7 @@ class DaskPool(Pool):
         if time.monotonic() - self._asked > _ASK_SECONDS:
             self._threads = sum(self._client.nthreads().values())
             self._asked = time.monotonic()
-        return min(self._threads, self._n_workers or self._threads)
+        return min(self._threads, self._spec.config.workers or self._threads)
 
     def submit(self, turn: Turn) -> None:
         """Give an idle worker a turn."""
@@ -160,7 +159,7 @@ def _takes_jobs(cluster: Any) -> bool:
 # In the processes of the cluster
 
 
-class _Run:
+class _RunHere:
     """What one process of the cluster holds of a run: a worker in each thread."""
 
     def __init__(self, run: str) -> None:
@@ -183,6 +182,9 @@ class _Run:
         _end(run, interrupted=True)
 
 
+_runs: dict[str, _RunHere] = {}
+"""What this process holds of each run; nothing is left when the run has ended."""
+
 _lock = threading.Lock()
 
 
@@ -196,7 +198,7 @@ def dask_task(spec: WorkerSpec, turn: Turn, index: int) -> Result:
     try:
         with _lock:
             keep_collector_out_of_frames()
-            here = _dask_workers[spec.run] = _dask_workers.get(spec.run) or _Run(spec.run)
+            here = _runs[spec.run] = _runs.get(spec.run) or _RunHere(spec.run)
         worker = here.workers.get(threading.get_ident())
         if worker is None:
             worker = Worker(spec, index, here.stop, lambda number, epochs: None)
@@ -221,7 +223,7 @@ async def end_rest(run: str, interrupted: bool) -> list[Result]:
 
 def _end(run: str, interrupted: bool) -> list[Result]:
     with _lock:
-        here = _dask_workers.pop(run, None)
+        here = _runs.pop(run, None)
     if here is None:
         return []
     here.stop.set()

@@ -17,8 +17,9 @@ from optuna.trial import FrozenTrial
 
 from lyap_optuna.campaign._config import CampaignConfig, CampaignFileError, Dask
 from lyap_optuna.campaign._dask import DaskPool
+from lyap_optuna.campaign._local import LocalPool
 from lyap_optuna.campaign._objective import check_name
-from lyap_optuna.campaign._pool import Event, LocalPool, Pool
+from lyap_optuna.campaign._pool import Event, Pool
 from lyap_optuna.campaign._recovery import (
     marked,
     process_is_gone,
@@ -30,7 +31,10 @@ from lyap_optuna.campaign._storage import open_storage, storage_of
 from lyap_optuna.campaign._strategies import Strategy
 from lyap_optuna.campaign._worker import Ended, Secret, WorkerSpec, strategy_of
 
-_POLL_SECONDS = 0.2
+_POLL_SECONDS = 0.2  # how soon a signal or the time limit is noticed
+
+POOLS: dict[str, type[Pool]] = {"dask": DaskPool, "local": LocalPool}
+"""Where trials can run; what of the file is about it says which."""
 
 
 class View:
@@ -93,34 +97,34 @@ def run_campaign(
         ValueError: Storage and workers do not go together, or there is no such objective.
     """
     view = view or View()
-    where = Dask(address=dask) if dask is not None else config.dask
-    n_workers = config.workers or (None if where is not None else 1)
-    url = storage_of(config, n_workers or 2)
-    if where is not None and not ("://" in url and not url.startswith("sqlite")):
+    if dask is not None:
+        config = config.model_copy(update={"dask": Dask(address=dask)})
+    url = storage_of(config, config.workers or (1 if config.dask is None else 2))
+    if config.dask is not None and not ("://" in url and not url.startswith("sqlite")):
         raise ValueError(
             "Workers of a Dask cluster meet in a database that all their machines reach: name one "
             "in the file (storage: postgresql+psycopg://user@host/name, or grpc://host:port)."
         )
     one_machine = "://" not in url or url.startswith("sqlite")
-    if where is None:
+    if config.dask is None:
         check_name(config.objective, str(config.path.parent))  # before anything is written
     study = open_study(config, url)
     spec = WorkerSpec(
         config,
         Secret(url),
         (str(config.path.parent),),
-        _threads(config, n_workers, where),
+        _threads(config),
         run=uuid.uuid4().hex,
     )
     sole = SoleRun(study, spec.run, one_machine=one_machine, note=view.note)
     try:
-        return _run(spec, study, sole, where, one_machine, view)
+        return _run(spec, study, sole, one_machine, view)
     finally:
         sole.release()
 
 
 def _run(
-    spec: WorkerSpec, study: Study, sole: SoleRun, where: Dask | None, one_machine: bool, view: View
+    spec: WorkerSpec, study: Study, sole: SoleRun, one_machine: bool, view: View
 ) -> CampaignResult:
     config, strategy = spec.config, strategy_of(spec.config)
     _recover_earlier_runs(study, strategy, one_machine, view)
@@ -128,12 +132,8 @@ def _run(
     if strategy.missing(trials) == 0:
         return CampaignResult()
     view.started(study, strategy.tried(trials), config.trials)
-    pool: Pool
     with _signals() as signals:
-        if where is not None:
-            pool = DaskPool(spec, where, config.workers)
-        else:
-            pool = LocalPool(spec, config.workers or 1)
+        pool = POOLS["local" if config.dask is None else "dask"](spec)
         campaign = _Run(spec, study, sole, strategy, pool, view, signals)
         try:
             campaign.until_done()
@@ -192,13 +192,13 @@ def _recover_earlier_runs(study: Study, strategy: Strategy, one_machine: bool, v
     repeat_interrupted(study)
 
 
-def _threads(config: CampaignConfig, n_workers: int | None, where: Dask | None) -> int:
+def _threads(config: CampaignConfig) -> int:
     if config.threads_per_worker is not None:
         return config.threads_per_worker
-    if where is not None:
+    if config.dask is not None:
         return 1
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return max((cores or 1) // (n_workers or 1), 1)
+    return max((cores or 1) // (config.workers or 1), 1)
 
 
 class _Run:
@@ -221,6 +221,7 @@ class _Run:
         self._signals = signals
         self._result = CampaignResult()
         self._n_failures = 0
+        self._all_left = False  # whether each worker was asked to end, by others than this parent
         self._error: str | None = None
         limit = spec.config.time_limit
         self._deadline = None if limit is None else time.monotonic() + limit
@@ -280,7 +281,7 @@ class _Run:
         """Give idle workers turns; whether there is more to do."""
         while turn := self._strategy.turn(trials, self._pool.running, self._pool.alive):
             if self._pool.idle == 0:
-                if self._pool.alive == 0 and isinstance(self._pool, LocalPool):
+                if self._all_left:
                     self._stop("interrupted", "All workers were stopped.")
                 return True
             self._pool.submit(turn)
@@ -309,6 +310,7 @@ class _Run:
         if event.kind == "broken":
             self._give_up(f"Worker {event.worker} cannot work: {event.message}")
             return False
+        self._all_left = event.kind == "stopped" and self._pool.alive == 0
         if event.kind == "died":
             self._died(event)
         elif event.result is not None:

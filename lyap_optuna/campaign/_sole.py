@@ -13,6 +13,8 @@ from lyap_optuna.campaign._recovery import is_local, owner, process_is_gone
 
 _RUN = "lyapunov:campaign_run"
 _BEAT_SECONDS = 10.0
+"""How often a run shows that it lives: a write, and a third of a minute to see that one is gone."""
+
 _SETTLE_SECONDS = 0.5
 """How long a run that begins waits for another that begins in the same moment: a write or two."""
 

@@ -1,13 +1,14 @@
 """Where a campaign keeps its study, and a storage that outlives a restart of the database."""
 
+import copy
 import json
 import logging
 import sqlite3
 import sys
+import threading
 import uuid
 import warnings
 from collections.abc import Callable, Sequence
-from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -35,8 +36,12 @@ _logger = get_logger(__name__)
 _T = TypeVar("_T")
 
 _CREATED = "lyapunov:created"
-_CONNECT_SECONDS = 10
+_CONNECT_SECONDS = 10  # a server that takes longer to say that it is there is counted as absent
+# SQLSTATEs: no connection, the operator intervened, serialisation, deadlock, too many connections,
+# no lock.
 _TRANSIENT_STATES = ("08", "57P", "40001", "40P01", "53300", "55P03")
+# PyMySQL's own for a closed socket, too many connections, shutdown, no lock, deadlock, killed, no
+# socket, no host, server gone, lost while asking, idle for too long.
 _TRANSIENT_MYSQL = frozenset({0, 1040, 1053, 1205, 1213, 1927, 2002, 2003, 2006, 2013, 4031})
 _TRANSIENT_SQLITE = frozenset({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED})
 
@@ -75,76 +80,72 @@ def _driver_says_transient(error: BaseException | None) -> bool:
     return "authentication failed" not in str(error)  # PostgreSQL refuses, or is not there yet
 
 
-class _Patient(BaseStorage):
-    """Repeats what failed because the other side did not answer."""
-
-    _retry_seconds: float
-
-    def _repeat(self, call: Callable[[], _T]) -> _T:
-        if _repeating.get():  # within a call that is repeated as a whole
-            return call()
-        token = _repeating.set(True)
-        try:
-            return patiently(call, self._retry_seconds, self._unanswered)
-        finally:
-            _repeating.reset(token)
-
-    def set_trial_state_values(
-        self, trial_id: int, state: TrialState, values: Sequence[float] | None = None
-    ) -> bool:
-        """Set state and values; see :class:`optuna.storages.BaseStorage`."""
-        write = super().set_trial_state_values  # type: ignore[safe-super]
-        lost_answer = False
-
-        def attempt() -> bool:
-            nonlocal lost_answer
-            try:
-                done = write(trial_id, state, values)
-            except UpdateFinishedTrialError:
-                if not lost_answer:
-                    raise
-                stored = self.get_trial(trial_id)
-                if stored.state == state and (values is None or stored.values == list(values)):
-                    return True
-                raise
-            except Exception:
-                lost_answer = True
-                raise
-            taken = lost_answer and not done and state == TrialState.RUNNING
-            if taken and isinstance(self, BaseHeartbeat):
-                self.record_heartbeat(trial_id)
-            return done
-
-        return self._repeat(attempt)
-
-    def _unanswered(self) -> None:
-        """Take note that a call has failed and is to be repeated."""
+# Reading, and the writes whose second time equals the first. All else that Optuna's storages have
+# is written below or made of these; a test holds that against Optuna.
+_REPEATED = (
+    "create_new_study",  # a second time it exists already, which a campaign expects
+    "set_study_user_attr",
+    "set_study_system_attr",
+    "get_study_id_from_name",
+    "get_study_name_from_id",
+    "get_study_directions",
+    "get_study_user_attrs",
+    "get_study_system_attrs",
+    "get_all_studies",
+    "set_trial_param",  # the database refuses a second row, and Optuna ignores that
+    "set_trial_intermediate_value",
+    "set_trial_user_attr",
+    "set_trial_system_attr",
+    "get_trial_id_from_study_id_trial_number",
+    "get_trial",
+    "get_all_trials",
+    "get_best_trial",
+    "record_heartbeat",
+    "_get_stale_trial_ids",
+    "get_heartbeat_stale_trial_callback",
+)
 
 
-class RetryingStorage(_Patient, RDBStorage):
-    """Optuna's database storage, which waits for a database that does not answer.
+def _repeated(name: str) -> Callable[..., Any]:
+    def method(self: "RetryingStorage", *args: Any, **kwargs: Any) -> Any:
+        return self.repeat(lambda: getattr(self._backend, name)(*args, **kwargs))
+
+    method.__name__ = name
+    return method
+
+
+_Repeating: Any = type(
+    "_Repeating", (BaseStorage, BaseHeartbeat), {name: _repeated(name) for name in _REPEATED}
+)
+
+
+class RetryingStorage(_Repeating):  # type: ignore[misc]  # its methods are made from their names
+    """A database, or a gRPC proxy of Optuna's, that is waited for while it does not answer.
 
     What failed because the connection was lost, the server restarted or a lock was held is
     repeated with growing, random pauses, until ``retry_seconds`` have passed; then Optuna's error
     goes through. An answer that was lost leaves open whether the write happened, so that only
     what is safe to repeat is repeated:
 
-    * reading, and writing attributes, reports and heartbeats: the second write equals the first;
-    * a parameter: the database refuses a second row, and Optuna ignores that;
+    * reading, and writing attributes, parameters, reports and heartbeats: the second write equals
+      the first;
     * a final state: where the trial turns out to be in that state with those values, it is done;
-    * a new trial carries a token, and the repetition looks for it under the lock on the study that
-      Optuna takes, so that there is one trial and not two;
+    * a new trial carries a token, and the repetition looks for it, so that there is one trial and
+      not two;
     * taking a waiting trial: it cannot be told who took it. The repetition leaves it alone, with
       one heartbeat, so that it is failed and retried if nobody runs it.
 
-    A trial counts as stale only after its worker would have given up waiting.
+    A trial counts as stale only after its worker would have given up waiting. Proxies know no
+    heartbeats.
 
     Args:
-        url: URL of the database.
+        url: URL of a database, or ``grpc://host:port``.
         retry_seconds: How long to go on, for each call.
         heartbeat_interval: Seconds between signs of life.
-        engine_kwargs: Passed on to :func:`sqlalchemy.create_engine`, over the defaults: connections
-            are tested before use, one is kept per process and more are opened as threads need.
+
+    Raises:
+        ValueError: ``url`` begins as that of a proxy and is none.
+        ConnectionError: The proxy does not answer at all.
     """
 
     def __init__(
@@ -153,36 +154,110 @@ class RetryingStorage(_Patient, RDBStorage):
         *,
         retry_seconds: float = 120.0,
         heartbeat_interval: int = 30,
-        engine_kwargs: dict[str, Any] | None = None,
     ) -> None:
         self._retry_seconds = retry_seconds
-        self._tried: set[str] = set()
+        self._backend: BaseStorage
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ExperimentalWarning)
+            if url.startswith("grpc://"):
+                self._backend = _open_proxy(url)
+                self._backend.wait_server_ready(timeout=_CONNECT_SECONDS)
+                return
             # Of several first runs at once, each creates the tables, and one is first.
-            tenacity.Retrying(
+            database = tenacity.Retrying(
                 retry=tenacity.retry_if_exception(_came_second),
                 wait=tenacity.wait_random(0.0, 0.2),
                 stop=tenacity.stop_after_attempt(8),
                 reraise=True,
             )(
-                super().__init__,
+                _Database,
                 url,
-                engine_kwargs=_engine_options(url) | (engine_kwargs or {}),
+                engine_kwargs=_engine_options(url),
                 heartbeat_interval=heartbeat_interval,
                 grace_period=int(retry_seconds) + 2 * heartbeat_interval,
                 heartbeat_stale_trial_callback=retry_once,
             )
+        self._backend = get_storage(database)
 
-    def _create_new_trial(
-        self, study_id: int, template_trial: FrozenTrial | None = None
-    ) -> FrozenTrial:
-        fresh = _with_token(template_trial)
-        create = super()._create_new_trial
-        try:
-            return self._repeat(lambda: create(study_id, fresh))
-        finally:
-            self._tried.discard(fresh.system_attrs[_CREATED])
+    def repeat(self, call: Callable[[], _T]) -> _T:
+        """Call, and call again while the other side does not answer."""
+        return patiently(call, self._retry_seconds, self._unanswered)
+
+    def _unanswered(self) -> None:
+        if isinstance(self._backend, GrpcStorageProxy):
+            # A channel that failed would wait minutes before it tries again.
+            self._backend = copy.copy(self._backend)
+
+    def get_heartbeat_interval(self) -> int | None:
+        """Return the seconds between signs of life; None behind a proxy."""
+        backend = self._backend
+        return backend.get_heartbeat_interval() if isinstance(backend, BaseHeartbeat) else None
+
+    def delete_study(self, study_id: int) -> None:
+        """Delete a study, without a repetition: a second time there is none."""
+        self._backend.delete_study(study_id)
+
+    def remove_session(self) -> None:
+        """Close the connection of this thread."""
+        self._backend.remove_session()
+
+    def create_new_trial(self, study_id: int, template_trial: FrozenTrial | None = None) -> int:
+        """Create a trial, once."""
+        fresh = copy.copy(template_trial or optuna.trial.create_trial(state=TrialState.RUNNING))
+        token = uuid.uuid4().hex
+        fresh.system_attrs = {**fresh.system_attrs, _CREATED: token}
+        tried = False
+
+        def attempt() -> int:
+            nonlocal tried
+            if tried:
+                for trial in self._backend.get_all_trials(study_id, deepcopy=False):
+                    if trial.system_attrs.get(_CREATED) == token:
+                        return trial._trial_id
+            tried = True
+            return self._backend.create_new_trial(study_id, fresh)
+
+        return self.repeat(attempt)
+
+    def set_trial_state_values(
+        self, trial_id: int, state: TrialState, values: Sequence[float] | None = None
+    ) -> bool:
+        """Set state and values, or find that an earlier attempt did."""
+        lost_answer = False
+
+        def attempt() -> bool:
+            nonlocal lost_answer
+            try:
+                done = self._backend.set_trial_state_values(trial_id, state, values)
+            except UpdateFinishedTrialError:
+                if not lost_answer:
+                    raise
+                stored = self._backend.get_trial(trial_id)
+                if stored.state == state and (values is None or stored.values == list(values)):
+                    return True
+                raise
+            except Exception:
+                lost_answer = True
+                raise
+            taken = lost_answer and not done and state == TrialState.RUNNING
+            if taken and isinstance(self._backend, BaseHeartbeat):
+                self._backend.record_heartbeat(trial_id)
+            return done
+
+        return self.repeat(attempt)
+
+
+class _Database(RDBStorage):
+    """Optuna's database storage, in which a new trial with a token is made once.
+
+    This is the one place that replaces what is private to Optuna, and a test holds it against
+    Optuna's source. Optuna itself repeats the making of a trial, whatever failed, and only within
+    the lock on the study, which it takes for each attempt, is it known that the one before is over.
+    """
+
+    def __init__(self, url: str, **options: Any) -> None:
+        self._tried: dict[int, object] = {}  # by thread, the token that came last
+        super().__init__(url, **options)
 
     def _get_prepared_new_trial(
         self,
@@ -190,9 +265,9 @@ class RetryingStorage(_Patient, RDBStorage):
         template_trial: FrozenTrial | None,
         session: "sqlalchemy.orm.Session",
     ) -> models.TrialModel:
-        # Called by each of Optuna's own attempts too, within the lock on the study.
         token = None if template_trial is None else template_trial.system_attrs.get(_CREATED)
-        if token in self._tried:
+        thread = threading.get_ident()
+        if token is not None and self._tried.get(thread) == token:
             attribute = models.TrialSystemAttributeModel
             found = (
                 session.query(models.TrialModel)
@@ -203,12 +278,8 @@ class RetryingStorage(_Patient, RDBStorage):
             )
             if found is not None:
                 return found
-        elif isinstance(token, str):
-            self._tried.add(token)
+        self._tried[thread] = token
         return super()._get_prepared_new_trial(study_id, template_trial, session)
-
-
-_repeating: ContextVar[bool] = ContextVar("repeating", default=False)
 
 
 def _came_second(error: BaseException | None) -> bool:
@@ -221,108 +292,11 @@ def _came_second(error: BaseException | None) -> bool:
     return False
 
 
-class RetryingProxy(_Patient, GrpcStorageProxy):
-    """Optuna's gRPC proxy, which waits for a server that does not answer.
-
-    What :class:`RetryingStorage` says of its calls holds here too, but for two: the token of a new
-    trial is looked for without a lock, and a waiting trial that may have been taken gets no
-    heartbeat, which the proxy does not know.
-
-    Args:
-        host: Where the server runs.
-        port: Its port.
-        retry_seconds: How long to go on, for each call.
-    """
-
-    def __init__(self, host: str, port: int, *, retry_seconds: float = 120.0) -> None:
-        self._retry_seconds = retry_seconds
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ExperimentalWarning)
-            super().__init__(host=host, port=port)
-
-    def _unanswered(self) -> None:
-        self._setup()  # a channel that failed would wait minutes before it tries again
-
-    def create_new_trial(self, study_id: int, template_trial: FrozenTrial | None = None) -> int:
-        """Create a trial; see :class:`optuna.storages.BaseStorage`."""
-        fresh = _with_token(template_trial)
-        token = fresh.system_attrs[_CREATED]
-        create = super().create_new_trial
-        tried = False
-
-        def attempt() -> int:
-            nonlocal tried
-            if tried:
-                for trial in self.get_all_trials(study_id, deepcopy=False):
-                    if trial.system_attrs.get(_CREATED) == token:
-                        return trial._trial_id
-            tried = True
-            return create(study_id, fresh)
-
-        return self._repeat(attempt)
-
-
-def _with_token(template_trial: FrozenTrial | None) -> FrozenTrial:
-    template = template_trial or optuna.trial.create_trial(state=TrialState.RUNNING)
-    return FrozenTrial(
-        number=template.number,
-        state=template.state,
-        value=None,
-        values=template.values,
-        datetime_start=template.datetime_start,
-        datetime_complete=template.datetime_complete,
-        params=template.params,
-        distributions=template.distributions,
-        user_attrs=template.user_attrs,
-        system_attrs={**template.system_attrs, _CREATED: uuid.uuid4().hex},
-        intermediate_values=template.intermediate_values,
-        trial_id=template._trial_id,
-    )
-
-
-def _repeated(kind: type[BaseStorage], name: str) -> Callable[..., Any]:
-    plain = getattr(kind, name)
-
-    def method(self: _Patient, *args: Any, **kwargs: Any) -> Any:
-        return self._repeat(lambda: plain(self, *args, **kwargs))
-
-    method.__name__, method.__doc__ = name, plain.__doc__
-    return method
-
-
-# Reading, and the writes whose second time equals the first.
-_SAFE = (
-    "create_new_study",  # a second time it exists already, which a campaign expects
-    "set_study_user_attr",
-    "set_study_system_attr",
-    "get_study_id_from_name",
-    "get_study_name_from_id",
-    "get_study_directions",
-    "get_study_user_attrs",
-    "get_study_system_attrs",
-    "get_all_studies",
-    "set_trial_intermediate_value",
-    "set_trial_user_attr",
-    "set_trial_system_attr",
-    "get_trial_id_from_study_id_trial_number",
-    "get_trial",
-)
-# Optuna's cache round a database calls private methods, so that these are repeated too. A test
-# holds both tuples against Optuna: each method that opens a session is repeated.
-_SAFE_IN_DATABASE = (
-    "_set_trial_param",
-    "get_trial_param",
-    "get_trial_user_attrs",
-    "get_trial_system_attrs",
-    "_get_trials",
-    "_get_best_trial_id",
-    "record_heartbeat",
-    "_get_stale_trial_ids",
-)
-for _name in (*_SAFE, *_SAFE_IN_DATABASE):
-    setattr(RetryingStorage, _name, _repeated(RDBStorage, _name))
-for _name in (*_SAFE, "set_trial_param", "get_all_trials"):
-    setattr(RetryingProxy, _name, _repeated(GrpcStorageProxy, _name))
+def _open_proxy(url: str) -> GrpcStorageProxy:
+    host, _, port = url.removeprefix("grpc://").rstrip("/").rpartition(":")
+    if not host or not port.isdigit():
+        raise ValueError(f"write storage: grpc://HOST:PORT, not {url!r}")
+    return GrpcStorageProxy(host=host, port=int(port))
 
 
 def patiently(
@@ -354,6 +328,7 @@ def _log_waiting(state: tenacity.RetryCallState) -> None:
 
 
 def _engine_options(url: str) -> dict[str, Any]:
+    # Connections are tested before use; one is kept, and threads (of heartbeats) open more.
     driver = sqlalchemy.make_url(url).get_dialect().driver
     options: dict[str, Any] = {"pool_pre_ping": True, "pool_size": 1, "max_overflow": 4}
     if driver == "pysqlite":
@@ -397,13 +372,6 @@ def open_storage(url: str, *, retry_seconds: float, heartbeat_interval: int) -> 
         retry_seconds: How long to wait for a database or proxy that does not answer.
         heartbeat_interval: Seconds between signs of life in a database.
     """
-    if url.startswith("grpc://"):
-        host, _, port = url.removeprefix("grpc://").rstrip("/").rpartition(":")
-        if not host or not port.isdigit():
-            raise ValueError(f"write storage: grpc://HOST:PORT, not {url!r}")
-        proxy = RetryingProxy(host, int(port), retry_seconds=retry_seconds)
-        proxy.wait_server_ready(timeout=_CONNECT_SECONDS)
-        return proxy
     if lost_scheme(url):
         raise ValueError(
             "The storage holds a login, as the URL of a database does, but begins with no scheme "
@@ -412,9 +380,7 @@ def open_storage(url: str, *, retry_seconds: float, heartbeat_interval: int) -> 
     if "://" not in url:
         Path(url).parent.mkdir(parents=True, exist_ok=True)
         return open_journal(url)
-    return get_storage(
-        RetryingStorage(url, retry_seconds=retry_seconds, heartbeat_interval=heartbeat_interval)
-    )
+    return RetryingStorage(url, retry_seconds=retry_seconds, heartbeat_interval=heartbeat_interval)
 
 
 def close_storage(storage: BaseStorage) -> None:

@@ -337,7 +337,3 @@ def process_main(connection: Connection, spec: WorkerSpec, index: int) -> None:
         send("result", Result() if stop.is_set() else worker.run(order))
     send("result", worker.close(order.interrupted))
     send("stopped")
-
-
-_dask_workers: dict[str, Any] = {}
-"""What a process of a Dask cluster holds of each run; nothing is left when the run has ended."""

@@ -10,16 +10,17 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lyap_optuna.cli import _format, _storage
+from lyap_optuna.cli._main import INTERRUPTED
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
     from rich.console import Console
+    from rich.progress import Progress
     from rich.table import Table
 
     from lyap_optuna.campaign import CampaignConfig, CampaignResult, CampaignStatus, View
 
-INTERRUPTED = 130
-_REFRESH_SECONDS = 2.0
+_REFRESH_SECONDS = 2.0  # as often as a reader looks; a large study takes longer
 
 _file = click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
 
@@ -123,8 +124,7 @@ def _printable(text: object) -> str:
     return "\n".join(_format.printable(line) for line in lines)
 
 
-@contextmanager
-def _progress(console: "Console", config: "CampaignConfig") -> "Iterator[View]":
+def _bars(console: "Console") -> "Progress":
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
@@ -134,9 +134,7 @@ def _progress(console: "Console", config: "CampaignConfig") -> "Iterator[View]":
         TimeRemainingColumn,
     )
 
-    from lyap_optuna.campaign import View, epochs_saved
-
-    progress = Progress(
+    return Progress(
         TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
@@ -146,6 +144,14 @@ def _progress(console: "Console", config: "CampaignConfig") -> "Iterator[View]":
         console=console,
         disable=not console.is_terminal,
     )
+
+
+@contextmanager
+def _progress(console: "Console", config: "CampaignConfig") -> "Iterator[View]":
+    """Show the campaign, and each worker's trial, as bars; above them, a line for what happens."""
+    from lyap_optuna.campaign import View, epochs_saved
+
+    progress = _bars(console)
     overall = progress.add_task("trials", total=config.trials, news="")
     bars: dict[int, Any] = {}
     longest = 0

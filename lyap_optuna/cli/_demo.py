@@ -14,6 +14,7 @@ import click
 
 from lyap_optuna._extras import how_to_install
 from lyap_optuna.cli import _format, _storage
+from lyap_optuna.cli._main import INTERRUPTED
 from lyap_optuna.cli._rank import ranking_rows, ranking_table
 from lyap_optuna.cli._skill import show_skill
 
@@ -28,7 +29,7 @@ _SEARCHES = {"MedianPruner": "lyap-optuna-demo-median", "freeze_thaw": "lyap-opt
 _FOUND_AFTER = "lyapunov-demo:found_after"
 """Epochs that the study had spent when its best trial ended."""
 
-_TOLD_EVERY = 50
+_TOLD_EVERY = 50  # epochs: five lines of the usual budget
 
 
 @click.command(short_help="Two real searches on digits, side by side.")
@@ -89,7 +90,7 @@ def demo(
                 f"\nStopped after {spent} of {budget} epochs; everything so far is in "
                 f"{_storage.shown_url(url)}.\nTo go on with it, run the same command again.",
             )
-            ctx.exit(130)
+            ctx.exit(INTERRUPTED)
         _report(ctx, console, studies, url, output)
 
 
@@ -235,14 +236,13 @@ def _report(
     url: str,
     output: Path,
 ) -> None:
-    from lyap_optuna.report import summarize, write_report
+    from lyap_optuna.report import compare_searches, summarize, write_report
 
     study = studies["freeze_thaw"]
     summary = summarize(study)
-    found = comparison(studies)
-    words = [comparison_verdict(found), *pruned_here_and_ended_there(studies)]
+    words = compare_searches(studies, target_name="loss")
     click.echo("\nWhat each found\n")
-    _format.show(_format.table(found, _FOUND, spare=("after",)))
+    _format.show(_format.table(comparison(studies), _FOUND, spare=("after",)))
     click.echo("\n" + "\n".join(map(_format.wrapped, words)))
     click.echo("\nThe best trials of freeze_thaw\n")
     _format.show(ranking_table(ranking_rows(summary.ranking)[:10]))
@@ -289,58 +289,6 @@ def comparison(studies: Mapping[str, "optuna.Study"]) -> list[dict[str, Any]]:
             row["after"] = f"{study.user_attrs.get(_FOUND_AFTER, '?')} epochs"
         rows.append(row)
     return rows
-
-
-def comparison_verdict(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Say which search found the better network; no more than was measured."""
-    known = sorted((row for row in rows if "best" in row), key=lambda row: row["best"])
-    if len(known) < 2:
-        return "Too few trials ran to the end to compare the two searches."
-    first, second = known
-    if first["best"] == second["best"]:
-        return (
-            f"Both found a network of the same loss, {first['search']} after {first['after']} and "
-            f"{second['search']} after {second['after']}."
-        )
-    return (
-        f"{first['search']} found the better network: loss {first['best']:.3f} against "
-        f"{second['best']:.3f}. One seed does not settle which search is better; `lyap-optuna "
-        "replay` compares them in many orders."
-    )
-
-
-def pruned_here_and_ended_there(studies: Mapping[str, "optuna.Study"]) -> list[str]:
-    """Say what became of trials that one search pruned, where the other ran the same to the end.
-
-    Both searches begin with the same configurations, and the same seed trains them the same way.
-    """
-    told = []
-    for name, study in studies.items():
-        for other_name, other in studies.items():
-            if other is study or (kept := _best_value(study)) is None:
-                continue
-            ended = {
-                (t.number, repr(sorted(t.params.items()))): t.value
-                for t in other.get_trials(deepcopy=False)
-                if t.state.name == "COMPLETE" and t.value is not None
-            }
-            pruned = [t for t in study.get_trials(deepcopy=False) if t.state.name == "PRUNED"]
-            known = [
-                (value, t.number)
-                for t in pruned
-                if (value := ended.get((t.number, repr(sorted(t.params.items()))))) is not None
-            ]
-            if not known:
-                continue
-            value, number = min(known)
-            best = "better than" if value < kept else "no better than"
-            n, ran = len(known), "it" if len(known) == 1 else "they"
-            told.append(
-                f"Of the {len(pruned)} trials that {name} pruned, {other_name} ran {n} to the end: "
-                f"the best of what {ran} reached is {value:.3f} (trial {number}), {best} the "
-                f"{kept:.3f} that {name} found."
-            )
-    return told
 
 
 def _best_value(study: "optuna.Study") -> float | None:

@@ -13,6 +13,7 @@ from lyap_optuna.records import _json, _keys
 from lyap_optuna.records._readouts import is_own
 
 MAX_DECISIONS = 32
+"""As many as fit into an attribute, with their sentences, of any usual length."""
 
 
 @dataclass(frozen=True)

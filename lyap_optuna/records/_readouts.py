@@ -18,7 +18,7 @@ from lyap_optuna.records import _json, _keys
 _MAX_ENTRY = _json.MAX_BYTES // 8
 """Bytes that one entry may take with its layers, so that eight steps are always kept."""
 
-_MAX_FAILURES = 32
+_MAX_FAILURES = 32  # one repeated reason is enough; each has room for a sentence
 _MAX_REASON = _json.MAX_BYTES // _MAX_FAILURES - 32  # bytes, beside its step
 
 

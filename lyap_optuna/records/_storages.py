@@ -17,15 +17,15 @@ if TYPE_CHECKING:
 
 
 def unwrapped(storage: BaseStorage) -> Any:
-    """Return the storage itself: Optuna wraps an RDBStorage in its _CachedStorage."""
+    """Return the storage itself: Optuna wraps an RDBStorage in its cache, and a campaign both."""
     while isinstance(inner := getattr(storage, "_backend", None), BaseStorage):
         storage = inner
     return storage
 
 
 def is_proxy(storage: BaseStorage) -> bool:
-    """Whether it is Optuna's gRPC proxy, or ours; importing the class would load grpc."""
-    return any(kind.__name__ == "GrpcStorageProxy" for kind in type(storage).__mro__)
+    """Whether it is Optuna's gRPC proxy; importing the class would load grpc."""
+    return any(kind.__name__ == "GrpcStorageProxy" for kind in type(unwrapped(storage)).__mro__)
 
 
 def kept(trial: BaseTrial) -> Trial | None:
@@ -41,7 +41,7 @@ def kept(trial: BaseTrial) -> Trial | None:
 def repeated(storage: BaseStorage, call: Callable[[], None]) -> None:
     """Call, and while a database does not answer, wait for it as long as ``storage`` would."""
     # The campaigns' storages have it.
-    getattr(unwrapped(storage), "_repeat", lambda once: once())(call)
+    getattr(storage, "repeat", lambda once: once())(call)
 
 
 def engine_of(storage: BaseStorage, url: str | None = None) -> "sa.Engine":

@@ -5,6 +5,7 @@ Above :mod:`lyap_optuna.visualization`, whose figures the page shows, and beside
 optuna-dashboard is not installed, and read where nothing is.
 """
 
+from lyap_optuna.report._comparison import compare_searches
 from lyap_optuna.report._page import Section, Table, page
 from lyap_optuna.report._report import write_report
 from lyap_optuna.report._summary import StudySummary, summarize
@@ -14,6 +15,7 @@ __all__ = [
     "Section",
     "StudySummary",
     "Table",
+    "compare_searches",
     "page",
     "skill_table",
     "summarize",

@@ -6,8 +6,6 @@ from sqlalchemy.dialects import mysql
 
 revision = "v0.1.0.a"
 down_revision = None
-branch_labels = None
-depends_on = None
 
 _NAME = sa.String(512).with_variant(
     mysql.VARCHAR(512, charset="utf8mb4", collation="utf8mb4_bin"), "mysql", "mariadb"
@@ -48,8 +46,3 @@ def upgrade() -> None:
     op.create_index(
         "ix_lyapunov_spectra_study_name", "lyapunov_spectra", ["study_name", "trial_number"]
     )
-
-
-def downgrade() -> None:
-    """Drop the table."""
-    op.drop_table("lyapunov_spectra")
