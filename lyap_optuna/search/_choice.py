@@ -165,8 +165,8 @@ class Choice:
         if self._starts_up():  # a trial that has paused was to run to its end
             return resting[0] if resting else None
         promises = self._promises(resting)
-        whole = self._typical_cost() * max(1, self._models.length)
-        if not resting or promises.max() < self._top_fraction / whole:
+        new = self._top_fraction / (self._typical_cost() * max(1, self._models.length))
+        if not resting or promises.max() < new:
             return None
         if self._rng.random() < EXPLORE and promises.sum() > 0:
             return resting[int(self._rng.choice(len(resting), p=promises / promises.sum()))]
