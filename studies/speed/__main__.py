@@ -419,7 +419,7 @@ def print_rows(console: Console, rows: list[Row]) -> None:
 def print_figures(console: Console, figures: list[Figure]) -> None:
     """Print what was promised beside what was measured."""
     table = Table(title="Promised and measured")
-    for column in ("work", "promised", "measured", ""):
+    for column in ("work", "target", "measured", "met"):
         table.add_column(column)
     for f in figures:
         table.add_row(f.work, f.promised, f.measured, "yes" if f.met else "NO")
