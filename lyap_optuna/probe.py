@@ -15,11 +15,7 @@ from torch import nn
 
 from lyap_optuna._logging import get_logger, without_passwords
 from lyap_optuna._warnings import LyapunovWarning
-from lyap_optuna.dynamics import (
-    STATES,
-    Dynamics,
-    NonFiniteParametersError,
-)
+from lyap_optuna.dynamics import STATES, Dynamics, NonFiniteParametersError
 from lyap_optuna.dynamics._copy import detached
 from lyap_optuna.records import (
     FLOOR,
@@ -33,11 +29,7 @@ from lyap_optuna.records import (
     write_failure,
     write_readouts,
 )
-from lyap_optuna.spectrum import (
-    LyapunovReadout,
-    lyapunov_readout,
-    lyapunov_spectrum,
-)
+from lyap_optuna.spectrum import LyapunovReadout, lyapunov_readout, lyapunov_spectrum
 from lyap_optuna.spectrum._schedule import integer
 
 _logger = get_logger(__name__)
@@ -499,9 +491,7 @@ def _tell_of_another_pruner(trial: BaseTrial) -> None:
     """Log once for each study that its pruner reads no exponents; Optuna's default reads none."""
     study = getattr(trial, "study", None)
     pruner = getattr(study, "pruner", None)
-    if study is None or "should_prune" in getattr(
-        trial, "__dict__", ()
-    ):  # freeze_thaw runs it, and asks no pruner
+    if study is None or "should_prune" in vars(trial):  # freeze_thaw runs it, and asks no pruner
         return
     told = _unread.setdefault(study._storage, set())
     if study._study_id in told:
@@ -640,11 +630,7 @@ def _reason(error: Exception) -> str:
     if len(text) > _MAX_REASON:
         text = f"{text[:_MAX_REASON]}..."
     if not isinstance(error, ValueError) or not text:
-        return (
-            f"Measuring failed ({type(error).__name__}: {text})."
-            if text
-            else f"Measuring failed ({type(error).__name__})."
-        )
+        return f"Measuring failed ({type(error).__name__}{text and f': {text}'})."
     return text if text.endswith((".", "!", "?")) else f"{text}."
 
 

@@ -348,7 +348,12 @@ def notebook_code() -> str:
 
 
 def photograph_dashboard(browser: Any, study: "optuna.Study") -> dict[str, bytes]:
-    """Take pictures of a study in optuna-dashboard: figures, first page, a trial, the note."""
+    """Take pictures of a study in optuna-dashboard: figures, first page, a trial as it is served.
+
+    The last one is of the trial as optuna-dashboard shows it when it is started by itself.
+    """
+    from optuna_dashboard import wsgi
+
     from lyap_optuna.dashboard import make_dashboard, publish
     from lyap_optuna.prediction import rank_trials
 
@@ -382,6 +387,11 @@ def photograph_dashboard(browser: Any, study: "optuna.Study") -> dict[str, bytes
         page.set_viewport_size({"width": _WIDTH, "height": 1_330})
         page.wait_for_timeout(_SETTLED)
         taken["trial.webp"] = page.screenshot()
+        server.set_app(wsgi(study._storage))
+        page.reload()
+        page.get_by_text("Explanation").wait_for()
+        page.wait_for_timeout(_SETTLED)
+        taken["trial-plain.webp"] = page.screenshot()
     finally:
         page.close()
         server.shutdown()

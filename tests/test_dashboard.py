@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -70,9 +70,11 @@ def _attrs(study: optuna.Study) -> dict[str, Any]:
     return study._storage.get_study_system_attrs(study._study_id)
 
 
-def _served(study: optuna.Study) -> dict[str, Any]:
-    """What the dashboard's own code makes of the study, by its API."""
-    app = optuna_dashboard.wsgi(study._storage)
+def _served(
+    study: optuna.Study, wsgi: Callable[[BaseStorage], Any] = optuna_dashboard.wsgi
+) -> dict[str, Any]:
+    """What an application, by default the dashboard itself, makes of the study, by its API."""
+    app = wsgi(study._storage)
     answer: list[Any] = []
     environ = {
         "REQUEST_METHOD": "GET",
@@ -261,7 +263,10 @@ def _trial_notes(study: optuna.Study) -> dict[int, str]:
 def test_each_trial_that_has_ended_has_its_story_in_its_note(storage: BaseStorage) -> None:
     study = _study(storage=storage)
     running = study.ask()
-    running.set_user_attr("lyapunov:readouts", {"0": {"max": 0.0, "mean": -1.0}})
+    failed = study.ask()
+    for trial in (running, failed):
+        trial.set_user_attr("lyapunov:readouts", {"0": {"max": 0.0, "mean": -1.0}})
+    study.tell(failed, state=TrialState.FAIL)
     publish(study)
     notes = _trial_notes(study)
     assert notes.pop(24) == ""
@@ -295,6 +300,9 @@ def test_the_notes_of_trials_wait_until_no_trial_runs(storage: BaseStorage) -> N
 def test_of_many_trials_those_that_rank_first_have_notes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_publish, "MOST_NOTES", 5)
     study = _study()
+    failed = study.ask()  # has no rank
+    failed.set_user_attr("lyapunov:readouts", {"0": {"max": 0.0, "mean": -1.0}})
+    study.tell(failed, state=TrialState.FAIL)
     publish(study)
     noted = {number for number, note in _trial_notes(study).items() if note}
     assert noted == {prediction.number for prediction in lyap.rank_trials(study)[:5]}
@@ -357,6 +365,27 @@ def test_attributes_of_others_are_shown_as_they_are() -> None:
     before = json.dumps(trial)
     arranged({"plotly_graph_objects": [], "trials": [trial], "best_trials": []})
     assert json.dumps(trial) == before
+
+
+def test_what_the_note_tells_is_not_shown_as_json_too() -> None:
+    def shown(note: str) -> str:
+        trial = {
+            "number": 7,
+            "note": {"body": note},
+            "user_attrs": [{"key": "lyapunov:stretches", "value": '{"trial": 7}'}],
+        }
+        arranged({"plotly_graph_objects": [], "trials": [trial], "best_trials": []})
+        return trial["user_attrs"][0]["value"]
+
+    assert shown(with_note("Mine.", "Why.")) == "in words: above, in the Note"
+    # A trial that rests has none, and of many not every one has.
+    assert shown("Mine.") == "in words: lyap-optuna explain --trial-number 7"
+
+
+def test_a_server_of_ones_own_serves_short_attributes_too() -> None:
+    study = _study()
+    trials = _served(study, lyap.dashboard.wsgi)["trials"]
+    assert max(len(attr["value"]) for trial in trials for attr in trial["user_attrs"]) < 100
 
 
 # The file of spectra ---------------------------------------------------------------------------

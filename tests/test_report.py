@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import optuna
+import plotly.graph_objects as go
 import pytest
 from _studies import specs, study_of
 from click.testing import CliRunner
@@ -24,6 +25,7 @@ from lyap_optuna.prediction._skill import correlation_interval
 from lyap_optuna.records import _keys
 from lyap_optuna.report import Section, Table, page, skill_table, summarize, write_report
 from lyap_optuna.report._page import TRACES
+from lyap_optuna.visualization import _style
 from lyap_optuna.visualization._figures import FIGURES, Numbers
 
 NASTY = "</title><script>alert(1)</script>{{ 7 * 7 }}"
@@ -99,6 +101,24 @@ def test_a_page_shows_what_its_sections_hold() -> None:
     assert re.findall(r"<th>(.*?)</th>", text) == ["A"]  # nothing is in B, C
     assert re.findall(r"<td>(.*?)</td>", text) == ["0", "1.5"]
     assert "plotly" not in text.lower()[: text.index("<script>")]
+
+
+def test_what_is_long_stands_below_its_row() -> None:
+    table = Table({"a": "A"}, [{"a": 1, "long": "x" * 500}, {"a": 2, "long": ""}], below="long")
+    text = page("Title", [], [Section("One", table=table)])
+    rows = re.findall(r"<tr.*?</tr>", text)
+    assert len(rows) == 4  # the heads, two rows, and what is long of the first
+    assert "x" * 500 in rows[2]
+    assert 'colspan="1"' in rows[2]
+
+
+def test_a_title_does_not_repeat_the_heading() -> None:
+    figure = go.Figure(layout={"title": _style.title("Skill", ["of ten"])})
+    shown = figures_of(page("T", [], [Section("Skill", figure=figure)]))[0]
+    assert re.sub("<.*?>", "", shown["layout"]["title"]["text"]) == "of ten"
+    shown = figures_of(page("T", [], [Section("Ski", figure=figure)]))[0]
+    assert shown["layout"]["title"]["text"].startswith("Skill<br>")
+    assert figure.layout.title.text.startswith("Skill<br>")  # the caller's own is as it was
 
 
 def test_a_study_of_several_objectives_has_a_page_too(tmp_path: Path) -> None:

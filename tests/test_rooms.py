@@ -69,3 +69,13 @@ def test_tools_use_no_room() -> None:
     for owner, path in files():
         if owner in TOOLS:
             assert {room_of(module) for module in imports(path)} <= TOOLS, path
+
+
+def test_parent_workers_and_pools_of_a_campaign_know_of_no_exponents() -> None:
+    knowing = {"dynamics", "spectrum", "probe", "prediction", "pruner"}
+    found = {
+        path.stem
+        for owner, path in files()
+        if owner == "campaign" and knowing & {room_of(module) for module in imports(path)}
+    }
+    assert found == {"_status"}  # which shows what is predicted; pruners are made by their names

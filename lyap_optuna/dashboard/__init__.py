@@ -7,6 +7,6 @@ each trial, because they are trial attributes. :func:`publish` adds the rest to 
 
 from lyap_optuna.dashboard._publish import SPECTRA_FILE, publish
 from lyap_optuna.dashboard._publisher import Publisher
-from lyap_optuna.dashboard._server import make_dashboard
+from lyap_optuna.dashboard._server import make_dashboard, wsgi
 
-__all__ = ["SPECTRA_FILE", "Publisher", "make_dashboard", "publish"]
+__all__ = ["SPECTRA_FILE", "Publisher", "make_dashboard", "publish", "wsgi"]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from optuna.storages import BaseStorage
 from optuna.study import Study
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial
 
 from lyap_optuna._extras import how_to_install
 from lyap_optuna._logging import get_logger
@@ -99,16 +99,17 @@ def write(
 def _write_trial_notes(study: Study, stored: Mapping[str, Any], only_new: bool) -> bool:
     """Write the notes of trials that have ended; return whether one was not there as it is now."""
     notes: dict[int, tuple[_NotedTrial, str]] = {}
-    for trial in study.get_trials(deepcopy=False):
-        ended = trial.state in (TrialState.COMPLETE, TrialState.PRUNED)
-        if ended and {_keys.READOUTS, _keys.DECISION} & trial.user_attrs.keys():
+    trials = study.get_trials(deepcopy=False)
+    for trial in trials:
+        if trial.state.is_finished() and {_keys.READOUTS, _keys.DECISION} & trial.user_attrs.keys():
             before = _joined(stored, f"dashboard:{trial._trial_id}:note_str:")
             if not (only_new and BEGIN in before):
                 noted = _NotedTrial(study, study._storage, trial._trial_id)
                 notes[trial.number] = noted, before
-    stories = [story for story in explained(study, notes) if story.rank is not None]
-    stories.sort(key=lambda story: story.rank or 0)
-    chosen = [s for s in stories if not only_new or (s.rank or 0) <= MOST_NOTES][:MOST_NOTES]
+    # Those without a rank, such as FAIL ones, come behind all others.
+    placed = [(story.rank or len(trials), story) for story in explained(study, notes)]
+    placed.sort(key=lambda pair: pair[0])
+    chosen = [s for place, s in placed if not only_new or place <= MOST_NOTES][:MOST_NOTES]
     return any([_write_note(*notes[s.number], trial_note_text(s)) for s in chosen])
 
 

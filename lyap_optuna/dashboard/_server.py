@@ -10,6 +10,7 @@ from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 from optuna.storages import BaseStorage
 
 from lyap_optuna._logging import get_logger
+from lyap_optuna.dashboard._note import BEGIN
 from lyap_optuna.dashboard._publish import optuna_dashboard
 from lyap_optuna.records import _keys
 from lyap_optuna.visualization._figures import FIGURES
@@ -24,11 +25,8 @@ _SHORT = 90
 """Characters of an attribute that fit beside the list of trials, 1,366 pixels wide: the dashboard
 does not wrap them, and makes the page as wide as the longest (1,024 characters, 8,000 pixels)."""
 
-_IN_WORDS = {
-    _keys.READOUTS: "the exponents, step by step: lyap-optuna spectra lists them",
-    _keys.DECISION: "in words: above, in the Note",
-    _keys.STRETCHES: "in words: above, in the Note",
-}
+_IN_NOTE = (_keys.DECISION, _keys.STRETCHES)
+"""Attributes that the note of a trial tells in words, as ``lyap-optuna explain`` does."""
 
 
 class _Server(ThreadingMixIn, WSGIServer):
@@ -59,8 +57,31 @@ def make_dashboard(
         ImportError: optuna-dashboard is not installed.
         OSError: The port is taken.
     """
-    app = _Arranged(optuna_dashboard().wsgi(storage, artifact_store=artifact_store))
+    app = wsgi(storage, artifact_store)
     return make_server(host, port, app, server_class=_Server, handler_class=_Handler)
+
+
+def wsgi(
+    storage: str | BaseStorage, artifact_store: "ArtifactStore | None" = None
+) -> Callable[..., Iterable[bytes]]:
+    """Return optuna-dashboard for a WSGI server, figures in order, attributes of trials short.
+
+    In place of ``optuna_dashboard.wsgi``, which shows the attributes whole. It only serves:
+    :func:`~lyap_optuna.dashboard.publish` writes figures and notes.
+
+    Args:
+        storage: Any storage, or its URL.
+        artifact_store: Where its files are.
+
+    Raises:
+        ImportError: optuna-dashboard is not installed.
+
+    Example:
+        >>> import optuna
+        >>> import lyap_optuna as lyap
+        >>> application = lyap.dashboard.wsgi(optuna.storages.InMemoryStorage())
+    """
+    return _Arranged(optuna_dashboard().wsgi(storage, artifact_store=artifact_store))
 
 
 class _Arranged:
@@ -100,7 +121,16 @@ def arranged(study: dict[str, Any]) -> dict[str, Any]:
     study["plotly_graph_objects"].sort(key=lambda f: (order.get(f["id"], len(order)), f["id"]))
     for trial in (*study["trials"], *study["best_trials"]):
         for attr in trial["user_attrs"]:
-            if attr["key"].startswith("lyapunov:") and len(attr["value"]) > _SHORT:
-                cut = f"{attr['value'][:_SHORT]} ..."
-                attr["value"] = _IN_WORDS.get(attr["key"], cut)
+            if attr["key"].startswith("lyapunov:"):
+                attr["value"] = _short(attr["key"], attr["value"], trial)
     return study
+
+
+def _short(key: str, value: str, trial: dict[str, Any]) -> str:
+    if key == _keys.READOUTS:
+        return "the exponents, step by step: lyap-optuna spectra lists them"
+    if key not in _IN_NOTE:
+        return value if len(value) <= _SHORT else f"{value[:_SHORT]} ..."
+    if BEGIN in trial["note"]["body"]:
+        return "in words: above, in the Note"
+    return f"in words: lyap-optuna explain --trial-number {trial['number']}"

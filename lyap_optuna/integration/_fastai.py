@@ -3,13 +3,12 @@
 from collections.abc import Callable
 from typing import Any
 
-import optuna
 from fastai.callback.core import Callback, CancelFitException
 from fastai.callback.tracker import TrackerCallback
 from optuna.study import Study
 from optuna.trial import BaseTrial
 
-from lyap_optuna.integration._reporter import TrialReporter
+from lyap_optuna.integration._reporter import TrialReporter, pruned
 
 _MARKS = {"do_wd", "force_train"}
 """What an optimizer holds of parameters before its first step."""
@@ -85,7 +84,7 @@ class FastaiLyapunovCallback(Callback):  # type: ignore[misc]  # not installed w
         super().__init__()
         self.monitored, self.all_epochs = monitor, epochs
         self.reporter = TrialReporter(trial, inputs, probe_options)
-        self.trained, self.epochs, self.before = False, 0, 0
+        self.trained, self.epochs, self.earlier_epochs = False, 0, 0
         self.pruned_at: int | None = None
 
     def before_fit(self) -> None:
@@ -103,8 +102,8 @@ class FastaiLyapunovCallback(Callback):  # type: ignore[misc]  # not installed w
             raise ValueError(f"monitor={self.monitored!r} is not among {recorded}.")
         if not self.reporter.validations:  # of this trial
             self.epochs = 0
-        self.before = self.epochs
-        self.place, self.pruned_at = recorded.index(self.monitored), None
+        self.earlier_epochs = self.epochs
+        self.column, self.pruned_at = recorded.index(self.monitored), None
 
     def before_epoch(self) -> None:
         """Note that nothing was trained yet: an epoch may be skipped, or validate only."""
@@ -129,13 +128,13 @@ class FastaiLyapunovCallback(Callback):  # type: ignore[misc]  # not installed w
         """
         if not self.trained:
             return
-        step = self.reporter.step(epoch=self.before + self.learn.epoch, update=0, once=True)
+        step = self.reporter.step(epoch=self.earlier_epochs + self.learn.epoch, update=0, once=True)
         self.epochs = step + 1
         if self.all_epochs is None:
             last = self.learn.epoch == self.learn.n_epoch - 1
         else:
             last = step == self.all_epochs - 1
-        value = float(self.learn.recorder.values[-1][self.place])
+        value = float(self.learn.recorder.values[-1][self.column])
         if self.reporter.report(value, step, last=last):
             self.pruned_at = step
             raise CancelFitException
@@ -147,4 +146,4 @@ class FastaiLyapunovCallback(Callback):  # type: ignore[misc]  # not installed w
             optuna.TrialPruned: The pruner gave the trial up.
         """
         if self.pruned_at is not None:
-            raise optuna.TrialPruned(f"Trial was pruned at step {self.pruned_at}.")
+            raise pruned(self.pruned_at)

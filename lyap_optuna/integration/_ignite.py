@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from typing import Any
 
-import optuna
 from ignite.engine import Engine, Events
 from optuna.study import Study
 from optuna.trial import BaseTrial
@@ -113,5 +112,4 @@ class IgniteLyapunovHandler:
         ended = state.iteration == state.epoch * length
         step = self._reporter.step(epoch=state.epoch, update=state.iteration, once=ended)
         last = state.max_epochs is not None and state.iteration >= state.max_epochs * length > 0
-        if self._reporter.report(engine.state.metrics[self._metric], step, last=last):
-            raise optuna.TrialPruned(f"Trial was pruned at step {step}.")
+        self._reporter.report_or_prune(engine.state.metrics[self._metric], step, last=last)

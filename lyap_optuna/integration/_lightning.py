@@ -5,12 +5,11 @@ import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-import optuna
 from optuna.storages import InMemoryStorage
 from optuna.study import Study
 from optuna.trial import BaseTrial
 
-from lyap_optuna.integration._reporter import TrialReporter
+from lyap_optuna.integration._reporter import TrialReporter, pruned
 from lyap_optuna.integration._trial import frames
 
 if TYPE_CHECKING:
@@ -175,13 +174,13 @@ class LyapunovPruningCallback(Callback):
             and trainer.val_check_batch is not None
             and trainer.val_check_batch >= trainer.num_training_batches,
         )
-        pruned = trainer.is_global_zero and self._report(trainer, step)
+        given_up = trainer.is_global_zero and self._report(trainer, step)
         if not _is_distributed(trainer):
-            if pruned:
-                raise optuna.TrialPruned(_message(step))
+            if given_up:
+                raise pruned(step)
             return
         # Every process stops: an exception in one of them would leave the others waiting.
-        if trainer.strategy.broadcast(pruned):
+        if trainer.strategy.broadcast(given_up):
             trainer.should_stop = True
 
     def _report(self, trainer: "pl.Trainer", step: int) -> bool:
@@ -208,9 +207,7 @@ class LyapunovPruningCallback(Callback):
         Raises:
             optuna.TrialPruned: The pruner gave the trial up.
         """
-        step = self._reporter.pruned_at()
-        if step is not None:
-            raise optuna.TrialPruned(_message(step))
+        self._reporter.check_pruned()
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a checkpoint holds: how many validations there were."""
@@ -219,10 +216,6 @@ class LyapunovPruningCallback(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on counting validations where a checkpoint left off."""
         self._reporter.validations = state_dict["validations"]
-
-
-def _message(step: int) -> str:
-    return f"Trial was pruned at step {step}."
 
 
 def _is(thing: object, *names: str) -> bool:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from optuna import TrialPruned
 from optuna.study import Study
 from optuna.trial import BaseTrial, FrozenTrial
 from torch import nn
@@ -255,6 +256,15 @@ class TrialReporter:
         write_pruned(self.trial, step)
         return True
 
+    def report_or_prune(self, value: float, step: int, *, last: bool) -> None:
+        """Report a value as :meth:`report` does.
+
+        Raises:
+            optuna.TrialPruned: The trial should be pruned.
+        """
+        if self.report(value, step, last=last):
+            raise pruned(step)
+
     def measure(self, value: float, step: int) -> None:
         """Report a value and take a readout."""
         if self._enough():
@@ -284,11 +294,22 @@ class TrialReporter:
         by_updates = self._counting == "global_step" and "last_step" not in self._options
         return self._probe is None or (by_updates and self._reports > N_READOUTS)
 
-    def pruned_at(self) -> int | None:
-        """Return the step at which the trial was pruned, if it reported nothing afterwards."""
+    def check_pruned(self) -> None:
+        """Raise where the trial was pruned, and reported nothing afterwards.
+
+        Raises:
+            optuna.TrialPruned: It was.
+        """
         trial = self.source.find()
         stored = stored_trial(trial)
         if not isinstance(stored, FrozenTrial):  # a FixedTrial is never pruned
-            return None
+            return
         storage = getattr(trial, "storage", None)
-        return pruned_at(stored, storage is None or keeps_order(storage))
+        step = pruned_at(stored, storage is None or keeps_order(storage))
+        if step is not None:
+            raise pruned(step)
+
+
+def pruned(step: int) -> TrialPruned:
+    """Return what tells Optuna that a trial was pruned."""
+    return TrialPruned(f"Trial was pruned at step {step}.")

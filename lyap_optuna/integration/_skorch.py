@@ -4,7 +4,6 @@ import copy
 from collections.abc import Callable
 from typing import Any
 
-import optuna
 from optuna.study import Study
 from optuna.trial import BaseTrial
 from skorch import NeuralNet
@@ -109,5 +108,4 @@ class SkorchLyapunovCallback(Callback):  # type: ignore[misc]  # skorch has no t
             columns = sorted(set(net.history[-1]) - {"batches"})
             raise ValueError(f"monitor={self.monitor!r} is not in net.history; it has {columns}.")
         value = net.history[-1, self.monitor]
-        if self.reporter_.report(value, epoch, last=epoch >= self.last_epoch_):
-            raise optuna.TrialPruned(f"Trial was pruned at step {epoch}.")
+        self.reporter_.report_or_prune(value, epoch, last=epoch >= self.last_epoch_)

@@ -4,7 +4,6 @@ import itertools
 from typing import Any
 
 import numpy as np
-import optuna
 import torch
 from optuna.study import Study
 from optuna.trial import BaseTrial
@@ -160,9 +159,7 @@ class LyapunovEvalCallback(EvalCallback):  # type: ignore[misc]  # not installed
         Raises:
             optuna.TrialPruned: The pruner gave the trial up.
         """
-        step = self._reporter.pruned_at()
-        if step is not None:
-            raise optuna.TrialPruned(f"Trial was pruned at step {step}.")
+        self._reporter.check_pruned()
 
 
 def _within_episodes(began: np.ndarray) -> tuple[list[tuple[int, int]], int]:

@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from typing import Any
 
-import optuna
 from optuna.study import Study
 from optuna.trial import BaseTrial
 from torch import nn
@@ -142,5 +141,4 @@ class LyapunovTrainerCallback(TrainerCallback):  # type: ignore[misc]  # as skor
         found = metrics or {}
         if self._monitor not in found:
             raise ValueError(f"monitor={self._monitor!r} is not among {sorted(found)}.")
-        if reporter.report(found[self._monitor], step, last=step >= state.max_steps):
-            raise optuna.TrialPruned(f"Trial was pruned at step {step}.")
+        reporter.report_or_prune(found[self._monitor], step, last=step >= state.max_steps)

@@ -43,10 +43,12 @@ class Table:
     Args:
         columns: By key in the row, the heading.
         rows: The rows; what is None is an empty cell.
+        below: The key of a text that is long: it takes a line of its own below each row.
     """
 
     columns: Mapping[str, str]
     rows: Sequence[Mapping[str, Any]]
+    below: str = ""
 
     @property
     def used(self) -> dict[str, str]:
@@ -85,14 +87,7 @@ def page(title: str, introduction: Sequence[str], sections: Sequence[Section]) -
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    from lyap_optuna.visualization._publication import small
-
-    figures = [
-        json.loads(small(s.figure, s.heading).to_json()) for s in sections if s.figure is not None
-    ]
-    for figure in figures:
-        # The card has a heading; what the title says beyond it stands small above the figure.
-        figure["layout"].setdefault("title", {}).setdefault("font", {})["size"] = 13
+    figures = [_drawn(s.heading, s.figure) for s in sections if s.figure is not None]
     text: str = environment.get_template("page.html").render(
         title=title,
         introduction=introduction,
@@ -101,6 +96,20 @@ def page(title: str, introduction: Sequence[str], sections: Sequence[Section]) -
         plotly=_plotly() if figures else "",
     )
     return text
+
+
+def _drawn(heading: str, figure: "go.Figure") -> dict[str, Any]:
+    """Return a figure whose title, in small letters, says only what the heading does not."""
+    import plotly.graph_objects as go
+
+    from lyap_optuna.visualization._publication import small
+
+    lines = (figure.layout.title.text or "").split("<br>")
+    title = "<br>".join(lines[1:] if lines[0] == heading else lines)
+    drawn = small(go.Figure(figure).update_layout(title_text=title), heading)
+    drawn.update_layout(title_font_size=13)
+    found: dict[str, Any] = json.loads(drawn.to_json())
+    return found
 
 
 def _packed(content: bytes) -> str:

@@ -33,7 +33,6 @@ _RANKING_COLUMNS = {
     "interval": "80 % interval now",
     "max": "max λ",
     "mean": "mean λ",
-    "params": "hyperparameters",
 }
 
 
@@ -130,9 +129,9 @@ def _ranking(study: Study, summary: StudySummary) -> list[Section]:
     return [
         Section(
             "The best trials" if n > _RANKED else "All trials, best first",
-            table=Table(_RANKING_COLUMNS, rows),
-            legend=f"{len(rows)} of {n} ranked trials. COMPLETE trials stand at their value, all "
-            "others at what is predicted of them now. Predicted then: when a pruner last decided "
-            "on it. λ: exponents in nats/step.",
+            table=Table(_RANKING_COLUMNS, rows, below="params"),
+            legend=f"{len(rows)} of {n} ranked trials, below each its hyperparameters. COMPLETE "
+            "trials stand at their value, all others at what is predicted of them now. Predicted "
+            "then: when a pruner last decided on it. λ: exponents in nats/step.",
         )
     ]

@@ -104,8 +104,8 @@ FIGURE = FigureSpec(
     id="predictions",
     name="Predicted and actual final value",
     call="plot_predictions(study)",
-    caption="The closer to the dashed line, the better the predictions: each is made by a model "
-    "that had not seen the trial.",
+    caption="Closer to the dashed line is better. Each prediction is by a model that had not seen "
+    "the trial.",
     info=lambda study: _get_info(study, None) or None,
     draw=_draw,
 )

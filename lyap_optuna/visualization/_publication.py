@@ -23,8 +23,8 @@ MAX_BYTES = 100_000
 
 _MOST_TRIALS = 1_000
 _DIGITS = 4
-_TEXT, _GRID = "#858585", "rgba(128, 128, 128, 0.25)"
-"""Grey that stands out from white and from the dashboard's dark cards alike."""
+_TEXT, _GRID = "#7d7d7d", "rgba(128, 128, 128, 0.25)"
+"""Grey that stands out from white and from the dashboard's dark cards alike: 4.1 to 1 from each."""
 
 
 def published_figures(
@@ -65,7 +65,8 @@ def small(figure: "go.Figure", name: str, caption: str = "") -> "go.Figure":
     """Return a figure for light and dark pages, with 4 digits; ``name`` keeps a zoom alive."""
     import plotly.graph_objects as go
 
-    axis = {"gridcolor": _GRID, "linecolor": _GRID, "automargin": True}
+    # A title with a distance of its own stays clear of labels, however long these are.
+    axis = {"gridcolor": _GRID, "linecolor": _GRID, "automargin": True, "title_standoff": 8}
     text = _style.below(figure.layout.title.text or "", textwrap.wrap(caption, _style.LINE))
     legend = figure.layout.showlegend is not False
     figure.update_layout(

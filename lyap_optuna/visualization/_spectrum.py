@@ -278,20 +278,26 @@ def _color(shade: float | None) -> str:
     return _style.GREY if shade is None else _style.shade(shade)
 
 
+_END = 0.05
+"""Of the colour bar beyond either end, as a share of the range."""
+
+
 def _add_colorbar(figure: "go.Figure", known: Sequence[float], better: str) -> None:
     if len(known) < 2:
         return
     places = sorted({0, len(known) // 4, len(known) // 2, (3 * len(known)) // 4, len(known) - 1})
     size = len(known) - 1
+    shades = [[(i / 10 + _END) / (1 + 2 * _END), _color(i / 10)] for i in range(11)]
     figure.add_scatter(
         x=[None],
         y=[None],
         mode="markers",
         marker={
             "color": [0],
-            "cmin": 0,
-            "cmax": 1,
-            "colorscale": [[i / 10, _color(i / 10)] for i in range(11)],
+            # A little more at both ends, so that the last label is clear of the title.
+            "cmin": -_END,
+            "cmax": 1 + _END,
+            "colorscale": [[0, _color(0)], *shades, [1, _color(1)]],
             "showscale": True,
             "colorbar": {
                 "title": {"text": f"value, by rank<br>({better} is better)"},

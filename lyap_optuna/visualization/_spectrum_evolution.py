@@ -113,7 +113,7 @@ def _add_readouts(figure: "go.Figure", info: _EvolutionInfo) -> None:
             **where,
         )
     _style.zero_line(figure, steps, **where)
-    baseline = "" if info.baseline is None else f" ({info.baseline}: baseline, before training)"
+    baseline = "" if info.baseline is None else f" ({info.baseline}: baseline)"
     figure.update_xaxes(
         title_text=f"step{baseline}",
         zeroline=False,

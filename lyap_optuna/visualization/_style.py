@@ -134,7 +134,7 @@ def shade(place: float) -> str:
     """Return a colour between dark (0) and bright (1) that both backgrounds carry."""
     from plotly.colors import sample_colorscale
 
-    return str(sample_colorscale("Viridis", [0.25 + 0.65 * place])[0])
+    return str(sample_colorscale("Viridis", [0.35 + 0.5 * place])[0])
 
 
 def spread(n: int, most: int) -> list[int]:
