@@ -84,6 +84,7 @@ _MODULES = (
     "report",
     "search",
     "spectrum",
+    "testing",
     "visualization",
 )
 _HOMES = {

@@ -1,10 +1,32 @@
-"""Blocks of a page that a command writes, between two marks."""
+"""Code blocks of a page, and blocks that a command writes, between two marks."""
 
+import re
+import textwrap
 from pathlib import Path
+from typing import NamedTuple
 
 from lyap_optuna._files import write_whole
 
 END = "<!-- end -->"
+FENCE = re.compile(r"^( *)```(\S*)[^\n]*\n(.*?)^\1```", re.DOTALL | re.MULTILINE)
+
+
+class Block(NamedTuple):
+    """A code block: its language, and what it says."""
+
+    language: str
+    code: str
+
+    @property
+    def file(self) -> str | None:
+        """The name of the file that the first line says this is."""
+        found = re.match(r"# (\w+\.(?:py|yaml))\n", self.code)
+        return found[1] if found else None
+
+
+def block_of(fence: re.Match[str]) -> Block:
+    """Return what a match of ``FENCE`` holds."""
+    return Block(fence[2], textwrap.dedent(fence[3]))
 
 
 def begin(name: str) -> str:

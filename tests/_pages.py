@@ -7,17 +7,16 @@ import shlex
 import signal
 import subprocess
 import sys
-import textwrap
 import tomllib
 import urllib.request
 from pathlib import Path
-from typing import NamedTuple
 
 import click
 
 from lyap_optuna._version import __version__
 from lyap_optuna.campaign import load_config
 from lyap_optuna.cli import main
+from studies.pages import FENCE, Block, block_of
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -26,21 +25,9 @@ SHOWN = ("text", "sql")  # what commands print; queries, which test_databases_do
 DIRECTIVE = "{"
 
 
-class Block(NamedTuple):
-    language: str
-    code: str
-
-    @property
-    def file(self) -> str | None:
-        """The name of the file that the first line says this is."""
-        found = re.match(r"# (\w+\.(?:py|yaml))\n", self.code)
-        return found[1] if found else None
-
-
 def blocks(page: str | Path) -> list[Block]:
     text = (DOCS / page).read_text()
-    fences = re.findall(r"^( *)```(\S*)[^\n]*\n(.*?)^\1```", text, re.DOTALL | re.MULTILINE)
-    found = [Block(language, textwrap.dedent(code)) for _, language, code in fences]
+    found = [block_of(fence) for fence in FENCE.finditer(text)]
     return [block for block in found if not block.language.startswith(DIRECTIVE)]
 
 

@@ -96,9 +96,19 @@ def execute(url: str | sa.URL, *statements: str) -> None:
             connection.exec_driver_sql(statement)
 
 
+def memory_folder() -> tempfile.TemporaryDirectory[str]:
+    """Return a folder in memory, where there is one: a disk is synced at each commit of SQLite."""
+    memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+    return tempfile.TemporaryDirectory(prefix="lyap-", dir=memory)
+
+
 @contextlib.contextmanager
 def database(kind: str) -> Iterator[str]:
-    """Create a database on a server, yield its URL, drop it."""
+    """Create a database, yield its URL, drop it."""
+    if kind == "sqlite":
+        with memory_folder() as folder:
+            yield f"sqlite:///{folder}/database.db"
+        return
     server, name = server_url(kind), f"lyap_test_{uuid.uuid4().hex[:16]}"
     execute(server, f"CREATE DATABASE {name}")
     try:
@@ -110,18 +120,8 @@ def database(kind: str) -> Iterator[str]:
 @pytest.fixture
 def new_database() -> Iterator[Callable[[str], str]]:
     """A function from a kind of database to the URL of a new one."""
-    # SQLite syncs the disk at each commit, which takes longer than all else: use memory for one.
-    memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
     with contextlib.ExitStack() as stack:
-        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="lyap-", dir=memory))
-        count = iter(range(100))
-
-        def new(kind: str) -> str:
-            if kind == "sqlite":
-                return f"sqlite:///{folder}/database-{next(count)}.db"
-            return stack.enter_context(database(kind))
-
-        yield new
+        yield lambda kind: stack.enter_context(database(kind))
 
 
 @pytest.fixture(params=KINDS)

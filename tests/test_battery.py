@@ -1,13 +1,24 @@
-"""``check_dynamics`` passes what is right and names what is not."""
+"""Every layer, kind of evidence, figure and storage keeps its facts; what does not is named."""
 
+import copy
+import math
+import pkgutil
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from importlib import import_module
 from typing import Any
 
+import plotly.graph_objects as go
 import pytest
 import torch
 from _networks import layer_dynamics, make_inputs, make_layer
+from _storages import STORAGES, Opened
+from optuna.storages import BaseStorage, InMemoryStorage
 from torch import Tensor
 from torch.func import jacrev
 
+from lyap_optuna import LyapunovWarning, testing, visualization
 from lyap_optuna.dynamics import (
     DiagonalDynamics,
     RecurrentDynamics,
@@ -17,6 +28,10 @@ from lyap_optuna.dynamics._registry import _ARCHITECTURES, architecture_of
 from lyap_optuna.dynamics.autodiff import AutodiffTrajectory
 from lyap_optuna.dynamics.diagonal import DiagonalTrajectory
 from lyap_optuna.dynamics.linear_tape import UntraceableError, record
+from lyap_optuna.dynamics.torch_kernels import CELLS
+from lyap_optuna.prediction.evidence import EVIDENCE, Evidence, Feature, TrialView
+from lyap_optuna.visualization._figures import FIGURES
+from lyap_optuna.visualization._spec import FigureSpec
 
 N = 3
 
@@ -71,6 +86,9 @@ def step(s: Tensor, x: Tensor) -> Tensor:
     return torch.tanh(x + WEIGHT.to(s) @ s)
 
 
+# Every one of the registries ---------------------------------------------------------------
+
+
 def built(module: Any) -> Any:
     if isinstance(module, torch.nn.RNNBase):
         return layer_dynamics(module, "full")
@@ -80,20 +98,64 @@ def built(module: Any) -> Any:
     return architecture.build(module, "full")
 
 
-@pytest.mark.parametrize("layers", [1, 2])
-@pytest.mark.parametrize("kind", ["rnn_tanh", "rnn_relu", "gru", "lstm_full"])
-def test_layers_pass(kind, layers):
-    errors = check_dynamics(built(make_layer(kind, layers=layers)), inputs())
+LAYERS: dict[str, Callable[[], Any]] = {
+    f"{kind}, {layers}": lambda kind=kind, layers=layers: make_layer(kind, layers=layers)
+    for kind in CELLS
+    for layers in (1, 2)
+} | {
+    module.__name__: lambda module=module: module(N, 4)
+    for module, known in _ARCHITECTURES.items()
+    if known.build is not None
+}
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+@pytest.mark.parametrize("check", testing.DYNAMICS_CHECKS)
+def test_layers(check, layer):
+    check(built(LAYERS[layer]()), inputs())
+
+
+@pytest.mark.parametrize("name", EVIDENCE)
+@pytest.mark.parametrize("check", testing.EVIDENCE_CHECKS)
+def test_evidence(check, name):
+    assert EVIDENCE[name].name == name
+    check(EVIDENCE[name])
+
+
+@pytest.mark.parametrize("spec", FIGURES, ids=lambda spec: spec.id)
+@pytest.mark.parametrize("check", testing.FIGURE_CHECKS)
+def test_figures(check, spec):
+    check(spec)
+
+
+def test_every_module_with_a_figure_is_registered_once():
+    found = {
+        module.name
+        for module in pkgutil.iter_modules(visualization.__path__, f"{visualization.__name__}.")
+        if isinstance(getattr(import_module(module.name), "FIGURE", None), FigureSpec)
+    }
+    assert len(found) == len(FIGURES) == len({spec.id for spec in FIGURES})
+
+
+@pytest.fixture(scope="module", params=STORAGES)
+def opened(request: pytest.FixtureRequest) -> Iterator[Opened]:
+    with STORAGES[request.param]() as opened:
+        yield opened
+
+
+@pytest.mark.filterwarnings("ignore:Heartbeat of storage", "ignore::FutureWarning")
+@pytest.mark.parametrize("check", testing.STORAGE_CHECKS)
+def test_storages(check, opened):
+    check(opened)
+
+
+# What is right passes ----------------------------------------------------------------------
+
+
+def test_all_that_is_checked_of_a_layer_is_told():
+    errors = check_dynamics(built(make_layer("lstm")), inputs())
     assert {"states", "tangent", "jacobians", "log_abs_det", "select"} <= set(errors)
     assert max(errors.values()) < 1e-6
-
-
-OWN = [module for module, known in _ARCHITECTURES.items() if known.build is not None]
-
-
-@pytest.mark.parametrize("module", OWN)
-def test_own_architectures_pass(module):
-    check_dynamics(built(module(N, 4)), inputs())
 
 
 @pytest.mark.parametrize("is_complex", [False, True])
@@ -225,3 +287,141 @@ def test_states_in_a_layout_of_their_own():
 def test_inputs_that_are_too_few(shape):
     with pytest.raises(ValueError, match="inputs"):
         check_dynamics(RecurrentDynamics(step, N), torch.randn(shape))
+
+
+class LossWith(Evidence):
+    """The last loss, known too late, unoriented, remembered, or under other types."""
+
+    def __init__(self, feature: Callable[[TrialView, int], Any], name: Any = "wrong") -> None:
+        self.name, self.feature, self.asked = name, feature, 0
+
+    def features(self, trial: TrialView, step: int | None) -> dict[str, Feature]:
+        self.asked += 1
+        n = trial.reports(step)
+        return {"x": self.feature(trial, n)} if len(trial.losses) else {}
+
+
+def last(trial: TrialView, n: int) -> float:
+    return float(trial.losses[n - 1]) if n else math.nan
+
+
+WRONG_EVIDENCE = {
+    "it_has_a_name": LossWith(last, "two words"),
+    "its_features_are_numbers_or_words": LossWith(lambda trial, n: n),
+    "it_knows_only_what_was_known_at_the_step": LossWith(lambda trial, n: float(trial.losses[-1])),
+    "a_score_that_is_maximised_is_a_loss_that_is_minimised": LossWith(
+        lambda trial, n: float(trial.value is None) + float(id(trial))
+    ),
+    "it_remembers_nothing": (forgets := LossWith(lambda trial, n: float(forgets.asked))),
+}
+
+
+@pytest.mark.parametrize("check", testing.EVIDENCE_CHECKS)
+def test_wrong_evidence(check):
+    with pytest.raises(ValueError, match=r"found|must be"):
+        check(WRONG_EVIDENCE[check.__name__])
+
+
+def drawn_with(text: str, **layout: Any) -> Callable[..., go.Figure]:
+    def draw(info: Any, study: Any, most: int | None) -> go.Figure:
+        names = [text.format(name=name) for name in study.trials[0].params]
+        return go.Figure(go.Bar(x=names or ["x"], y=[1.0]), {"title": {"text": "x"}, **layout})
+
+    return draw
+
+
+GOOD = FigureSpec("x", "x", "Plain.", lambda study: study.trials or None, drawn_with("x"))
+WRONG_FIGURES = {
+    "it_draws_the_numbers_that_it_asked_for": replace(GOOD, draw=lambda *_: go.Figure()),
+    "without_numbers_there_is_no_figure": replace(GOOD, info=lambda study: study),
+    "its_caption_is_plain_text": replace(GOOD, caption="Of *all* trials."),
+    "its_call_draws_it": replace(GOOD, call="plot_nothing(study)"),
+    "it_fits_light_and_dark": replace(GOOD, draw=drawn_with("x", paper_bgcolor="white")),
+    "names_are_taken_literally": replace(GOOD, draw=drawn_with("{name}")),
+    "a_thousand_trials_stay_small": replace(GOOD, draw=drawn_with("x" * 2_000_000)),
+    "the_study_is_left_as_it_is": replace(
+        GOOD, info=lambda study: study.set_user_attr("seen", True) or study.trials
+    ),
+}
+
+
+@pytest.mark.parametrize("check", testing.FIGURE_CHECKS)
+def test_a_wrong_figure(check):
+    check(GOOD)
+    with pytest.raises(ValueError, match=r"^x: "):
+        check(WRONG_FIGURES[check.__name__])
+
+
+class Altering(InMemoryStorage):
+    """A storage that keeps something else of an attribute than it was given."""
+
+    def __init__(self, key: str, alter: Callable[[Any, Any], Any]) -> None:
+        super().__init__()
+        self.key, self.alter = f"lyapunov:{key}", alter
+
+    def set_trial_user_attr(self, trial_id: int, key: str, value: Any) -> None:
+        if key == self.key:
+            before = self.get_trial(trial_id).user_attrs.get(key)
+            value = self.alter(before, copy.deepcopy(value))
+        super().set_trial_user_attr(trial_id, key, value)
+
+
+class LosingReports(InMemoryStorage):
+    def set_trial_intermediate_value(self, trial_id: int, step: int, value: float) -> None:
+        if step != 0:
+            super().set_trial_intermediate_value(trial_id, step, value)
+
+
+class Telling(InMemoryStorage):
+    def set_trial_intermediate_value(self, trial_id: int, step: int, value: float) -> None:
+        warnings.warn("written to mysql://user:s3cret@host", LyapunovWarning, stacklevel=2)
+        super().set_trial_intermediate_value(trial_id, step, value)
+
+
+class LosingTemplates(InMemoryStorage):
+    def create_new_trial(self, study_id: int, template_trial: Any = None) -> int:
+        if template_trial is not None:
+            template_trial = copy.deepcopy(template_trial)
+            template_trial.user_attrs = {}
+        return super().create_new_trial(study_id, template_trial)
+
+
+def without_quantiles(_: Any, series: Any) -> Any:
+    return {s: {k: v for k, v in r.items() if k != "quantiles"} for s, r in series.items()}
+
+
+WRONG_STORAGES: dict[str, Callable[[], BaseStorage]] = {
+    "readouts_come_back": lambda: Altering(
+        "readouts", lambda _, new: new | {"0": new["0"] | {"max": round(new["0"]["max"], 2)}}
+    ),
+    "a_second_process_extends_the_series": lambda: Altering(
+        "readouts", lambda before, new: before or new
+    ),
+    "the_baseline_is_stored_once": lambda: Altering(
+        "readouts", lambda before, new: new if before is None else new | {"-1": new["0"]}
+    ),
+    "a_long_series_stays_small": lambda: Altering(
+        "readouts", lambda _, new: dict(list(new.items())[1:])
+    ),
+    "nan_is_never_stored": lambda: Altering("failures", lambda _, new: math.nan),
+    "a_retry_knows_whose_readouts_it_has": lambda: Altering("trial", lambda _, new: 0),
+    "spectra_are_whole_in_a_database_and_quantiles_elsewhere": lambda: Altering(
+        "readouts", without_quantiles
+    ),
+    "decisions_are_at_most_32": lambda: Altering("decision", lambda _, new: new | {"earlier": []}),
+    "decisions_do_not_depend_on_the_storage": LosingReports,
+    "a_trial_that_rests_stays_so": lambda: Altering("resting", lambda _, new: False),
+    "freeze_thaw_searches_as_in_memory": lambda: Altering(
+        "stretches", lambda _, new: new | {"stretches": []}
+    ),
+    "a_copy_has_all_of_it": LosingTemplates,
+    "passwords_are_in_no_warning": Telling,
+}
+
+
+@pytest.mark.filterwarnings("ignore::lyap_optuna.LyapunovWarning")
+@pytest.mark.parametrize("check", testing.STORAGE_CHECKS)
+def test_a_wrong_storage(check):
+    storage = WRONG_STORAGES[check.__name__]()
+    with pytest.raises((ValueError, KeyError)):
+        check(lambda: storage)

@@ -9,12 +9,18 @@ from pathlib import Path
 
 import pytest
 
+from lyap_optuna.testing import (
+    DYNAMICS_CHECKS,
+    EVIDENCE_CHECKS,
+    FIGURE_CHECKS,
+    STORAGE_CHECKS,
+)
+
 ROOT = Path(__file__).parents[1]
 GUIDE = (ROOT / "CONTRIBUTING.md").read_text()
-FILES = dict(
-    re.findall(r"`(lyap_optuna/[\w/]+\.py)`[^`]*?:\n\n```python\n(.*?)```", GUIDE, re.DOTALL)
-)
-DIFFS = re.findall(r"`(lyap_optuna/[\w/]+\.py)`:\n\n```diff\n(.*?)```", GUIDE, re.DOTALL)
+ADDED = r"`((?:lyap_optuna|tests)/[\w/]+\.py)`[^`]*?:\n\n```%s\n(.*?)```"
+FILES = dict(re.findall(ADDED % "python", GUIDE, re.DOTALL))
+DIFFS = re.findall(ADDED % "diff", GUIDE, re.DOTALL)
 
 
 def applied(text: str, diff: str) -> str:
@@ -30,11 +36,10 @@ def applied(text: str, diff: str) -> str:
 
 @pytest.fixture(scope="module")
 def extended(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a copy of the package to which everything was added."""
+    """A folder with a copy of the package and its tests to which everything was added."""
     folder = tmp_path_factory.mktemp("contributed")
-    shutil.copytree(
-        ROOT / "lyap_optuna", folder / "lyap_optuna", ignore=shutil.ignore_patterns("__pycache__")
-    )
+    for name in ("lyap_optuna", "tests"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     for path, code in FILES.items():
         assert not (folder / path).exists()
         (folder / path).write_text(code)
@@ -46,7 +51,7 @@ def extended(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(folder: Path, *words: str) -> str:
     done = subprocess.run(
         [sys.executable, *words],
-        env={**os.environ, "PYTHONPATH": f"{folder}{os.pathsep}{ROOT / 'tests'}"},
+        env={**os.environ, "PYTHONPATH": f"{folder}{os.pathsep}{ROOT}"},
         cwd=folder,
         capture_output=True,
         text=True,
@@ -57,28 +62,28 @@ def run(folder: Path, *words: str) -> str:
 
 
 def test_the_guide_adds_one_of_each() -> None:
-    rooms = {path.split("/")[1] for path in FILES}
-    assert rooms == {"dynamics", "prediction", "visualization", "cli"}
-    assert len(FILES) == len(DIFFS) == 4
+    rooms = [path.split("/")[-2] for path in FILES]
+    assert rooms == ["dynamics", "evidence", "visualization", "cli", "tests"]
+    assert len(FILES) == len(DIFFS) == 5
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("battery", "selected"),
-    [
-        ("test_battery.py", "LeakyUnits"),
-        ("test_evidence.py", "patience"),
-        ("test_visualization.py", "values"),
-        ("test_report.py", "every_figure_of_the_registry"),
-    ],
-)
-def test_the_batteries_take_what_was_added(extended: Path, battery: str, selected: str) -> None:
+def test_the_batteries_take_what_was_added(extended: Path) -> None:
+    added = {
+        "test_layers and LeakyUnits": DYNAMICS_CHECKS,
+        "test_evidence and patience": EVIDENCE_CHECKS,
+        "test_figures and values": FIGURE_CHECKS,
+        "test_storages and list": STORAGE_CHECKS,
+        "test_the_page_has_every_figure_of_the_registry": [1],
+    }
     said = run(
         extended,
         *("-m", "pytest", "-q", "-p", "no:cacheprovider", f"--rootdir={extended}"),
-        *("-o", "markers=slow", str(ROOT / "tests" / battery), "-k", selected),
+        *("-o", "markers=slow", "tests/test_battery.py", "tests/test_report.py"),
+        *("-k", " or ".join(f"({which})" for which in added)),
     )
-    assert re.search(r"[1-9]\d* passed", said), said
+    n = sum(len(checks) for checks in added.values())
+    assert re.search(rf"^{n} passed", said, re.MULTILINE), said
 
 
 def test_the_command_is_there(extended: Path) -> None:

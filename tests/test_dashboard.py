@@ -1,5 +1,6 @@
 """What is put into optuna-dashboard: figures, note and file; by whom, when, and how often."""
 
+import contextlib
 import csv
 import errno
 import io
@@ -25,6 +26,7 @@ import torch
 from _campaigns import wait_for
 from _dashboard import Dashboard
 from _networks import spectrum_of
+from _storages import LOCAL, STORAGES
 from _studies import spec, specs, study_of
 from click.testing import CliRunner
 from optuna.artifacts import FileSystemArtifactStore
@@ -38,7 +40,6 @@ from lyap_optuna.cli import main
 from lyap_optuna.dashboard import SPECTRA_FILE, Publisher, _publish, make_dashboard, publish
 from lyap_optuna.dashboard._note import BEGIN, END, literal, note_text, with_note
 from lyap_optuna.dashboard._server import arranged
-from lyap_optuna.records import open_journal
 from lyap_optuna.visualization._figures import Numbers
 
 NAME = "<b>a</b> **study** [link](javascript:alert(1))"
@@ -459,21 +460,15 @@ def test_the_file_is_replaced_and_not_multiplied(tmp_path: Path) -> None:
     assert len(list(tmp_path.iterdir())) == 1
 
 
-@pytest.mark.parametrize("kind", ["memory", "sqlite", "sqlite memory", "journal"])
+@pytest.mark.parametrize("kind", LOCAL)
 @pytest.mark.parametrize("same_name", [False, True])
-def test_a_copy_has_a_file_of_its_own(tmp_path: Path, kind: str, same_name: bool) -> None:
-    (tmp_path / "files").mkdir()
-    store = FileSystemArtifactStore(tmp_path / "files")
-
-    def storage(name: str) -> optuna.storages.BaseStorage:
-        if kind == "journal":
-            return open_journal(tmp_path / f"{name}.journal")
-        if kind == "memory":
-            return optuna.storages.InMemoryStorage()
-        path = ":memory:" if kind == "sqlite memory" else f"{tmp_path}/{name}.db"
-        return optuna.storages.get_storage(f"sqlite:///{path}")
-
-    source = storage("a")
+def test_a_copy_has_a_file_of_its_own(
+    tmp_path: Path, kind: str, same_name: bool, request: pytest.FixtureRequest
+) -> None:
+    store = FileSystemArtifactStore(tmp_path)
+    opening = contextlib.ExitStack()
+    request.addfinalizer(opening.close)
+    source, other = (opening.enter_context(STORAGES[kind]())() for _ in range(2))
     study = optuna.create_study(study_name="s", storage=source)
     entry = {"max": -1.0, "mean": -2.0, "quantiles": [-2.0, -1.0]}
     made = optuna.create_trial(value=1.0, user_attrs={"lyapunov:readouts": {"1": entry}})
@@ -481,7 +476,7 @@ def test_a_copy_has_a_file_of_its_own(tmp_path: Path, kind: str, same_name: bool
     publish(study, artifact_store=store)
     first = _served(study)["artifacts"]
     # A copy within the storage has another name; one elsewhere has all that the study had.
-    target = storage("b") if same_name else source
+    target = other if same_name else source
     name = "s" if same_name else "copy"
     optuna.copy_study(
         from_study_name="s", from_storage=source, to_storage=target, to_study_name=name
@@ -494,7 +489,7 @@ def test_a_copy_has_a_file_of_its_own(tmp_path: Path, kind: str, same_name: bool
         assert len(_file(study, store)) == 1
         assert len(_file(copy, store)) == 2
         assert _served(study)["artifacts"] == first
-        assert len(os.listdir(tmp_path / "files")) == 2
+        assert len(os.listdir(tmp_path)) == 2
     study.add_trial(made)
     study.add_trial(made)
     publish(study, artifact_store=store)

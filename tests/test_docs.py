@@ -28,8 +28,10 @@ from _pages import (
     run_command,
 )
 from _studies import specs, study_of
+from click.testing import CliRunner
 
 import lyap_optuna as lyap
+from studies import tutorial
 
 README = "../README.md"
 PAGES = sorted([README, *(path.relative_to(DOCS).as_posix() for path in DOCS.glob("*.md"))])
@@ -184,17 +186,30 @@ def test_the_commands_in_indented_blocks_are_there() -> None:
 
 
 @pytest.mark.slow
-def test_the_tutorial_from_top_to_bottom(folder: Path, capsys: pytest.CaptureFixture) -> None:
-    names: dict[str, Any] = {}
-    said = "".join(_handle(block, "tutorial.md", names, folder) for block in blocks("tutorial.md"))
-    assert len(re.findall(r"best loss \d\.\d{3}, \d+ of 320 epochs", said)) == 2
-    assert re.search(r"^Trial 9 (was pruned|ran to its end)", said, re.MULTILINE)
-    assert "optuna-dashboard" in said.lower() or "Optuna Dashboard" in said
-    assert "exponents" in capsys.readouterr().out
+def test_the_tutorial_from_top_to_bottom(folder: Path) -> None:
+    """The command that writes the page runs all of it, here with few trials."""
+    page, before = folder / "tutorial.md", (DOCS / "tutorial.md").read_text()
+    page.write_text(before)
+    options = ["--seeds", "1", "--trials", "10", "--output", str(folder), "--write", str(page)]
+    CliRunner().invoke(tutorial.main, options, catch_exceptions=False)
+    text = page.read_text()
+    written = re.compile(r"```text\n.*?```|begin -->.*?<!-- end -->", re.DOTALL)
+    assert written.sub("", text) == written.sub("", before)
+    assert len(re.findall(r"```text\nbest loss \d\.\d{3}, \d+ of 80 epochs\n```", text)) == 2
+    assert re.search(r"^Step: the last.*^Trial 9 (was pruned|ran to its end)", text, re.M | re.S)
+    assert re.search(r"```text\nloss .*^exponents ", text, re.M | re.S)
+    assert re.findall(r"^\| (\d) \|(?: \d\.\d{3} \|){8}", text, re.M) == list("0123456789")
+    found = re.findall(r"^\| (.+) \| \d of 1 \| 0? \| (\d+) \|", text, re.M)
+    assert [name for name, _ in found] == list(tutorial.SEARCHES)
+    assert (found[0][1], found[-1][1]) == ("80", "40")
     assert (folder / "exponents.html").stat().st_size > 10_000
-    study = optuna.load_study(study_name="lyapunov", storage="sqlite:///study.db")
-    assert len(study.trials) == 40
+    study = optuna.load_study(study_name="lyapunov", storage=f"sqlite:///{folder}/study.db")
+    assert len(study.trials) == 10
     assert study.get_trials(states=[optuna.trial.TrialState.PRUNED])
+    (serve,) = [
+        words for block in blocks(page) for words in commands(block) if "dashboard" in words
+    ]
+    assert "Optuna Dashboard" in run_command(serve, folder)
 
 
 @pytest.mark.slow

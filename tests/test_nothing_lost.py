@@ -23,9 +23,10 @@ import sqlalchemy as sa
 import torch
 from _campaigns import EPOCHS, Campaign, assert_whole, counts, wait_for
 from _own_servers import Wire, free_port, own_server
+from _servers import KINDS
+from _storages import Proxy
 from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
 from optuna.storages import BaseStorage, GrpcStorageProxy, RDBStorage
-from optuna.storages._grpc.server import make_server
 from optuna.storages._heartbeat import BaseHeartbeat
 from optuna.trial import TrialState
 
@@ -260,7 +261,7 @@ def assert_no_twins(trials: list) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["postgresql", "mariadb"])
+@pytest.mark.parametrize("kind", KINDS[1:])
 def test_connections_are_cut_for_ten_seconds(kind):
     with own_server(kind) as server:
         wire = Wire(server.port)
@@ -313,7 +314,7 @@ def test_waiting_is_bounded():
             study.set_user_attr("a", 1)
 
 
-@pytest.mark.parametrize("kind", ["postgresql", "mariadb"])
+@pytest.mark.parametrize("kind", KINDS[1:])
 @pytest.mark.parametrize("table", ["trials", "trial_params", "trial_user_attributes"])
 def test_a_connection_that_is_cut_while_trials_are_read_is_opened_again(new_database, kind, table):
     url = new_database(kind)
@@ -358,7 +359,7 @@ def test_a_process_that_slept_past_its_patience_tries_again():
     assert patiently(call, seconds=0.001) == "there"
 
 
-@pytest.mark.parametrize("kind", ["postgresql", "mariadb"])
+@pytest.mark.parametrize("kind", KINDS[1:])
 def test_first_runs_at_once_on_an_empty_database_all_open_it(new_database, kind):
     for _ in range(3):
         url, n_runs = new_database(kind), 6
@@ -407,27 +408,6 @@ def test_whole_spectra_wait_for_the_database_as_scalars_do(new_database, elsewhe
 
 
 # A proxy that is down
-
-
-class Proxy:
-    """A gRPC proxy in this process, that can go and come back."""
-
-    def __init__(self, storage: optuna.storages.BaseStorage) -> None:
-        self.port, self._storage = free_port(), storage
-        self.start()
-
-    def start(self) -> None:
-        self._server = make_server(self._storage, "localhost", self.port)
-        self._server.start()
-
-    def stop(self) -> None:
-        self._server.stop(None).wait()
-
-    def down(self, seconds: float) -> threading.Timer:
-        self.stop()
-        later = threading.Timer(seconds, self.start)
-        later.start()
-        return later
 
 
 @pytest.fixture

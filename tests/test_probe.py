@@ -534,10 +534,9 @@ def _artifacts(study, store):
     return files
 
 
-@pytest.mark.parametrize("storage", [None, "sqlite:///:memory:"])
-def test_spectra_are_uploaded_while_the_trial_runs(storage, tmp_path):
+def test_spectra_are_uploaded_while_the_trial_runs(tmp_path):
     store = optuna.artifacts.FileSystemArtifactStore(tmp_path)
-    study = optuna.create_study(storage=storage)
+    study = optuna.create_study()
     trial = study.ask()
     torch.manual_seed(0)
     layer, inputs = nn.GRU(3, 6, batch_first=True), make_inputs(4, 20, 3, dtype=torch.float32)

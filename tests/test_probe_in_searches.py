@@ -217,10 +217,9 @@ def test_a_study_goes_through_all_its_configurations(choices):
 # The baseline, stored at once ------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("storage", [None, "sqlite:///:memory:"])
 @pytest.mark.parametrize("first", [0, 1, 100])
-def test_a_baseline_that_is_stored_at_once_moves_to_the_step_before_the_first(first, storage):
-    trial = optuna.create_study(storage=storage).ask()
+def test_a_baseline_that_is_stored_at_once_moves_to_the_step_before_the_first(first):
+    trial = optuna.create_study().ask()
     model = gru()
     probe = lyap.LyapunovProbe(model, X, trial=trial, last_step=first + 1)
     baseline = readouts(trial)

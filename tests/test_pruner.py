@@ -294,10 +294,8 @@ def test_models_hold_no_more_than_they_may_and_what_is_dropped_is_fitted_again(
     assert told[:2] == told[2:]
 
 
-@pytest.mark.parametrize("storage", ["memory", "sqlite"])
-def test_decisions_are_recorded(storage: str, tmp_path: Any) -> None:
-    url = None if storage == "memory" else f"sqlite:///{tmp_path}/study.db"
-    study = study_of(specs("easy", 30), pruner=LyapunovPruner(), storage=url)
+def test_decisions_are_recorded() -> None:
+    study = study_of(specs("easy", 30), pruner=LyapunovPruner())
     _, worst = extremes("easy")
     step = pruned_at(study, worst[-1])
     trial = last_trial(study)

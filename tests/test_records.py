@@ -31,26 +31,6 @@ def frozen(readouts, number=0, **more):
     return trial
 
 
-def test_round_trip_through_a_file(tmp_path):
-    url = f"sqlite:///{tmp_path / 'study.db'}"
-    study = optuna.create_study(study_name="a", storage=url)
-    trial = study.ask()
-    trial.report(0.5, 1)
-    new = {1: record(-0.25, quantiles=(-3.0, -0.25), clipped_fraction=0.5)}
-    records.write_readouts(trial, new, baseline=(0, record(-1 / 3)))
-    study.tell(trial, 0.5)
-    del study, trial
-    reopened = optuna.load_study(study_name="a", storage=url).trials[0]
-    readouts = records.read_readouts(reopened)
-    assert readouts == {0: record(-0.333333), 1: new[1]}
-    assert records.baseline_step(reopened, readouts) == 0
-    optuna.copy_study(
-        from_study_name="a", from_storage=url, to_storage=url, to_study_name="<b> 'c'\n"
-    )
-    copied = optuna.load_study(study_name="<b> 'c'\n", storage=url).trials[0]
-    assert records.read_readouts(copied) == readouts
-
-
 def test_stored_numbers_are_finite_json_of_six_digits():
     r = ReadoutRecord.from_measurement(
         max=0.123456789,
@@ -74,22 +54,6 @@ def test_stored_numbers_are_finite_json_of_six_digits():
         record(math.inf)
 
 
-def test_a_long_series_stays_below_the_size_limit_and_keeps_both_ends():
-    trial = optuna.create_study().ask()
-    quantiles = tuple(-q / 7 for q in range(32, 0, -1))
-    series = {step: record(-step / 7000, quantiles=quantiles) for step in range(400)}
-    records.write_readouts(trial, series)
-    for step in range(400, 420):
-        records.write_readouts(trial, {step: record(-step / 7000, quantiles=quantiles)})
-        stored = trial.study.trials[0].user_attrs["lyapunov:readouts"]
-        assert len(json.dumps(stored).encode()) <= 60_000
-        assert "0" in stored
-        assert str(step) in stored
-    steps = [int(s) for s in stored]
-    assert steps == sorted(steps)
-    assert len(steps) > 70
-
-
 def test_at_most_four_writes(monkeypatch):
     trial = optuna.create_study().ask()
     calls = []
@@ -100,16 +64,6 @@ def test_at_most_four_writes(monkeypatch):
     calls.clear()
     records.write_readouts(trial, {2: record()})
     assert len(calls) <= 3
-
-
-def test_what_another_process_wrote_is_kept():
-    study = optuna.create_study()
-    trial = study.ask()
-    records.write_readouts(trial, {1: record()})
-    other = optuna.trial.Trial(study, trial._trial_id)
-    records.write_readouts(other, {2: record()})
-    records.write_readouts(trial, {3: record()})
-    assert list(records.read_readouts(study.trials[0])) == [1, 2, 3]
 
 
 def test_an_import_without_a_mark_counts():
@@ -151,18 +105,6 @@ def test_odd_details_are_dropped():
     ).values()
     assert read.max_stderr is None
     assert read.quantiles is None
-
-
-def test_the_state_and_the_layers_survive(tmp_path):
-    study = optuna.create_study(storage=f"sqlite:///{tmp_path / 'study.db'}")
-    trial = study.ask()
-    layers = {"encoder.0": record(-0.2, state="full"), "<b> 'ü' 😀": record(-0.3, state="full")}
-    written = record(-0.2, state="full", layers=layers)
-    records.write_readouts(trial, {0: written})
-    stored = study.trials[0].user_attrs["lyapunov:readouts"]["0"]
-    assert stored["state"] == "full"
-    assert "state" not in stored["layers"]["encoder.0"]
-    assert records.read_readouts(study.trials[0]) == {0: written}
 
 
 def test_a_readout_that_does_not_say_its_state_is_of_the_hidden_one():
@@ -280,16 +222,6 @@ def test_decisions_keep_those_they_differ_from():
     assert records.read_decisions(stored)[-1].predicted_value == 0.333333
     assert stored.user_attrs["lyapunov:predicted_value"] == 0.333333
     del trial
-
-
-def test_decisions_are_at_most_32():
-    study = optuna.create_study()
-    study.ask()
-    for step in range(100):
-        records.write_decision(study, study.trials[0], decision(step, ("kept", "pruned")[step % 2]))
-    decisions = records.read_decisions(study.trials[0])
-    assert len(decisions) == 32
-    assert decisions[-1].step == 99
 
 
 def test_decisions_of_a_dead_attempt_are_not_the_retrys():

@@ -168,65 +168,6 @@ def test_bad_trials_are_pruned_in_whatever_order_they_report(name):
     assert lyap.prediction_skill(study)
 
 
-class Shuffling(optuna.storages.RDBStorage):
-    """A database whose trials hold their reports in no order, as a gRPC proxy hands them out."""
-
-    def get_trial(self, trial_id):
-        return self._shuffled(super().get_trial(trial_id))
-
-    def _get_trials(self, *args, **kwargs):
-        return [self._shuffled(t) for t in super()._get_trials(*args, **kwargs)]
-
-    def _shuffled(self, trial):
-        reports = trial.intermediate_values
-        trial.intermediate_values = {
-            s: reports[s] for s in sorted(reports, key=lambda s: s * 7 % 9)
-        }
-        return trial
-
-
-def storage_of(kind, path):
-    if kind == "memory":
-        return None
-    if kind == "journal":
-        backend = optuna.storages.journal.JournalFileBackend(f"{path}/journal.log")
-        return optuna.storages.JournalStorage(backend)
-    url = f"sqlite:///{path}/study.db"
-    return Shuffling(url) if kind == "shuffling" else url
-
-
-@pytest.mark.parametrize("name", ["ascending", "descending", "shuffled"])
-def test_whatever_a_storage_does_to_the_order_of_steps_decisions_are_the_same(name, tmp_path):
-    told = {}
-    for kind in ("memory", "sqlite", "journal", "shuffling"):
-        (tmp_path / kind).mkdir()
-        order = orders(6)[name]
-        rng = np.random.default_rng(1)
-        study = optuna.create_study(
-            storage=storage_of(kind, tmp_path / kind),
-            pruner=lyap.LyapunovPruner(n_startup_trials=4),
-            sampler=optuna.samplers.RandomSampler(seed=0),
-        )
-
-        def objective(trial, order=order, rng=rng):
-            x = trial.suggest_float("x", 0, 1)
-            for i, step in enumerate(order()):
-                trial.report((x if i > 2 else 0.0) + 1 / (1 + i) + 0.05 * rng.normal(), int(step))
-                if trial.should_prune():
-                    raise optuna.TrialPruned
-            return x
-
-        study.optimize(objective, n_trials=9)
-        told[kind] = [
-            [(d.step, d.verdict, d.probability) for d in read_decisions(t)] for t in study.trials
-        ]
-        ranked = [(r.number, r.step, r.predicted_value) for r in lyap.rank_trials(study)]
-        told[kind] += [ranked, str(lyap.explain(study, 8))]
-    assert sum(d[-1:] != [] and d[-1][1] == "pruned" for d in told["memory"][:9]) >= 2
-    for kind, found in told.items():
-        assert found == told["memory"], kind
-
-
 @pytest.mark.parametrize("name", ["ascending", "descending", "shuffled"])
 @pytest.mark.parametrize(("warmup", "interval"), [(0, 1), (3, 1), (0, 4), (2, 3), (0, 99), (11, 2)])
 def test_warm_up_and_intervals_count_reports_where_steps_do_not_ascend(

@@ -3,9 +3,7 @@
 import json
 import logging
 import math
-import pkgutil
 from collections.abc import Callable
-from importlib import import_module
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,12 +12,12 @@ import optuna
 import plotly.graph_objects as go
 import pytest
 import torch
-from optuna.distributions import FloatDistribution
 from optuna.trial import TrialState
 from scipy import stats
 
 import lyap_optuna as lyap
 from lyap_optuna import visualization
+from lyap_optuna.testing._studies import EPOCHS, study_of_everything, wide_study
 from lyap_optuna.visualization import (
     _convergence,
     _exponent_value,
@@ -33,43 +31,10 @@ from lyap_optuna.visualization import (
 from lyap_optuna.visualization._figures import FIGURES, Numbers
 from lyap_optuna.visualization._spec import FigureSpec
 
-N_STEPS = 6
-
-
-def _study(n_trials: int = 30, *, quantiles: int = 8, direction: Any = "minimize") -> optuna.Study:
-    """Values fall as the maximum exponent moves up; every fifth trial was pruned after 2 steps."""
-    rng = np.random.default_rng(0)
-    study = optuna.create_study(direction=direction)
-    for i in range(n_trials):
-        moved = i / n_trials
-        pruned = i % 5 == 4
-        value = 2.0 - moved
-        n_reports = 2 if pruned else N_STEPS
-        series: dict[str, dict[str, Any]] = {}
-        for step in range(min(n_reports, 3) + 1):
-            maximum = -1.0 + (moved if step else 0.0)
-            spectrum = np.sort(maximum - rng.uniform(0, 2, quantiles))
-            spectrum[-1] = maximum
-            series[str(step)] = {"max": maximum, "mean": float(spectrum.mean())}
-            if quantiles:
-                series[str(step)]["quantiles"] = spectrum.tolist()
-        study.add_trial(
-            optuna.create_trial(
-                state=TrialState.PRUNED if pruned else TrialState.COMPLETE,
-                value=value,
-                intermediate_values={s: value + 1 / s for s in range(1, n_reports + 1)},
-                user_attrs={"lyapunov:readouts": series},
-            )
-        )
-    return study
-
-
 STUDY_PLOTS: dict[str, Callable[[optuna.Study], go.Figure]] = {
-    "plot_spectrum": visualization.plot_spectrum,
-    "plot_exponent_value": visualization.plot_exponent_value,
-    "plot_predictions": visualization.plot_predictions,
-    "plot_prediction_skill": visualization.plot_prediction_skill,
-    "plot_pruning_timeline": visualization.plot_pruning_timeline,
+    name: getattr(visualization, name)
+    for name, _, arguments in (spec.call.partition("(") for spec in FIGURES)
+    if arguments == "study)"
 }
 
 
@@ -94,23 +59,6 @@ def test_a_trial_without_readouts_gives_an_empty_evolution(warned: Any) -> None:
     study.add_trial(optuna.create_trial(value=1.0))
     assert len(visualization.plot_spectrum_evolution(study, 0).data) == 0
     assert len(warned.records) == 1
-
-
-@pytest.mark.parametrize("name", STUDY_PLOTS)
-def test_a_study_with_data_gives_traces_that_serialise(name: str) -> None:
-    figure = STUDY_PLOTS[name](_study())
-    assert len(figure.data) > 0
-    assert json.loads(figure.to_json())["data"]
-
-
-@pytest.mark.parametrize("name", STUDY_PLOTS)
-def test_no_figure_sets_a_background_or_a_text_colour(name: str) -> None:
-    # So that light and dark templates both work.
-    layout = STUDY_PLOTS[name](_study()).layout.to_plotly_json()
-    layout.pop("template", None)
-    text = json.dumps(layout)
-    assert "bgcolor" not in text
-    assert '"font"' not in text
 
 
 @pytest.mark.parametrize(
@@ -159,7 +107,7 @@ def test_trial_numbers_do_not_belong_to_a_spectrum() -> None:
 
 
 def test_study_spectra_descend_and_are_those_asked_for() -> None:
-    study = _study()
+    study = study_of_everything()
     infos = _spectrum._get_study_info(study, [3, 4], None)
     assert [(info.number, info.step) for info in infos] == [(3, 3), (4, 2)]
     for info in infos:
@@ -174,7 +122,7 @@ def test_colours_go_by_rank_so_that_one_diverged_trial_moves_none() -> None:
 
 @pytest.mark.parametrize(("direction", "last"), [("minimize", 28), ("maximize", 0)])
 def test_the_best_spectrum_lies_on_top(direction: str, last: int) -> None:
-    figure = visualization.plot_spectrum(_study(direction=direction))
+    figure = visualization.plot_spectrum(study_of_everything(direction=direction))
     lines = [trace for trace in figure.data if trace.customdata is not None]
     assert lines[-1].customdata[-1] == last
 
@@ -204,7 +152,7 @@ def test_chosen_trials_are_drawn_whole_and_with_the_band_that_the_database_holds
 
 
 def test_many_trials_are_thinned_evenly_by_rank() -> None:
-    study = _study(60)
+    study = study_of_everything(60)
     figure = _spectrum._draw_study(_spectrum._get_study_info(study, None, None), study, 10)
     drawn = {number for trace in figure.data for number in (trace.customdata or ())}
     assert len(drawn) == 10
@@ -219,7 +167,7 @@ def test_spread_is_even_and_keeps_both_ends() -> None:
 
 
 def test_the_evolution_marks_the_baseline() -> None:
-    figure = visualization.plot_spectrum_evolution(_study(), 29)
+    figure = visualization.plot_spectrum_evolution(study_of_everything(), 29)
     names = [trace.name for trace in figure.data if trace.name]
     assert "step 0 (baseline)" in names
     assert "maximum" in names
@@ -229,11 +177,11 @@ def test_the_evolution_marks_the_baseline() -> None:
 
 def test_the_evolution_of_a_trial_that_does_not_exist() -> None:
     with pytest.raises(ValueError, match="not 30"):
-        visualization.plot_spectrum_evolution(_study(), 30)
+        visualization.plot_spectrum_evolution(study_of_everything(), 30)
 
 
 def test_displacement_is_counted_from_the_baseline() -> None:
-    info = _exponent_value._get_info(_study(), "max_displacement", None)
+    info = _exponent_value._get_info(study_of_everything(), "max_displacement", None)
     assert info.step == 1
     assert [point.x for point in info.points] == pytest.approx([i / 30 for i in range(30)])
     assert info.correlation == pytest.approx(-1.0)
@@ -255,11 +203,11 @@ def test_without_a_baseline_there_is_no_displacement(warned: Any) -> None:
 
 def test_an_unknown_exponent_is_named() -> None:
     with pytest.raises(ValueError, match="'median'"):
-        visualization.plot_exponent_value(_study(), exponent="median")
+        visualization.plot_exponent_value(study_of_everything(), exponent="median")
 
 
 def test_infinite_and_missing_values_are_left_out() -> None:
-    study = _study(3)
+    study = study_of_everything(3)
     study.add_trial(
         optuna.create_trial(
             value=math.inf,
@@ -275,12 +223,12 @@ def test_infinite_and_missing_values_are_left_out() -> None:
 
 @pytest.mark.parametrize(("direction", "word"), [("minimize", "lower"), ("maximize", "higher")])
 def test_the_value_axis_says_which_way_is_better(direction: str, word: str) -> None:
-    figure = visualization.plot_exponent_value(_study(direction=direction))
+    figure = visualization.plot_exponent_value(study_of_everything(direction=direction))
     assert f"{word} is better" in figure.layout.yaxis.title.text
 
 
 def test_predictions_hold_the_intervals_that_the_ranking_gives() -> None:
-    study = _study()
+    study = study_of_everything()
     ranked = {p.number: p for p in lyap.rank_trials(study)}
     infos = _predictions._get_info(study, None)
     assert {info.number for info in infos} == set(ranked)
@@ -293,7 +241,7 @@ def test_predictions_hold_the_intervals_that_the_ranking_gives() -> None:
 
 
 def test_skill_names_every_kind_of_evidence() -> None:
-    study = _study()
+    study = study_of_everything()
     figure = visualization.plot_prediction_skill(study)
     traces = {trace.name: trace for trace in figure.data}
     assert {"loss so far", "displacement", "chance alone", "used"} <= traces.keys()
@@ -317,7 +265,7 @@ def test_combinations_of_evidence_share_one_entry_of_the_legend() -> None:
 
 
 def test_predictions_are_correlated_with_the_complete_trials() -> None:
-    study = _study()
+    study = study_of_everything()
     ranked = [p for p in lyap.rank_trials(study) if p.state == TrialState.COMPLETE]
     rho = stats.spearmanr([p.predicted_value for p in ranked], [p.value for p in ranked]).statistic
     title = visualization.plot_predictions(study).layout.title.text
@@ -344,21 +292,21 @@ def test_convergence_without_history_is_empty(warned: Any) -> None:
 
 
 def test_the_timeline_counts_what_was_saved() -> None:
-    info = _pruning_timeline._get_info(_study())
+    info = _pruning_timeline._get_info(study_of_everything())
     # 6 of 30 trials stopped after 2 of 6 steps.
     assert info.n_saved == 6 * 4
     assert info.n_spent == 24 * 6 + 6 * 2
-    title = visualization.plot_pruning_timeline(_study()).layout.title.text
+    title = visualization.plot_pruning_timeline(study_of_everything()).layout.title.text
     assert title == "Pruning: 24 of 180 steps saved (13 %)"
 
 
 @pytest.mark.parametrize("number", [1, 12])
 def test_what_is_pruned_before_training_saves_all_of_it(number: int) -> None:
-    study = _study()
+    study = study_of_everything()
     for _ in range(number):
         study.add_trial(optuna.create_trial(state=TrialState.PRUNED))
     info = _pruning_timeline._get_info(study)
-    assert info.n_saved == 24 + number * N_STEPS
+    assert info.n_saved == 24 + number * EPOCHS
     assert len(info.bars) == 30 + number
     alone = optuna.create_study()
     alone.add_trial(optuna.create_trial(state=TrialState.PRUNED))
@@ -366,39 +314,21 @@ def test_what_is_pruned_before_training_saves_all_of_it(number: int) -> None:
 
 
 def test_of_many_trials_a_marker_shows_where_each_one_ended() -> None:
-    figure = visualization.plot_pruning_timeline(_study(200))
+    figure = visualization.plot_pruning_timeline(study_of_everything(200))
     ends = {
         number: steps
         for trace in figure.data
         for number, steps in zip(trace.x, trace.y, strict=True)
     }
-    assert ends == {i: 2 if i % 5 == 4 else N_STEPS for i in range(200)}
+    assert ends == {i: 2 if i % 5 == 4 else EPOCHS for i in range(200)}
 
 
 def test_running_trials_save_nothing() -> None:
-    study = _study(2)
+    study = study_of_everything(2)
     trial = study.ask()
     trial.report(1.0, 1)
     bars = _pruning_timeline._get_info(study).bars
     assert [(bar.state, bar.saved) for bar in bars][-1] == (TrialState.RUNNING, 0)
-
-
-def test_markup_in_a_recorded_reason_is_literal() -> None:
-    study = _study(1)
-    decision = {"step": 1, "verdict": "pruned", "reason": "<b>bold</b> <a href='x'>link</a>"}
-    study.add_trial(
-        optuna.create_trial(
-            state=TrialState.PRUNED,
-            intermediate_values={1: 1.0},
-            user_attrs={"lyapunov:decision": decision},
-        )
-    )
-    traces = visualization.plot_pruning_timeline(study).data
-    texts = [text for trace in traces for text in trace.text or ()]
-    reasons = [text for text in texts if "bold" in text]
-    assert reasons
-    assert all("<b>" not in text and "<a" not in text for text in reasons)
-    assert all("&lt;b&gt;bold" in text for text in reasons)
 
 
 def test_the_value_axis_is_logarithmic_only_for_wide_positive_values() -> None:
@@ -422,7 +352,7 @@ def test_a_logarithmic_axis_has_whole_numbers_as_ticks() -> None:
 def test_a_last_report_is_drawn_as_no_final_value(
     draw: Callable[[optuna.Study], go.Figure],
 ) -> None:
-    study = _study()
+    study = study_of_everything()
     strip = [trace for trace in draw(study).data if trace.yaxis == "y2"]
     assert [set(trace.y) for trace in strip] == [{"PRUNED"}]
     assert len(strip[0].x) == 6
@@ -438,56 +368,7 @@ def test_the_zero_line_spans_the_axis() -> None:
     assert list(figure.data[0].y) == [0, 0]
 
 
-def _wide(n_trials: int) -> optuna.Study:
-    """As :func:`_study`, with all the digits that a hyperparameter, a value and a reason have."""
-    study = optuna.create_study()
-    study.add_trials(
-        [
-            optuna.create_trial(
-                state=trial.state,
-                value=trial.value * math.pi,
-                params={"lr": 1e-3 + trial.number / 7e5},
-                distributions={"lr": FloatDistribution(1e-3, 1.0)},
-                intermediate_values=trial.intermediate_values,
-                user_attrs=trial.user_attrs
-                | {"lyapunov:decision": {"step": 2, "verdict": "pruned", "reason": "why " * 200}},
-            )
-            for trial in _study(n_trials, quantiles=32).trials
-        ]
-    )
-    return study
-
-
-# Every figure of the registry -------------------------------------------------------------------
-
-
-def test_every_module_with_a_spec_is_registered_once() -> None:
-    found = {
-        module.name
-        for module in pkgutil.iter_modules(visualization.__path__, f"{visualization.__name__}.")
-        if isinstance(getattr(import_module(module.name), "FIGURE", None), FigureSpec)
-    }
-    assert len(found) == len(FIGURES) == len({spec.id for spec in FIGURES})
-
-
-@pytest.mark.parametrize("spec", FIGURES, ids=lambda spec: spec.id)
-def test_a_figure_draws_the_numbers_that_it_asked_for(spec: FigureSpec[Any]) -> None:
-    study = _study()
-    info = Numbers(study).of(spec)
-    assert info is not None
-    figure = spec.draw(info, study, None)
-    assert figure.data
-    assert figure.layout.title.text
-    assert not spec.call or hasattr(visualization, spec.call.partition("(")[0])
-    assert not set("<>&*_`") & set(spec.caption)  # shown as Markdown, HTML and plain text
-    assert spec.draw(info, study, 10).to_json()
-
-
-@pytest.mark.parametrize("spec", FIGURES, ids=lambda spec: spec.id)
-def test_a_figure_without_numbers_is_left_out(spec: FigureSpec[Any]) -> None:
-    assert Numbers(optuna.create_study()).of(spec) is None
-    several = Numbers(optuna.create_study(directions=["minimize", "maximize"]))
-    assert several.of(spec) is None
+# What is published ------------------------------------------------------------------------------
 
 
 def test_numbers_are_gathered_once() -> None:
@@ -500,16 +381,9 @@ def test_numbers_are_gathered_once() -> None:
 
 
 @pytest.mark.slow
-def test_no_figure_of_a_thousand_trials_is_over_two_megabytes() -> None:
-    study = _wide(1000)
-    for name, plot in STUDY_PLOTS.items():
-        assert len(plot(study).to_json()) < 2_000_000, name
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize("n_trials", [119, 1000, 3000])
 def test_published_figures_stay_within_what_a_page_can_load(n_trials: int) -> None:
-    study = _wide(n_trials)
+    study = wide_study(n_trials)
     figures = _publication.published_figures(Numbers(study))
     assert len(figures) == len(FIGURES)
     sizes = {name: len(json.dumps(figure.to_json())) for name, figure in figures.items()}
@@ -518,14 +392,14 @@ def test_published_figures_stay_within_what_a_page_can_load(n_trials: int) -> No
 
 
 def test_a_figure_too_large_to_publish_is_drawn_of_fewer_trials() -> None:
-    study = _study(200)
+    study = study_of_everything(200)
     figure = _publication.published_figures(Numbers(study), max_bytes=3000)["lyapunov-exponents"]
     assert len(figure.to_json()) <= 3000
     assert "of 200 drawn" in figure.layout.title.text
 
 
 def test_published_figures_are_rounded_and_bring_no_template() -> None:
-    study = _wide(30)
+    study = wide_study(30)
     numbers = []
     for figure in _publication.published_figures(Numbers(study)).values():
         drawn = json.loads(figure.to_json())

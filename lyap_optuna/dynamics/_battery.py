@@ -27,14 +27,8 @@ def check_dynamics(
 ) -> dict[str, float]:
     """Check that a dynamics keeps its contract: what it says of itself is what it does.
 
-    * A trajectory restarted from any of its states goes on as before: the state is complete.
-    * ``tangent`` is the derivative of the states, by finite differences of ``linearise`` itself.
-    * ``jacobians`` equal ``tangent``, and ``images``, where there are any, its products.
-    * ``log_abs_det``, ``closed_log_abs_det``, ``closed_log_growth`` equal
-      those of the Jacobians.
-    * ``select`` gives the same numbers.
-
-    Use float64: differences of float32 numbers see coarse errors only.
+    These are the facts of :data:`lyap_optuna.testing.DYNAMICS_CHECKS`, one after another. Use
+    float64: differences of float32 numbers see coarse errors only.
 
     Args:
         dynamics: What is checked.
@@ -59,7 +53,10 @@ def check_dynamics(
         >>> max(errors.values()) < 1e-6
         True
     """
-    return _Battery(dynamics, inputs, initial_state, as_initial_state).run()
+    battery = _Battery(dynamics, inputs, initial_state, as_initial_state)
+    for fact in _FACTS:
+        fact(battery)
+    return battery.errors
 
 
 class _Battery:
@@ -89,21 +86,10 @@ class _Battery:
         steps = self.inputs.shape[1]
         self.times = sorted({1, steps // 2, steps - 1})
 
-    def run(self) -> dict[str, float]:
-        self.shapes()
-        for t in self.times:
-            self.restart(t)
-        for t in self.times:
-            self.linearisation(t)
-        if self.trajectory.has_jacobians:
-            self.growth()
-        self.images()
-        self.select()
-        return self.errors
+    # Facts: what is compared with what ---------------------------------------------------------
 
-    # What is compared with what ----------------------------------------------------------------
-
-    def shapes(self) -> None:
+    def states_are_finite_and_have_their_shape(self) -> None:
+        """States are finite, ``(batch, time, state_size)``."""
         states = self.trajectory.states
         expected = (*self.inputs.shape[:2], self.dynamics.state_size)
         if tuple(states.shape) != expected:
@@ -114,40 +100,51 @@ class _Battery:
         if not bool(torch.isfinite(states).all()):
             raise ValueError("states become NaN or infinite on these inputs: pass others.")
 
-    def restart(self, t: int) -> None:
-        part = slice(t, t + _RESTARTED)
-        again = self._linearised(self.inputs[:, part], self.trajectory.states[:, t - 1])
-        self._compare(
-            "states",
-            again.states,
-            self.trajectory.states[:, part],
-            "those of a trajectory restarted from its own state: either the state lacks something "
-            "that the next step depends on, or linearise does not begin at initial_state",
-            t,
-        )
+    def a_trajectory_goes_on_from_any_of_its_states(self) -> None:
+        """A trajectory restarted from one of its states goes on as before: that is the state."""
+        for t in self.times:
+            part = slice(t, t + _RESTARTED)
+            again = self._linearised(self.inputs[:, part], self.trajectory.states[:, t - 1])
+            self._compare(
+                "states",
+                again.states,
+                self.trajectory.states[:, part],
+                "those of a trajectory restarted from its own state: either the state lacks "
+                "something that the next step depends on, or linearise does not begin at "
+                "initial_state",
+                t,
+            )
 
-    def linearisation(self, t: int) -> None:
-        trajectory, n = self.trajectory, self.dynamics.state_size
-        rows = self._directions(n)
-        vectors = rows.expand(trajectory.batch, *rows.shape).contiguous()
-        found = self._pushed(t, vectors)
-        if trajectory.images(rows[:1]) is None:
-            image = trajectory.tangent(t, vectors)
+    def tangents_are_derivatives_of_the_states(self) -> None:
+        """``tangent`` is the derivative of the states, by differences of ``linearise`` itself."""
+        if self._has_images():
+            return
+        for t in self.times:
+            vectors = self._vectors()
+            image, found = self.trajectory.tangent(t, vectors), self._pushed(t, vectors)
             self._compare(
                 "tangent", image, found, "finite differences", t, self.difference_tolerance
             )
-        if not trajectory.has_jacobians:
-            return
-        jacobian = trajectory.jacobian(t)
-        image = vectors @ jacobian.mT
-        self._compare("jacobians", image, found, "finite differences", t, self.difference_tolerance)
-        if trajectory.images(rows[:1]) is None:
-            self._compare(
-                "tangent", trajectory.tangent(t, vectors), image, "jacobians times vectors", t
-            )
-        self.determinants(t, wide(jacobian))
 
-    def determinants(self, t: int, jacobian: Tensor) -> None:
+    def jacobians_are_derivatives_of_the_states(self) -> None:
+        """``jacobians``, where there are any, are those derivatives, and ``tangent`` is theirs."""
+        for t in self.times if self.trajectory.has_jacobians else ():
+            vectors = self._vectors()
+            image = vectors @ self.trajectory.jacobian(t).mT
+            found = self._pushed(t, vectors)
+            self._compare(
+                "jacobians", image, found, "finite differences", t, self.difference_tolerance
+            )
+            if not self._has_images():
+                tangent = self.trajectory.tangent(t, vectors)
+                self._compare("tangent", tangent, image, "jacobians times vectors", t)
+
+    def determinants_are_those_of_the_jacobians(self) -> None:
+        """``log_abs_det`` and what is in closed form equal the Jacobians' log-determinants."""
+        for t in self.times if self.trajectory.has_jacobians else ():
+            self._determinants(t, wide(self.trajectory.jacobian(t)))
+
+    def _determinants(self, t: int, jacobian: Tensor) -> None:
         trajectory = self.trajectory
         index = torch.arange(trajectory.batch, device=jacobian.device)
         truth = torch.linalg.slogdet(jacobian)[1]
@@ -167,10 +164,10 @@ class _Battery:
             error = torch.where(values == truth, 0, error)
             self._note(name, float(error.max()), "the Jacobians' determinants", t)
 
-    def growth(self) -> None:
-        """Compare with the product of all Jacobians: closed forms of several steps must add up."""
+    def closed_growth_adds_up_over_steps(self) -> None:
+        """``closed_log_growth`` of all steps is the growth under the product of their Jacobians."""
         growth = self.trajectory.closed_log_growth
-        if growth is None:
+        if growth is None or not self.trajectory.has_jacobians:
             return
         steps = range(self.trajectory.steps)
         # A step that forgets everything (an average that begins) makes all that follows infinite.
@@ -187,7 +184,8 @@ class _Battery:
         error = min(errors) / (1 + float(total.abs().max()))
         self._note("closed_log_growth", error, "the growth under the Jacobians' product", None)
 
-    def images(self) -> None:
+    def images_are_products_of_tangents(self) -> None:
+        """``images``, where there are any, go from step to step as the states' derivatives do."""
         rows = self._directions(self.dynamics.state_size)[:3]
         images = self.trajectory.images(rows)
         if images is None:
@@ -204,7 +202,8 @@ class _Battery:
                 self.difference_tolerance,
             )
 
-    def select(self) -> None:
+    def a_selection_has_the_same_numbers(self) -> None:
+        """``select`` gives some of the inputs the numbers that they have among all."""
         whole = self.trajectory
         part = slice(1, None)
         chosen = whole.select(part)
@@ -217,9 +216,8 @@ class _Battery:
                 raise ValueError(f"select(inputs).{name} is None and that of the whole is not.")
             if mine is not None:
                 self._compare("select", wide(mine), wide(theirs[part]), what, None)
-        rows = self._directions(self.dynamics.state_size)[:3]
-        vectors = rows.expand(whole.batch, *rows.shape).contiguous()
-        if whole.images(rows) is None:
+        vectors = self._vectors()[:, :3].contiguous()
+        if not self._has_images():
             image = chosen.tangent(t, vectors[part])
             self._compare("select", image, whole.tangent(t, vectors)[part], what, t)
         if whole.has_jacobians:
@@ -240,6 +238,14 @@ class _Battery:
         blocks = [part.split(c.units, dim=1) for part, c in zip(by_cell, cells, strict=True)]
         parts = tuple(torch.stack(part) for part in zip(*blocks, strict=True))
         return parts if len(parts) > 1 else parts[0]
+
+    def _has_images(self) -> bool:
+        return self.trajectory.images(self._directions(self.dynamics.state_size)[:1]) is not None
+
+    def _vectors(self) -> Tensor:
+        """Return the directions for each input, ``(batch, k, state)``."""
+        rows = self._directions(self.dynamics.state_size)
+        return rows.expand(self.trajectory.batch, *rows.shape).contiguous()
 
     def _linearised(self, inputs: Tensor, states: Tensor) -> Trajectory:
         initial = self._as_initial(states)
@@ -304,6 +310,37 @@ class _Battery:
                 f"{name} disagrees by {error:.2e}{where}, where {tolerance:.0e} is allowed, with "
                 f"{other}."
             )
+
+
+_FACTS: tuple[Callable[[_Battery], None], ...] = (
+    _Battery.states_are_finite_and_have_their_shape,
+    _Battery.a_trajectory_goes_on_from_any_of_its_states,
+    _Battery.tangents_are_derivatives_of_the_states,
+    _Battery.jacobians_are_derivatives_of_the_states,
+    _Battery.determinants_are_those_of_the_jacobians,
+    _Battery.closed_growth_adds_up_over_steps,
+    _Battery.images_are_products_of_tangents,
+    _Battery.a_selection_has_the_same_numbers,
+)
+
+
+def _check_of(fact: Callable[[_Battery], None]) -> Callable[..., None]:
+    @torch.no_grad()
+    def check(
+        dynamics: Dynamics,
+        inputs: Tensor,
+        initial_state: Any = None,
+        *,
+        as_initial_state: Callable[[Tensor], Any] | None = None,
+    ) -> None:
+        fact(_Battery(dynamics, inputs, initial_state, as_initial_state))
+
+    check.__name__, check.__doc__ = fact.__name__, fact.__doc__
+    return check
+
+
+DYNAMICS_CHECKS = tuple(map(_check_of, _FACTS))
+"""The facts that :func:`check_dynamics` checks, each a function of the same arguments."""
 
 
 def _product_growth(jacobians: list[Tensor], reverse: bool) -> Tensor:

@@ -1,0 +1,108 @@
+"""What the figures of a study have in common, as checks."""
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import optuna
+
+from lyap_optuna import visualization
+from lyap_optuna.testing._expect import expect, require
+from lyap_optuna.testing._studies import study_of_everything, wide_study
+from lyap_optuna.visualization._figures import Numbers
+from lyap_optuna.visualization._spec import FigureSpec
+
+_MAX_BYTES = 2_000_000
+_MARKUP = "<>&*_`"
+
+
+def _drawn(spec: FigureSpec[Any], study: optuna.Study, most: int | None = None) -> dict[str, Any]:
+    """Return the figure as what a browser is sent."""
+    info = Numbers(study).of(spec)
+    require(info is not None, f"{spec.id}: info() finds nothing in a study that has everything.")
+    drawn: dict[str, Any] = json.loads(spec.draw(info, study, most).to_json())
+    return drawn
+
+
+def _texts(part: Any) -> Iterator[str]:
+    if isinstance(part, str):
+        yield part
+    elif isinstance(part, dict):
+        yield from (text for item in part.values() for text in _texts(item))
+    elif isinstance(part, list):
+        yield from (text for item in part for text in _texts(item))
+
+
+def it_draws_the_numbers_that_it_asked_for(spec: FigureSpec[Any]) -> None:
+    """A study with readouts, reports and values has a figure with traces and a title."""
+    for most in (None, 10):
+        drawn = _drawn(spec, study_of_everything(), most)
+        require(drawn["data"], f"{spec.id}: the figure has no trace.")
+        require(drawn["layout"]["title"]["text"], f"{spec.id}: the figure has no title.")
+
+
+def without_numbers_there_is_no_figure(spec: FigureSpec[Any]) -> None:
+    """An empty study has none, whether of one objective or several."""
+    several = optuna.create_study(directions=["minimize", "maximize"])
+    for study in (optuna.create_study(), several):
+        found = Numbers(study).of(spec)
+        expect(found, None, f"{spec.id}: info() of an empty study, {len(study.directions)} values")
+
+
+def its_caption_is_plain_text(spec: FigureSpec[Any]) -> None:
+    """The caption holds no markup: it is shown as Markdown, as HTML and as text."""
+    require(spec.caption, f"{spec.id}: there is no caption.")
+    expect(set(_MARKUP) & set(spec.caption), set(), f"{spec.id}: markup in the caption")
+
+
+def its_call_draws_it(spec: FigureSpec[Any]) -> None:
+    """``call``, where it is given, is a call of :mod:`lyap_optuna.visualization` that draws it."""
+    name = spec.call.partition("(")[0]
+    if not name:
+        return
+    require(name in visualization.__all__, f"{spec.id}: lyap_optuna.visualization has no {name}.")
+    # The call as people are shown it, of the package's own source.
+    figure = eval(spec.call, dict(vars(visualization)), {"study": study_of_everything()})
+    require(figure.data, f"{spec.id}: {spec.call} draws no trace.")
+
+
+def it_fits_light_and_dark(spec: FigureSpec[Any]) -> None:
+    """The layout sets no background and no colour of text, so that any template works."""
+    layout = _drawn(spec, study_of_everything())["layout"]
+    layout.pop("template", None)
+    text = json.dumps(layout)
+    for word in ("bgcolor", '"font"'):
+        require(word not in text, f"{spec.id}: the layout sets {word}.")
+
+
+def names_are_taken_literally(spec: FigureSpec[Any]) -> None:
+    """Markup in the name of a hyperparameter, in a value or in a reason is shown, not obeyed."""
+    drawn = _drawn(spec, wide_study(30))
+    found = [text for text in _texts([drawn["data"], drawn["layout"]]) if "<img" in text]
+    expect(found, [], f"{spec.id}: names that were not escaped (_style.text does)")
+
+
+def a_thousand_trials_stay_small(spec: FigureSpec[Any]) -> None:
+    """The figure of a thousand trials is less than two megabytes."""
+    size = len(json.dumps(_drawn(spec, wide_study(1000))))
+    require(size < _MAX_BYTES, f"{spec.id}: {size} bytes for 1,000 trials, over {_MAX_BYTES}.")
+
+
+def the_study_is_left_as_it_is(spec: FigureSpec[Any]) -> None:
+    """Drawing writes nothing to the study."""
+    study = study_of_everything()
+    before = repr((study.trials, study.user_attrs))
+    _drawn(spec, study)
+    expect(repr((study.trials, study.user_attrs)), before, f"{spec.id}: the study afterwards")
+
+
+FIGURE_CHECKS = (
+    it_draws_the_numbers_that_it_asked_for,
+    without_numbers_there_is_no_figure,
+    its_caption_is_plain_text,
+    its_call_draws_it,
+    it_fits_light_and_dark,
+    names_are_taken_literally,
+    a_thousand_trials_stay_small,
+    the_study_is_left_as_it_is,
+)
