@@ -105,6 +105,11 @@ def gather_studies(app: Sphinx) -> None:
     (folder / "index.md").write_text(index)
 
 
+def link_to_gathered(app: Sphinx, name: str, source: list[str]) -> None:
+    """Turn links to the README of a study, as a code host follows them, to its page here."""
+    source[0] = re.sub(r"\]\(\.\./studies/(\w+)/README\.md", r"](gallery/\1.md", source[0])
+
+
 def put_parameters_first(
     app: Sphinx, what: str, name: str, obj: object, options: object, lines: list[str]
 ) -> None:
@@ -128,5 +133,6 @@ def setup(app: Sphinx) -> None:
         block_renderers=(write_block, None),  # type: ignore[arg-type]
     )
     app.connect("builder-inited", gather_studies)
+    app.connect("source-read", link_to_gathered)
     # Before napoleon, which reads the sections.
     app.connect("autodoc-process-docstring", put_parameters_first, priority=400)

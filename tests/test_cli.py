@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import math
 import re
 import sqlite3
 from pathlib import Path
@@ -12,11 +13,14 @@ import optuna
 import pytest
 import yaml
 from click.testing import CliRunner, Result
+from hypothesis import given
+from hypothesis import strategies as st
 from optuna.trial import TrialState
 
 import lyap_optuna
 from lyap_optuna._logging import without_passwords
-from lyap_optuna.cli import main
+from lyap_optuna._numbers import number
+from lyap_optuna.cli import _format, main
 from lyap_optuna.cli._format import cell, dump, printable
 from lyap_optuna.cli._storage import scrub, shown_url
 
@@ -114,7 +118,7 @@ def test_rank_shows_hyperparameters_the_last_step_and_what_was_predicted_then(
     shown = _run("rank", "--storage", url, "--params")
     assert "cell=<script>" in shown.stdout
     assert "1.75" in shown.stdout
-    assert "Predicted now from " in shown.stderr
+    assert shown.stderr.count("default predictor") == shown.stderr.count(" from loss so far") == 1
     assert "hyperparameters" not in _run("rank", "--storage", url).stdout
 
 
@@ -436,3 +440,103 @@ def test_cells() -> None:
     assert cell(None) == "-"
     assert cell(True) == "yes"
     assert cell(0.123456) == "0.1235"
+
+
+_CELLS = st.one_of(
+    st.none(),
+    st.floats(),
+    st.integers(-(10**9), 10**9),
+    st.sampled_from([0.0, 1e-300, -1e300, 0.99996, 999.96, 999999.9, math.nan, -math.inf]),
+)
+
+
+def test_a_report_goes_to_standard_output_or_to_a_file(url: str, tmp_path: Path) -> None:
+    page = _run("report", "--storage", url, "-o", "-").stdout
+    assert page.startswith("<!DOCTYPE html>")
+    made = tmp_path / "made" / "report.html"
+    _run("report", "--storage", url, "-o", str(made))
+    assert made.read_text() == page
+    for command in (["report", "-o"], ["spectra", "-o"], ["explain", "--plot"]):
+        refused = _run(*command, f"{tmp_path}/folder/", "--storage", url, code=2)
+        assert "is a folder; name the file" in refused.output
+    assert not (tmp_path / "folder").exists()
+
+
+def test_explain_says_which_trials_there_are(url: str, tmp_path: Path) -> None:
+    asked = _run("explain", "--storage", url, code=2).output
+    wrong = _run("explain", "--storage", url, "--trial-number", "99", code=1).output
+    for said in (asked, wrong):
+        assert "12 trials, numbered 0 to 11 (12 COMPLETE)" in said
+        assert "lyap-optuna rank" in said
+    one = f"sqlite:///{tmp_path / 'one.db'}"
+    _study(one, n_trials=1)
+    assert _run("explain", "--storage", one).stdout.startswith("Trial 0 ran to its end")
+
+
+def test_a_study_with_nothing_to_rank_or_measure_says_so(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'failed.db'}"
+    study = optuna.create_study(study_name="failed", storage=url)
+    assert _run("rank", "--storage", url).stdout == "Study 'failed' has no trial to rank yet.\n"
+    study.add_trial(optuna.create_trial(state=TrialState.FAIL))
+    assert _run("rank", "--storage", url).stdout.endswith("to rank yet: 1 FAIL.\n")
+    assert json.loads(_run("rank", "--storage", url, "-f", "json").stdout) == []
+    assert _run("skill", "--storage", url).stdout.startswith("Too few trials ran to their end")
+    assert "no trial yet" not in _run("explain", "--storage", url).stdout
+
+
+@pytest.mark.parametrize("target", ["sqlite:////no/such/folder/x.db", "foo://me:hunter2@host"])
+def test_a_copy_to_what_does_not_open_says_so(url: str, target: str) -> None:
+    said = _run("storage", "copy", "--storage", url, "--to-storage", target, code=1).output
+    assert said.startswith("Error: The storage ")
+    assert "does not open" in said
+    assert "hunter2" not in said
+
+
+@pytest.mark.parametrize("columns", ["60", "80", "120", None])
+@given(st.lists(st.tuples(_CELLS, _CELLS, st.text(max_size=40)), min_size=1, max_size=8))
+def test_columns_of_a_table_line_up(
+    columns: str | None, rows: list[tuple[float | None, float | None, str]]
+) -> None:
+    made = [{"a": a, "name": f"n{i}x", "b": b} for i, (a, b, _) in enumerate(rows)]
+    runner = CliRunner()
+    headings = {"a": "first\nnumber", "name": "a name", "b": "second"}
+    command = click.Command("t", callback=lambda: _format.show(_format.table(made, headings)))
+    lines = runner.invoke(command, env={"COLUMNS": columns}).output.splitlines()
+    head, rule, body = lines[1], lines[2], lines[3:]
+    assert len(body) == len(rows)
+    name = head.index("a name")
+    right = head.index("number") + len("number")
+    assert set(rule) == {"─"}
+    points = set()
+    for i, (line, row) in enumerate(zip(body, made, strict=True)):
+        assert line == line.rstrip()
+        assert line.index(f"n{i}x") == name
+        first, second = line[:name].strip(), line[name + len(f"n{i}x") :].strip()
+        assert (first, second) == (cell(row["a"]), cell(row["b"]))
+        assert len(line[:name].rstrip()) <= right
+        if "." in first and isinstance(row["a"], float):
+            points.add(line.index("."))
+        if not any(isinstance(r["a"], float) for r in made):
+            assert len(line[:name].rstrip()) == right  # whole numbers end below the heading's end
+    assert len(points) <= 1
+
+
+@given(st.floats(-1e308, 1e308))
+def test_numbers_in_tables_have_four_significant_digits(value: float) -> None:
+    text = number(value)
+    assert float(text) == pytest.approx(value, rel=0.5e-3, abs=0)
+    digits = text.lstrip("-").split("e")[0].replace(".", "").lstrip("0")
+    assert value == 0 or len(digits) >= 4
+    assert number(-value) == ("0" if value == 0 else text[1:] if value < 0 else f"-{text}")
+
+
+@pytest.mark.parametrize("text", ["words", "12 of 40", "to the end", "from here"])
+def test_words_go_left_and_what_stands_for_a_number_right(text: str) -> None:
+    rows = [{"w": text, "n": "to 0.5"}, {"w": "3", "n": "from -1e+06"}, {"w": None, "n": "never"}]
+    rows += [{"w": "", "n": "-inf to 3 %"}, {"w": True, "n": "18% (13-)"}]
+    rows += [{"w": "12", "n": "250 epochs"}]
+    made = _format.table(rows, {"w": "a very long heading", "n": "another heading"})
+    words, numbers = ([str(text) for text in column.cells] for column in made.columns)
+    assert words == [text, "3", "-", "", "yes", "12"]
+    assert {len(number) for number in numbers} == {len("another heading")}
+    assert not any(number.endswith(" ") for number in numbers)

@@ -8,6 +8,7 @@ from _studies import specs, study_of
 from optuna.trial import TrialState
 
 import lyap_optuna as lyap
+from lyap_optuna._numbers import number
 from lyap_optuna.prediction import explained
 from lyap_optuna.prediction.evidence import EVIDENCE, in_words
 
@@ -89,13 +90,13 @@ def test_the_table_has_what_was_reported_measured_and_decided() -> None:
     rows = lyap.explain(study, 30).table()
     assert [row["step"] for row in rows] == ["before", "1", "2", "3"]
     assert [row["reported"] for row in rows[1:3]] == [
-        f"{trial.intermediate_values[step]:.4g}" for step in (1, 2)
+        number(trial.intermediate_values[step]) for step in (1, 2)
     ]
     readouts = trial.user_attrs["lyapunov:readouts"]
     moved = readouts["2"]["max"] - readouts["0"]["max"]
-    assert rows[2]["moved"] == f"{moved:+.2g}"
+    assert rows[2]["moved"] == number(moved, sign=True)
     assert rows[0]["moved"] == ""
-    assert (rows[2]["predicted"], rows[2]["80 % interval"]) == ("0.5", "0.4 to 0.6")
+    assert (rows[2]["predicted"], rows[2]["80 % interval"]) == ("0.5000", "0.4000 to 0.6000")
 
 
 @pytest.mark.parametrize("width", [30, 60, 80, 120])

@@ -103,7 +103,7 @@ def one_draw(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def every_draw(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_posterior, "_NEGLIGIBLE", 0.0)
+    monkeypatch.setattr(_posterior, "_REACH", math.inf)
 
 
 @pytest.mark.usefixtures("one_draw")
@@ -154,7 +154,7 @@ def test_draws_weigh_what_they_make_of_the_values() -> None:
 def test_draws_that_are_left_out_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     features, y = arrays(40)
     few = Posterior(features, y)
-    monkeypatch.setattr(_posterior, "_NEGLIGIBLE", 0.0)
+    monkeypatch.setattr(_posterior, "_REACH", math.inf)
     every = Posterior(features, y)
     np.testing.assert_allclose(few.out_of_fold.mean, every.out_of_fold.mean, atol=2e-2)
     np.testing.assert_allclose(
@@ -227,11 +227,37 @@ def test_draws_of_shares_are_sparse_and_fair(kinds: int) -> None:
 def test_a_telling_kind_has_a_large_share_and_a_worthless_one_a_small_one() -> None:
     for seed in range(5):
         shares = Posterior(*arrays(60, seed)).shares
-        assert shares["displacement"][0] > 0.5
-        assert shares["loss"][0] < 0.3
-        assert shares["exponents"][0] < 0.3
-        assert sum(mean for mean, _, _ in shares.values()) <= 1.0
-        assert all(0 <= lower <= upper <= 1 for _, lower, upper in shares.values())
+        assert shares["displacement"] > 0.5
+        assert shares["loss"] < 0.3
+        assert shares["exponents"] < 0.3
+        assert sum(shares.values()) <= 1.0
+
+
+@given(
+    st.integers(4, 30),
+    st.integers(0, 10_000),
+    st.sampled_from([0.0, 0.03, 0.3, 1.0, 10.0]),
+    st.lists(st.floats(0, 1), min_size=1, max_size=5).map(sorted),
+)
+def test_quantiles_of_a_share_ascend_within_its_draws(
+    n: int, seed: int, noise: float, levels: list[float]
+) -> None:
+    rng = np.random.default_rng(seed)
+    y = rng.normal(size=n)
+    features = {
+        kind: scale * y[:, None] + rng.normal(size=(n, 2))
+        for kind, scale in (("loss", 0.0), ("exponents", noise), ("displacement", noise**2))
+    }
+    posterior = Posterior(features, y)
+    found = posterior.share_quantiles(0.0, *levels, 1.0)
+    for kind, mean in posterior.shares.items():
+        assert list(found[kind]) == sorted(found[kind])
+        assert 0 <= found[kind][0] <= mean + 1e-9
+        assert mean - 1e-9 <= found[kind][-1] <= 1
+    weights, shares = posterior._weights[:, 0], posterior._shares[:, 0]
+    median = posterior.share_quantiles(0.5)["loss"][0]
+    assert weights[shares < median - 1e-12].sum() <= 0.5 + weights.max()
+    assert weights[shares > median + 1e-12].sum() <= 0.5 + weights.max()
 
 
 def test_two_kinds_that_tell_a_half_each_share_it() -> None:
@@ -241,9 +267,9 @@ def test_two_kinds_that_tell_a_half_each_share_it() -> None:
         {"loss": a[:, None], "exponents": rng.normal(size=(80, 2)), "displacement": b[:, None]},
         (a + b) / math.sqrt(2),
     ).shares
-    assert shares["loss"][0] > 0.2
-    assert shares["displacement"][0] > 0.2
-    assert shares["exponents"][0] < shares["loss"][0]
+    assert shares["loss"] > 0.2
+    assert shares["displacement"] > 0.2
+    assert shares["exponents"] < shares["loss"]
 
 
 def test_noise_foretells_nothing_and_is_nearly_certain_of_no_one() -> None:
@@ -339,7 +365,7 @@ def test_who_lacks_the_evidence_that_tells_all_is_as_uncertain_as_without_it(
     features[telling] = y[:, None] + 0.03 * rng.normal(size=(45, width))
     features[telling][:n_lacking] = np.nan
     posterior = Posterior(features, y)
-    assert posterior.shares[telling][0] > 0.5
+    assert posterior.shares[telling] > 0.5
     further = {kind: rng.normal(size=(20, x.shape[1])) for kind, x in features.items()}
     further[telling] = np.repeat(further[telling][:, :1], width, axis=1)
     further[telling][10:] = np.nan
@@ -533,8 +559,8 @@ def test_evidence_that_orders_a_plateau_alone_explains_nothing() -> None:
     values = np.append(rng.uniform(2.30, 2.33, size=24), [1.0, 0.5])  # two have left it
     told = {"loss": values[:, None] + 1e-6 * rng.normal(size=(26, 1))}
     of = scale(values)
-    known = Posterior(told, of.score_of(values)).shares["loss"][0]
-    drawn = Posterior(told, of.draws(values, 64)).shares["loss"][0]
+    known = Posterior(told, of.score_of(values)).shares["loss"]
+    drawn = Posterior(told, of.draws(values, 64)).shares["loss"]
     assert known > 0.9
     assert drawn < 0.7
 

@@ -456,7 +456,7 @@ def test_displacement_is_what_counts_on_a_plateau() -> None:
     assert sum(shares.values()) <= 1.0
     for skill in skills.values():
         if skill.share is not None:
-            assert 0 <= skill.share_lower <= skill.share_upper <= 1
+            assert 0 <= skill.share_lower <= skill.share <= skill.share_upper <= 1
 
 
 def test_the_loss_is_what_counts_on_an_easy_task() -> None:

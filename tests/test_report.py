@@ -20,8 +20,9 @@ from optuna.trial import TrialState
 
 import lyap_optuna as lyap
 from lyap_optuna.cli import main
-from lyap_optuna.prediction import added_skill, prediction_skill, pruning_loss
+from lyap_optuna.prediction import _study, added_skill, prediction_skill, pruning_loss
 from lyap_optuna.prediction._skill import correlation_interval
+from lyap_optuna.prediction._study import StepModel
 from lyap_optuna.records import _keys
 from lyap_optuna.report import Section, Table, page, skill_table, summarize, write_report
 from lyap_optuna.report._page import TRACES
@@ -228,6 +229,50 @@ def test_the_table_of_skill_is_that_of_the_function(study: optuna.Study) -> None
         lower, upper = skill.interval or (math.nan, math.nan)
         assert row["interval"] == f"{lower:.2f} to {upper:.2f}"
     assert set(columns) >= {key for row in rows for key in row}
+
+
+def test_every_model_behind_a_report_is_fitted_once(
+    study: optuna.Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fitted: list[tuple[int | None, tuple[str, ...]]] = []
+
+    class Counted(StepModel):
+        def __init__(self, rows: Any, step: int | None, kinds: Any, *options: Any) -> None:
+            fitted.append((step, tuple(kinds)))
+            super().__init__(rows, step, kinds, *options)
+
+    monkeypatch.setattr(_study, "StepModel", Counted)
+    write_report(study, tmp_path / "report.html")
+    assert len(fitted) == len(set(fitted)) > 40
+    fitted.clear()
+    few = summarize(study, most_steps=3)
+    assert {step for step, kinds in fitted if len(kinds) == 1} == {1, 2, 3}
+    assert few.skills == tuple(prediction_skill(study, steps=[1, 2, 3]))
+    assert skill_table(few) == skill_table(summarize(study))
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_where_one_kind_beats_all_together_it_is_said_why(sign: int) -> None:
+    said = set()
+    for seed in range(6):
+        for n in (6, 12, 40):
+            made = study_of(specs("plateau", n, seed, first=1, sign=sign), sign=sign)
+            summary = summarize(made, most_steps=2)
+            _, rows, _ = skill_table(summary)
+            beaten = {}
+            for step in (1, 2):
+                skills = [s for s in summary.skills if s.step == step]
+                alone = max(round(s.rank_correlation or 0, 2) for s in skills[:-1])
+                beaten[step] = alone - round(skills[-1].rank_correlation or 0, 2)
+            words = summary.hindsight_in_words
+            assert bool(words) == (max(beaten.values()) > 0)
+            if words:
+                numbers = re.search(r"\((\S+) against (\S+)\)", words)
+                assert numbers is not None
+                assert {*numbers.groups()} <= {row["correlation"] for row in rows}
+                assert ("too few" in words) == (n < 30)
+            said.add(bool(words))
+    assert said == {True, False}
 
 
 def test_the_caveats_are_those_that_hold(study: optuna.Study) -> None:

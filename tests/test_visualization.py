@@ -230,7 +230,7 @@ def test_the_value_axis_says_which_way_is_better(direction: str, word: str) -> N
 def test_predictions_hold_the_intervals_that_the_ranking_gives() -> None:
     study = study_of_everything()
     ranked = {p.number: p for p in lyap.rank_trials(study)}
-    infos = _predictions._get_info(study, None)
+    infos = _predictions.predictions_in(study, lyap.rank_trials(study))
     assert {info.number for info in infos} == set(ranked)
     for info in infos:
         assert info.x == ranked[info.number].predicted_value

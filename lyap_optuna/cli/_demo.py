@@ -118,24 +118,20 @@ def _quiet_and_single_threaded() -> Iterator[None]:
 def _open(url: str, name: str, epochs: int, seed: int) -> "optuna.Study":
     from lyap_optuna.demo import create_study
 
-    shown = _storage.shown_url(url)
     try:
         study = create_study(url, seed, name)
         stored = study.user_attrs.get(_SETTINGS)
         has_trials = bool(study.get_trials(deepcopy=False))
     except Exception as error:
-        reason = _storage.scrub(str(getattr(error, "orig", None) or error)).strip()
-        raise click.ClickException(
-            f"The storage {shown} does not open: {type(error).__name__}: {reason}"
-        ) from None
+        raise _storage.does_not_open(url, error) from None
     if stored is None and not has_trials:
         study.set_user_attr(_SETTINGS, {"epochs": epochs})
     elif not isinstance(stored, dict) or stored.get("epochs") != epochs:
         made_with = stored.get("epochs") if isinstance(stored, dict) else "?"
         raise click.ClickException(
-            f"The study in {shown} was made with --epochs {made_with}, and values after different "
-            f"numbers of epochs do not compare. Use --epochs {made_with}, or another --output "
-            f"for --epochs {epochs}."
+            f"The study in {_storage.shown_url(url)} was made with --epochs {made_with}, and "
+            f"values after different numbers of epochs do not compare. Use --epochs {made_with}, "
+            f"or another --output for --epochs {epochs}."
         )
     return study
 

@@ -1,21 +1,27 @@
 """``lyap-optuna explain``: why a trial was kept or pruned."""
 
 import dataclasses
+from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from lyap_optuna._files import write_whole
 from lyap_optuna.cli import _format, _storage
 
+if TYPE_CHECKING:
+    from optuna.study import Study
+
 
 @click.command()
 @_storage.study_options
-@click.option("--trial-number", type=int, required=True, help="The number of the trial.")
+@click.option(
+    "--trial-number", type=int, help="The number of the trial; not needed where there is one."
+)
 @click.option(
     "--plot",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=_format.OutputFile(),
     help="Write the story with its figure as an HTML page too.",
 )
 @_format.option(_format.NESTED_FORMATS)
@@ -23,7 +29,7 @@ def explain(
     storage: str | None,
     storage_class: str | None,
     study_name: str | None,
-    trial_number: int,
+    trial_number: int | None,
     plot: Path | None,
     output_format: str,
 ) -> None:
@@ -36,11 +42,13 @@ def explain(
 
     study = _storage.load_study(storage, storage_class, study_name)
     trials = study.get_trials(deepcopy=False)
-    if not 0 <= trial_number < len(trials):
-        numbers = f"numbered 0 to {len(trials) - 1}" if trials else "none yet"
-        raise click.ClickException(
-            f"There is no trial {trial_number}: the study has {len(trials)} trials, {numbers}."
-        )
+    if trial_number is None and len(trials) == 1:
+        trial_number = 0
+    if trial_number is None and trials:
+        raise click.UsageError(f"Say which trial with --trial-number. {_held(study)}")
+    if trial_number is None or not 0 <= trial_number < len(trials):
+        wrong = "" if trial_number is None else f"There is no trial {trial_number}. "
+        raise click.ClickException(f"{wrong}{_held(study)}")
     try:
         explanation = lyap_optuna.explain(study, trial_number)
     except ValueError as error:
@@ -66,6 +74,23 @@ def explain(
         click.echo(
             _format.dump(_jsonable(dataclasses.asdict(explanation)), output_format), nl=False
         )
+
+
+def _held(study: "Study") -> str:
+    """Say which trials of a study can be asked about."""
+    trials = study.get_trials(deepcopy=False)
+    name = _format.quoted(study.study_name)
+    if not trials:
+        return f"Study {name} has no trial yet."
+    states = Counter(trial.state.name for trial in trials)
+    counts = ", ".join(f"{n} {state}" for state, n in sorted(states.items()))
+    pruned = [trial.number for trial in trials if trial.state.name == "PRUNED"]
+    latest = f" The latest PRUNED one is {pruned[-1]}." if pruned else ""
+    numbered = "0" if len(trials) == 1 else f"0 to {len(trials) - 1}"
+    return (
+        f"Study {name} has {len(trials)} trial{'s' * (len(trials) > 1)}, numbered {numbered} "
+        f"({counts}).{latest} `lyap-optuna rank` lists them, best first."
+    )
 
 
 def _jsonable(value: Any) -> Any:

@@ -8,11 +8,13 @@ import os
 import re
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
 from lyap_optuna._files import harmless
+from lyap_optuna._numbers import aligned, number
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -23,6 +25,23 @@ Row = Mapping[str, Any]
 FORMATS = ("table", "json", "yaml", "csv")
 NESTED_FORMATS = FORMATS[:3]
 """Of what is no list of rows."""
+
+
+class OutputFile(click.Path):
+    """A file to write, whose folder is made where it is absent.
+
+    Args:
+        stdout: Whether ``-`` is standard output.
+    """
+
+    def __init__(self, *, stdout: bool = False) -> None:
+        super().__init__(dir_okay=False, allow_dash=stdout, path_type=Path)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Refuse a folder, also one that is not there."""
+        if str(value).endswith(("/", os.sep)):
+            self.fail(f"{quoted(value)} is a folder; name the file to write in it.", param, ctx)
+        return super().convert(value, param, ctx)
 
 
 def option(formats: Sequence[str]) -> Callable[[Any], Any]:
@@ -87,18 +106,21 @@ def show(made: "Table") -> None:
 
 
 def cell(value: Any) -> str:
-    """Return a value as a table shows it: four significant digits, a dash for what is absent."""
+    """Return a value as a table shows it: by the rule for numbers, a dash for what is absent."""
     if value is None:
         return "-"
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, float):
-        return f"{value:.4g}"
+        return number(value)
     return printable(value)
 
 
 def table(rows: Sequence[Row], columns: Mapping[str, str], spare: Sequence[str] = ()) -> "Table":
     """Build a table of ``columns`` (key in the row, heading); words go left, numbers right.
+
+    A column is one of words where any of its texts is; the points of its numbers are one below the
+    other. Headings stand over what is below them.
 
     Args:
         rows: The rows.
@@ -125,21 +147,42 @@ def _table(rows: Sequence[Row], columns: Mapping[str, str]) -> tuple["Table", in
 
     made = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
     total = -2
+    cells: list[list[Text]] = []
     for key, heading in columns.items():
-        words = any(isinstance(row.get(key), str) and row[key][:1].isalpha() for row in rows)
-        lines = [*heading.split("\n"), *(cell(row.get(key)) for row in rows)]
-        least = min(max(map(cell_len, lines)), _LONG)
+        values = [row.get(key) for row in rows]
+        words = any(map(_is_word, values))
+        texts = [cell(value) for value in values]
+        if not words:
+            texts = _in_line(values, texts)
+        least = min(max(map(cell_len, [*heading.split("\n"), *texts])), _LONG)
+        side: Literal["left", "right"] = "left" if words else "right"
         made.add_column(
-            Text(heading),
-            justify="left" if words else "right",
-            vertical="top",
-            overflow="fold",
-            min_width=least,
+            Text(heading, justify=side), vertical="top", overflow="fold", min_width=least
         )
+        cells.append([Text(text if words else text.rjust(least)) for text in texts])
         total += least + 2
-    for row in rows:
-        made.add_row(*(Text(cell(row.get(key))) for key in columns))
+    for row in zip(*cells, strict=True):
+        made.add_row(*row)
     return made, total
+
+
+_NUMBER = r"[-+]?(\d[-+.\de%() ]*|inf|nan)"
+_AS_NUMBER = re.compile(rf"(from |to )?{_NUMBER}( ?to {_NUMBER})?( [a-z]+)?|never|-|")
+"""Texts that stand where numbers do: with a unit, open at an end, or of what never comes."""
+
+
+def _is_word(value: Any) -> bool:
+    if isinstance(value, str):
+        return not _AS_NUMBER.fullmatch(value)
+    return isinstance(value, bool) or not isinstance(value, (int, float, type(None)))
+
+
+def _in_line(values: Sequence[Any], texts: Sequence[str]) -> list[str]:
+    """Return the texts of a column, the points of its numbers one below the other."""
+    points = aligned(
+        [t if isinstance(v, float) else "" for v, t in zip(values, texts, strict=True)]
+    )
+    return [p if isinstance(v, float) else t for v, t, p in zip(values, texts, points, strict=True)]
 
 
 _LONG = 30

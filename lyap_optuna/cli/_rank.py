@@ -1,6 +1,7 @@
 """``lyap-optuna rank``: all trials, best first, by value or predicted value."""
 
 import dataclasses
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -34,8 +35,8 @@ _SPARE = ("mean", "max", "interval", "predicted_then")
 _LEGENDS = {
     "step": "Step: the last reported one.",
     "predicted\nthen": "Predicted then: when a pruner last decided on it, as recorded.",
-    "predicted\nnow": "Predicted now: by the default predictor, at the last report, or for a "
-    "COMPLETE trial at its last readout by a model that has not seen its value.",
+    "predicted\nnow": "Predicted now: at the last report, or for a COMPLETE trial at its last "
+    "readout, by a model that has not seen its value.",
     "max λ": "λ: exponents there, in nats/step.",
 }
 """What is said of a column below the table, if it is shown."""
@@ -87,13 +88,17 @@ def rank(
     ranking = ranking[:top] if top else ranking
     rows = ranking_rows(ranking)
     given = {t.number: t.params for t in study.get_trials(deepcopy=False)} if params else {}
+    if not rows and output_format == "table":
+        trials = Counter(trial.state.name for trial in study.get_trials(deepcopy=False))
+        held = ", ".join(f"{n} {state}" for state, n in sorted(trials.items()))
+        name = _format.quoted(study.study_name)
+        click.echo(f"Study {name} has no trial to rank yet{f': {held}' if held else ''}.")
+        return
     if output_format == "table":
         made = ranking_table(rows, given)
         _format.show(made)
         headings = [str(column.header) for column in made.columns]
         _storage.note(" ".join(_LEGENDS[name] for name in headings if name in _LEGENDS))
-        for line in evidence_lines(ranking, -1 if study.direction.name == "MAXIMIZE" else 1):
-            _storage.note(line)
     else:
         for row in rows:
             if output_format == "csv":
@@ -102,7 +107,8 @@ def rank(
         click.echo(_format.dump(rows, output_format), nl=False)
     if not has_readouts(study):
         _storage.note(OTHER_EVIDENCE)
-    _storage.note(_predicted_by(study, ranking))
+    for line in predicted_from(study, ranking):
+        _storage.note(line)
     audit = lyap_optuna.audited(study)
     if audit.condemned:
         _storage.note(str(audit))
@@ -124,38 +130,21 @@ def ranking_table(
     rows: Sequence[_format.Row], params: Mapping[int, Mapping[str, Any]] | None = None
 ) -> "Table":
     """Return the ranking as a table, with the hyperparameters by trial number where given."""
-    from lyap_optuna.report._tables import in_a_cell, interval, short
+    from lyap_optuna.report._tables import in_a_cell, interval
 
     shown = [
         {
-            **{key: short(value) for key, value in row.items()},
+            **row,
             "interval": interval(row["lower"], row["upper"]),
             "params": in_a_cell((params or {}).get(row["number"], {})),
         }
         for row in rows
     ]
     columns = {key: heading for key, heading in _COLUMNS.items() if params or key != "params"}
-    if not any(row["predicted_then"] is not None for row in rows):
-        del columns["predicted_then"]
+    for key in ("predicted_then", "max", "mean"):  # which not every study has
+        if all(row[key] is None for row in rows):
+            del columns[key]
     return _format.table(shown, columns, _SPARE)
-
-
-def evidence_lines(ranking: Sequence["TrialPrediction"], sign: int) -> list[str]:
-    """Say from which evidence each trial is predicted now, trials with the same together."""
-    from lyap_optuna.prediction.evidence import in_words
-
-    groups: dict[tuple[str, ...], list[int]] = {}
-    for prediction in ranking:
-        if prediction.predicted_value is not None:
-            groups.setdefault(prediction.evidence, []).append(prediction.number)
-    most = max(groups, key=lambda kinds: len(groups[kinds]), default=())
-    lines = []
-    for kinds, numbers in sorted(groups.items(), key=lambda item: -len(item[1])):
-        told = in_words(kinds, sign) or "no evidence that varies"
-        of = "" if kinds == most else f" (trial{'s' * (len(numbers) > 1)} "
-        named = f"{of}{', '.join(map(str, numbers))})" if of else ""
-        lines.append(f"Predicted now from {told}{named}.")
-    return lines
 
 
 def has_readouts(study: "Study") -> bool:
@@ -165,8 +154,34 @@ def has_readouts(study: "Study") -> bool:
     return any(read_readouts(trial) for trial in study.get_trials(deepcopy=False))
 
 
-def _predicted_by(study: "Study", ranking: Sequence["TrialPrediction"]) -> str:
+def predicted_from(study: "Study", ranking: Sequence["TrialPrediction"]) -> list[str]:
+    """Say by what, on what and from what trials are predicted, those with the same together."""
+    from lyap_optuna.prediction.evidence import in_words
+
     complete = sum(t.state.name == "COMPLETE" for t in study.get_trials(deepcopy=False))
-    if not any(p.predicted_value is not None for p in ranking):
-        return f"Nothing is predicted yet: too few COMPLETE trials ({complete})."
-    return f"Predicted now with the default predictor, fitted on {complete} COMPLETE trials."
+    groups: dict[tuple[str, ...], list[int]] = {}
+    for prediction in ranking:
+        if prediction.predicted_value is not None:
+            groups.setdefault(prediction.evidence, []).append(prediction.number)
+    if not groups:
+        return [f"Nothing is predicted yet: too few COMPLETE trials ({complete})."]
+    sign = -1 if study.direction.name == "MAXIMIZE" else 1
+    (most, _), *others = sorted(groups.items(), key=lambda item: -len(item[1]))
+
+    def told(kinds: tuple[str, ...]) -> str:
+        return in_words(kinds, sign) or "no evidence that varies"
+
+    lines = [
+        f"Predictions are those of the default predictor, fitted on {complete} COMPLETE trials, "
+        f"from {told(most)}."
+    ]
+    for kinds, numbers in others:
+        named = ", ".join(map(str, sorted(numbers)[:_NAMED]))
+        more = f" and {len(numbers) - _NAMED} more" if len(numbers) > _NAMED else ""
+        trials = f"trial{'s' * (len(numbers) > 1)}"
+        lines.append(f"Those of {trials} {named}{more} are from {told(kinds)}.")
+    return lines
+
+
+_NAMED = 10
+"""Trials that a note names at most."""

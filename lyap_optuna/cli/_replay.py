@@ -62,17 +62,15 @@ LEGEND = (
 @click.option("--state", help="Which recorded exponents the pruner sees, hidden or full.")
 @click.option(
     "--results",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=_format.OutputFile(),
     help="File to which every replay is added; what stands there is not replayed again.",
 )
 @click.option(
     "--record",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=_format.OutputFile(),
     help="Write the study as a recording (.json.gz) and replay nothing.",
 )
-@click.option(
-    "--plot", type=click.Path(path_type=Path, dir_okay=False), help="Write the figures, as HTML."
-)
+@click.option("--plot", type=_format.OutputFile(), help="Write the figures, as HTML.")
 @_format.option(_format.FORMATS)
 def replay(
     recording: Path | None,

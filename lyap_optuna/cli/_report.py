@@ -12,10 +12,10 @@ from lyap_optuna.cli import _format, _storage
 @click.option(
     "-o",
     "--output",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=_format.OutputFile(stdout=True),
     default=Path("report.html"),
     show_default=True,
-    help="The file to write.",
+    help="The file to write; - is standard output.",
 )
 def report(
     storage: str | None, storage_class: str | None, study_name: str | None, output: Path
@@ -25,8 +25,11 @@ def report(
     Pruning, skill by step and kind of evidence, the figures, the best trials, and what to hold
     against these numbers; light or dark as the browser is.
     """
-    from lyap_optuna.report import write_report
+    from lyap_optuna.report import report_page, write_report
 
     study = _storage.load_study(storage, storage_class, study_name)
+    if str(output) == "-":
+        click.echo(report_page(study), nl=False)
+        return
     write_report(study, output)
     _storage.note(f"Written: {_format.printable(output)}")

@@ -38,10 +38,11 @@ def skill(
     study = _storage.load_study(storage, storage_class, study_name)
     if output_format == "table":
         from lyap_optuna.report import summarize
+        from lyap_optuna.report._summary import N_STEPS
 
         if len(study.directions) > 1:
             raise click.ClickException("Nothing is predicted in a study of several objectives.")
-        show_skill(summarize(study, steps=steps or None))
+        show_skill(summarize(study, steps=steps or None, most_steps=None if steps else N_STEPS))
         return
     import lyap_optuna
 
@@ -58,14 +59,17 @@ def skill(
 
 def show_skill(summary: "StudySummary") -> None:
     """Print the table of skill, and in words what it means."""
-    from lyap_optuna.report import skill_table
+    from lyap_optuna.report._tables import TOO_FEW, skill_table
 
     columns, rows, legend = skill_table(summary)
     if rows:
         _format.show(_format.table(rows, columns, _SPARE))
         _storage.note(legend)
-    click.echo()
-    for text in (summary.added_in_words, summary.pruning_in_words):
+        click.echo()
+    else:
+        click.echo(TOO_FEW)
+    words = summary.hindsight_in_words, summary.added_in_words, summary.pruning_in_words
+    for text in filter(None, words):
         click.echo(_format.wrapped(_format.printable(text)))
     for text in summary.caveats:
         _storage.note(f"- {text}")

@@ -43,7 +43,7 @@ _COLUMNS = {
 @click.option(
     "-o",
     "--output",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=_format.OutputFile(),
     help="Write to this file instead of the terminal.",
 )
 def spectra(

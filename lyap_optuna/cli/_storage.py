@@ -128,10 +128,15 @@ def open_storage(url: str | None, storage_class: str | None = None) -> "BaseStor
     except click.ClickException:
         raise
     except Exception as error:
-        reason = scrub(str(getattr(error, "orig", None) or error)).strip()
-        raise click.ClickException(
-            f"The storage {shown_url(url)} does not open: {type(error).__name__}: {reason}"
-        ) from None
+        raise does_not_open(url, error) from None
+
+
+def does_not_open(url: str, error: Exception) -> click.ClickException:
+    """Return the error that says of a storage that it does not open, and why."""
+    reason = scrub(str(getattr(error, "orig", None) or error)).strip()
+    return click.ClickException(
+        f"The storage {shown_url(url)} does not open: {type(error).__name__}: {reason}"
+    )
 
 
 def load_study(url: str | None, storage_class: str | None, study_name: str | None) -> "Study":

@@ -61,7 +61,10 @@ def copy(
     study = _storage.load_study(storage, storage_class, study_name)
     shown = _storage.shown_url(to_storage)
     name = to_study_name or study.study_name
-    target = optuna.storages.get_storage(to_storage)
+    try:
+        target = optuna.storages.get_storage(to_storage)
+    except Exception as error:
+        raise _storage.does_not_open(to_storage, error) from None
     try:
         copied, n_spectra = copy_study(study, target, name)
     except optuna.exceptions.DuplicatedStudyError:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from optuna.trial import FrozenTrial
 
+from lyap_optuna import _numbers
 from lyap_optuna.prediction.evidence import TrialView
 from lyap_optuna.records import Decision, baseline_step, read_readouts
 from lyap_optuna.records._decisions import apart
@@ -73,8 +74,8 @@ def row_of(step: ExplainedStep) -> dict[str, str]:
     row = {
         "step": "before" if step.before_training else str(step.step),
         "reported": _number(step.value),
-        "max λ": _number(step.max, ".3g"),
-        "moved": _number(step.displacement, "+.2g"),
+        "max λ": _number(step.max),
+        "moved": _number(step.displacement, sign=True),
         "predicted": "",
         "80 % interval": "",
         "chance": "",
@@ -105,14 +106,14 @@ _SPARE = ("moved", "max λ", "reported", "80 % interval", "needed")
 """Columns that a narrow terminal does without, the first of them first."""
 
 
-def _number(value: float | None, digits: str = ".4g") -> str:
-    return "" if value is None else format(value, digits)
+def _number(value: float | None, *, sign: bool = False) -> str:
+    return "" if value is None else _numbers.number(value, sign=sign)
 
 
 def _span(decision: Decision) -> str:
     if decision.predicted_value is None or decision.lower is decision.upper is None:
         return ""
-    lower, upper = _number(decision.lower, ".3g"), _number(decision.upper, ".3g")
+    lower, upper = _number(decision.lower), _number(decision.upper)
     if not lower or not upper:
         return f"{upper} or less" if upper else f"{lower} or more"
     return f"{lower} to {upper}"
@@ -122,6 +123,10 @@ def aligned(rows: list[dict[str, str]], width_limit: int | None = None) -> list[
     """Return rows below their headings, words to the left, numbers to the right."""
     if not rows:
         return []
+    whole = rows
+    for key in {"reported", "max λ", "moved", "predicted"} & rows[0].keys():
+        texts = _numbers.aligned([row[key] for row in rows])
+        rows = [row | {key: text} for row, text in zip(rows, texts, strict=True)]
     left = {"80 % interval", "verdict"}
     width = {key: max(len(key), *(len(row[key]) for row in rows)) for key in rows[0]}
 
@@ -136,7 +141,7 @@ def aligned(rows: list[dict[str, str]], width_limit: int | None = None) -> list[
     if width_limit is not None and len(rule) > width_limit:
         for spare in _SPARE:
             if spare in rows[0]:
-                fewer = [{k: text for k, text in row.items() if k != spare} for row in rows]
+                fewer = [{k: text for k, text in row.items() if k != spare} for row in whole]
                 return aligned(fewer, width_limit)
     return [line({key: key for key in rows[0]}), rule, *map(line, rows)]
 

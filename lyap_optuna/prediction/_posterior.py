@@ -12,11 +12,13 @@ Rasmussen and Williams, *Gaussian Processes for Machine Learning*: equations 2.2
 (leave-one-out).
 """
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
+import numpy.typing as npt
 
 from lyap_optuna.prediction._scores import normal_scores
 from lyap_optuna.prediction.evidence.base import FloatArray
@@ -36,7 +38,7 @@ paper found is probably true, and may be false."""
 LENGTH = 1.0
 """Length scale of the kernels, in standard deviations of a column."""
 
-_NEGLIGIBLE = 1e-4  # draws this much less likely than the likeliest change no digit that is shown
+_REACH = math.log(1e4)  # draws this much less likely than the likeliest change no digit shown, nats
 _ROUGH, _FAR = 64, 10.0  # trials of a rough estimate, and how much less likely is hopeless, in nats
 _JITTER = 1e-6  # keeps the covariance of equal trials invertible
 _AT_ONCE = 4_000_000  # numbers of a block of draws, or of trials that are predicted: 32 MB
@@ -158,19 +160,54 @@ def _covariances(shares: FloatArray, matrices: FloatArray) -> FloatArray:
     return covariances.reshape(-1, n, n)
 
 
-def _log_evidence(shares: FloatArray, matrices: FloatArray, y: FloatArray) -> FloatArray:
-    """Return the log marginal likelihood of each draw's y, less a constant, shape (draws,)."""
+def _weighed(
+    shares: FloatArray, matrices: FloatArray, y: FloatArray
+) -> Iterator[tuple[FloatArray, FloatArray]]:
+    """Yield, for a block of draws at a time, their log evidence and their factors.
+
+    The evidence is the log marginal likelihood of each draw's y, less a constant, shape (draws,).
+    The factor of a draw is the Cholesky factor L of C(w), and below it a row that holds what
+    solves L z = y: shape (draws, n + 1, n + 1).
+    """
     n = y.shape[1]
-    found = []
     blocks = -(-len(shares) * n**2 // _AT_ONCE)
     for part, own in zip(np.array_split(shares, blocks), np.array_split(y, blocks), strict=True):
         bordered = np.full((len(part), n + 1, n + 1), 1 / _JITTER**2)
         bordered[:, :n, :n] = _covariances(part, matrices)
-        bordered[:, n, :n] = own  # whose row of the factor is what a solve would give
+        bordered[:, n, :n] = own
         factors = np.linalg.cholesky(bordered)
         logs = np.log(np.diagonal(factors, axis1=1, axis2=2)[:, :n]).sum(axis=1)
-        found.append(-0.5 * (factors[:, n, :n] ** 2).sum(axis=1) - logs)
-    return np.concatenate(found)
+        yield -0.5 * (factors[:, n, :n] ** 2).sum(axis=1) - logs, factors
+
+
+def _log_evidence(shares: FloatArray, matrices: FloatArray, y: FloatArray) -> FloatArray:
+    """Return the log marginal likelihood of each draw's y, less a constant, shape (draws,)."""
+    return np.concatenate([evidence for evidence, _ in _weighed(shares, matrices, y)])
+
+
+def _likeliest(
+    shares: FloatArray, matrices: FloatArray, y: FloatArray
+) -> tuple[npt.NDArray[np.bool_], FloatArray, FloatArray]:
+    """Return which draws count, and of those the weights, (draws, 1), and the factors."""
+    evidence, held, factors = np.zeros(0), np.zeros(0, np.bool_), []
+    for found, of_block in _weighed(shares, matrices, y):
+        evidence = np.append(evidence, found)
+        likely = found > evidence.max() - _REACH
+        held = np.append(held, likely)
+        factors.append(of_block[likely])
+    kept = evidence > evidence.max() - _REACH
+    weights = np.exp(evidence[kept] - evidence.max())[:, None]
+    return kept, weights / weights.sum(), np.concatenate(factors)[kept[held]]
+
+
+def _inverted(triangles: FloatArray) -> FloatArray:
+    """Return the inverses of lower triangular matrices, (draws, n, n)."""
+    from scipy.linalg.lapack import dtrtri
+
+    inverses = np.empty_like(triangles)
+    for triangle, inverse in zip(triangles, inverses, strict=True):
+        inverse[:] = dtrtri(triangle.T)[0].T
+    return inverses
 
 
 @dataclass(frozen=True)
@@ -228,7 +265,7 @@ class Posterior:
         >>> told, noise = y[:, None] + 0.3 * rng.normal(size=(40, 1)), rng.normal(size=(40, 1))
         >>> posterior = Posterior({"loss": noise, "exponents": told}, y)
         >>> shares = posterior.shares
-        >>> shares["exponents"][0] > 3 * shares["loss"][0]
+        >>> shares["exponents"] > 3 * shares["loss"]
         True
     """
 
@@ -265,15 +302,10 @@ class Posterior:
             rough = _log_evidence(draws, matrices[:, part][:, :, part], y[:, part])
             likely = rough > rough.max() - _FAR
             draws, y = draws[likely], y[likely]
-        evidence = _log_evidence(draws, matrices, y)
-        weights = np.exp(evidence - evidence.max())
-        kept = weights > _NEGLIGIBLE
-        self._shares = draws[kept]
-        self._weights: FloatArray = (weights[kept] / weights[kept].sum())[:, None]
-        inverses = np.linalg.inv(_covariances(self._shares, matrices))
-        self._precisions = np.asarray(inverses, dtype=np.float64)
-        self._y = y[kept]
-        self._alphas = (self._precisions @ self._y[:, :, None])[..., 0]
+        kept, self._weights, factors = _likeliest(draws, matrices, y)
+        self._shares, self._y = draws[kept], y[kept]
+        self._inverses = _inverted(factors[:, :n, :n])
+        self._alphas = (factors[:, None, n, :n] @ self._inverses)[:, 0]
         self._m = m
 
     def _mean_column(self, prior: FloatArray | None, n: int) -> FloatArray:
@@ -283,26 +315,32 @@ class Posterior:
 
     @property
     def nbytes(self) -> int:
-        """Bytes that it takes: nearly all are those of an inverse covariance for each draw."""
-        return self._precisions.nbytes
+        """Bytes that it takes: nearly all are those of an inverse factor for each draw."""
+        return self._inverses.nbytes
 
     @property
-    def shares(self) -> dict[str, tuple[float, float, float]]:
-        """By kind, the share of the variance that it explains: mean, lower, upper end of 80 %."""
+    def shares(self) -> dict[str, float]:
+        """By kind, the share of the variance that it is expected to explain: the mean."""
+        means = self._weights[:, 0] @ self._shares[:, :-1]
+        return {kind: float(mean) for kind, mean in zip(self.kinds, means, strict=True)}
+
+    def share_quantiles(self, *levels: float) -> dict[str, tuple[float, ...]]:
+        """Return, by kind, quantiles of the share of the variance that it explains.
+
+        A draw is the quantile at the middle of its weight; between draws they are interpolated.
+        """
         found = {}
         for k, kind in enumerate(self.kinds):
             order = np.argsort(self._shares[:, k])
-            upto = np.cumsum(self._weights[order, 0])
-            at = np.minimum(np.searchsorted(upto, (0.1, 0.9)), len(upto) - 1)
-            ends = self._shares[order, k][at]
-            mean = float(self._shares[:, k] @ self._weights[:, 0])
-            found[kind] = (mean, float(ends[0]), float(ends[1]))
+            weights = self._weights[order, 0]
+            middles = np.cumsum(weights) - weights / 2
+            found[kind] = tuple(map(float, np.interp(levels, middles, self._shares[order, k])))
         return found
 
     @property
     def out_of_fold(self) -> Prediction:
         """What is predicted of each fitted trial by a posterior that has not seen its value."""
-        diagonal = np.diagonal(self._precisions, axis1=1, axis2=2)
+        diagonal = np.einsum("dij,dij->dj", self._inverses, self._inverses)  # of C(w)^-1
         means, variances = self._y - self._alphas / diagonal, 1 / diagonal
         # A draw's weight less what the trial's own value contributed to it.
         own = -0.5 * ((self._y - means) ** 2 / variances + np.log(variances))
@@ -335,5 +373,5 @@ class Posterior:
             cross = cross + np.tensordot(self._shares[:, :-1], np.array(kernels), 1)
             own = own + self._shares[:, :-1] @ np.array([_own(x) for x in rows.values()])
         means = (cross @ self._alphas[:, :, None])[..., 0] + self._level + PRIOR_WEIGHT * m
-        explained = ((cross @ self._precisions) * cross).sum(axis=2)
+        explained = ((cross @ self._inverses.swapaxes(1, 2)) ** 2).sum(axis=2)
         return means, own - explained

@@ -8,7 +8,7 @@ import numpy as np
 from optuna.study import Study
 
 from lyap_optuna.prediction._study import StudyModels, describe
-from lyap_optuna.prediction.evidence import EVIDENCE, TrialView, check_evidence
+from lyap_optuna.prediction.evidence import EVIDENCE, check_evidence
 from lyap_optuna.prediction.evidence.base import FloatArray
 
 OURS = ("exponents", "displacement")
@@ -31,9 +31,9 @@ class EvidenceSkill:
             vary, or trials are too few.
         n_trials: Fitted COMPLETE trials that have this evidence at the step, 256 at most.
         share: The share of the variance of final values that the kind explains, beside the others:
-            the posterior's mean; None where it does not vary, and for all together.
-        share_lower: Lower end of the share's 80 % interval.
-        share_upper: Upper end of it.
+            the posterior's median; None where it does not vary, and for all together.
+        share_lower: Lower end of the share's 80 % interval: the posterior's first decile.
+        share_upper: Upper end of it: the ninth.
         chosen: Whether the predictor uses exactly this: all kinds that vary.
     """
 
@@ -152,23 +152,27 @@ def prediction_skill(
         >>> [(s.evidence, s.n_trials) for s in prediction_skill(study) if s.chosen]
         [('loss', 20)]
     """
-    together = StudyModels.of_study(study, kinds := check_evidence(evidence))
-    together.update(study.get_trials(deepcopy=False))
+    models = StudyModels.of_study(study, check_evidence(evidence))
+    models.update(study.get_trials(deepcopy=False))
+    chosen = early_steps(models) if steps is None else steps
+    return [skill for step in chosen for skill in skills_at(models, step)]
+
+
+def skills_at(models: StudyModels, step: int) -> list[EvidenceSkill]:
+    """Measure each kind of evidence of the models at one step, and all of them together."""
+    together = models.at(step, refit=True)
+    shares = together.share_quantiles(0.1, 0.5, 0.9)
     skills: list[EvidenceSkill] = []
-    for step in _early_steps(together.complete) if steps is None else steps:
-        model = together.at(step, refit=True)
-        for kind in kinds:
-            single = together.of((kind,)).at(step, refit=True) if len(kinds) > 1 else model
-            share, lower, upper = model.shares.get(kind, (None, None, None))
-            used = model.kinds == (kind,)
-            skills.append(
-                EvidenceSkill(
-                    step, kind, single.skill, single.n_trials, share, lower, upper, chosen=used
-                )
-            )
-        if len(model.kinds) > 1:
-            name = describe(model.kinds)
-            skills.append(EvidenceSkill(step, name, model.skill, model.n_trials, chosen=True))
+    for kind in models.kinds:
+        alone = together if models.kinds == (kind,) else models.of((kind,)).at(step, refit=True)
+        lower, share, upper = shares.get(kind, (None, None, None))
+        used = together.kinds == (kind,)
+        skills.append(
+            EvidenceSkill(step, kind, alone.skill, alone.n_trials, share, lower, upper, chosen=used)
+        )
+    if len(together.kinds) > 1:
+        name = describe(together.kinds)
+        skills.append(EvidenceSkill(step, name, together.skill, together.n_trials, chosen=True))
     return skills
 
 
@@ -196,31 +200,31 @@ def added_skill(
         []
     """
     added = check_evidence(added)
-    others = tuple(kind for kind in EVIDENCE if kind not in added)
-    together = StudyModels.of_study(study, tuple(EVIDENCE))
-    together.update(study.get_trials(deepcopy=False))
-    alone = together.of(others)
-    found = []
-    for step in _early_steps(together.complete) if steps is None else steps:
-        model = together.at(step, refit=True)
-        used = tuple(kind for kind in added if kind in model.kinds)
-        both = model.unseen, alone.at(step, refit=True).unseen if others else None
-        if not used or both[0] is None or both[1] is None:
-            continue
-        counts = np.isfinite(both[0][0]) & np.isfinite(both[1][0])
-        if (n := int(counts.sum())) < 4:
-            continue
-        a, b, actual = both[0][0][counts], both[1][0][counts], both[0][1][counts]
-        drawn = np.random.default_rng(0).integers(0, n, (_RESAMPLES, n))
-        rows = np.vstack([np.arange(n), drawn])
-        skill, without = (_rank_correlations(x[rows], actual[rows]) for x in (a, b))
-        lower, upper = np.nanquantile(skill[1:] - without[1:], [0.1, 0.9])
-        found.append(
-            AddedSkill(
-                step, used, float(skill[0]), float(without[0]), float(lower), float(upper), n
-            )
-        )
-    return found
+    models = StudyModels.of_study(study, tuple(EVIDENCE))
+    models.update(study.get_trials(deepcopy=False))
+    chosen = early_steps(models) if steps is None else steps
+    return [found for step in chosen if (found := added_at(models, step, added)) is not None]
+
+
+def added_at(models: StudyModels, step: int, added: Sequence[str] = OURS) -> AddedSkill | None:
+    """Measure what some kinds add to all others of the models at one step; None if unknown."""
+    others = tuple(kind for kind in models.kinds if kind not in added)
+    if not others:
+        return None
+    together = models.at(step, refit=True)
+    used = tuple(kind for kind in added if kind in together.kinds)
+    both = together.unseen, models.of(others).at(step, refit=True).unseen if used else None
+    if both[0] is None or both[1] is None:
+        return None
+    counts = np.isfinite(both[0][0]) & np.isfinite(both[1][0])
+    if (n := int(counts.sum())) < 4:
+        return None
+    a, b, actual = both[0][0][counts], both[1][0][counts], both[0][1][counts]
+    drawn = np.random.default_rng(0).integers(0, n, (_RESAMPLES, n))
+    rows = np.vstack([np.arange(n), drawn])
+    skill, without = (_rank_correlations(x[rows], actual[rows]) for x in (a, b))
+    lower, upper = np.nanquantile(skill[1:] - without[1:], [0.1, 0.9])
+    return AddedSkill(step, used, float(skill[0]), float(without[0]), float(lower), float(upper), n)
 
 
 def _rank_correlations(a: FloatArray, b: FloatArray) -> FloatArray:
@@ -235,7 +239,9 @@ def _rank_correlations(a: FloatArray, b: FloatArray) -> FloatArray:
     return found
 
 
-def _early_steps(complete: Sequence[TrialView]) -> list[int]:
+def early_steps(models: StudyModels) -> list[int]:
+    """Return the steps at which skill is measured where none are asked for."""
+    complete = models.complete
     reported = sorted({int(s) for view in complete for s in view.steps})
     early = set(reported[:8])
     position = 15

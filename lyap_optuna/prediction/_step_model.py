@@ -105,9 +105,13 @@ class StepModel:
         return () if self.posterior is None else self.posterior.kinds
 
     @property
-    def shares(self) -> dict[str, tuple[float, float, float]]:
-        """By kind, the share of the variance that it explains: mean, lower, upper end of 80 %."""
+    def shares(self) -> dict[str, float]:
+        """By kind, the share of the variance that it is expected to explain: the mean."""
         return {} if self.posterior is None else self.posterior.shares
+
+    def share_quantiles(self, *levels: float) -> dict[str, tuple[float, ...]]:
+        """Return, by kind, quantiles of the share of the variance that it explains."""
+        return {} if self.posterior is None else self.posterior.share_quantiles(*levels)
 
     @cached_property
     def _out_of_fold(self) -> Prediction:
@@ -193,7 +197,7 @@ class StepModel:
             "top_fraction": self._top_fraction,
             "probability": predicted.probability,
             "evidence": self.kinds,
-            "shares": {kind: share for kind, (share, _, _) in self.shares.items()},
+            "shares": self.shares,
             "skill": self.skill,
             "n_trials": self.n_complete,
         }

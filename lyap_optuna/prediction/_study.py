@@ -105,7 +105,7 @@ class StudyModels:
     ) -> None:
         self.sign = sign
         self._ordered = ordered
-        self._kinds = tuple(kinds)
+        self.kinds = tuple(kinds)
         self._top_fraction = top_fraction
         self._state: str | None = None
         self._counting: str | None = None
@@ -132,7 +132,7 @@ class StudyModels:
     def of(self, kinds: Sequence[str]) -> "StudyModels":
         """Return models of some kinds of evidence alone, on the trials read so far."""
         other = copy.copy(self)
-        other._kinds, other._models = tuple(kinds), OrderedDict()
+        other.kinds, other._models = tuple(kinds), OrderedDict()
         return other
 
     @property
@@ -283,7 +283,7 @@ class StudyModels:
         model = self._models.get((size, step))
         if model is None:
             rows = [view for view in self._finished[:size] if view.reached(step)]
-            model = StepModel(rows, step, self._kinds, self.sign, self._top_fraction)
+            model = StepModel(rows, step, self.kinds, self.sign, self._top_fraction)
             for key in [key for key in self._models if key[0] < size]:
                 del self._models[key]
             self._models[size, step] = model

@@ -7,7 +7,7 @@ optuna-dashboard is not installed, and read where nothing is.
 
 from lyap_optuna.report._comparison import compare_searches
 from lyap_optuna.report._page import Section, Table, page
-from lyap_optuna.report._report import write_report
+from lyap_optuna.report._report import report_page, write_report
 from lyap_optuna.report._summary import StudySummary, summarize
 from lyap_optuna.report._tables import skill_table
 
@@ -17,6 +17,7 @@ __all__ = [
     "Table",
     "compare_searches",
     "page",
+    "report_page",
     "skill_table",
     "summarize",
     "write_report",

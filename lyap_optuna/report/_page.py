@@ -95,7 +95,11 @@ def page(title: str, introduction: Sequence[str], sections: Sequence[Section]) -
         packed=_packed(json.dumps(figures).encode()) if figures else "",
         plotly=_plotly() if figures else "",
     )
-    return text
+    return text.translate(_CONTROLS)
+
+
+_CONTROLS = dict.fromkeys((*range(9), 11, 12, *range(14, 32), 127), "\N{REPLACEMENT CHARACTER}")
+"""What HTML has no room for, and what moves a terminal: names come from a shared database."""
 
 
 def _drawn(heading: str, figure: "go.Figure") -> dict[str, Any]:

@@ -10,11 +10,13 @@ from lyap_optuna._files import write_whole
 from lyap_optuna.report._page import MAX_BYTES, Section, Table, page
 from lyap_optuna.report._summary import StudySummary, summarize
 from lyap_optuna.report._tables import (
+    TOO_FEW,
     in_a_cell,
     interval,
     short,
     skill_table,
 )
+from lyap_optuna.visualization import _prediction_skill, _predictions
 from lyap_optuna.visualization._figures import FIGURES, Numbers
 from lyap_optuna.visualization._publication import MAX_BYTES as FIGURE_BYTES
 from lyap_optuna.visualization._publication import PREFIX, published_figures
@@ -66,8 +68,31 @@ def write_report(
         ...     path.stat().st_size < 1_000_000
         True
     """
+    write_whole(path, report_page(study, notes=notes, summary=summary))
+
+
+def report_page(
+    study: Study, *, notes: Sequence[str] = (), summary: StudySummary | None = None
+) -> str:
+    """Return the page that :func:`write_report` writes.
+
+    Args:
+        study: As there.
+        notes: As there.
+        summary: As there.
+
+    Example:
+        >>> import optuna
+        >>> from lyap_optuna.report import report_page
+        >>> report_page(optuna.create_study())[:15]
+        '<!DOCTYPE html>'
+    """
     summary = summarize(study) if summary is None else summary
-    numbers = Numbers(study)
+    at_hand = {
+        _predictions.FIGURE.id: _predictions.predictions_in(study, summary.ranking) or None,
+        _prediction_skill.FIGURE.id: _prediction_skill.skill_lines(summary.skills) or None,
+    }
+    numbers = Numbers(study, at_hand)
     caveats = Section("What to hold against these numbers", points=summary.caveats)
     most = FIGURE_BYTES
     while True:
@@ -77,7 +102,7 @@ def write_report(
         if len(text.encode()) < MAX_BYTES or most < FIGURE_BYTES / 8:
             break
         most //= 2
-    write_whole(path, text)
+    return text
 
 
 def _words(summary: StudySummary) -> list[Section]:
@@ -86,14 +111,14 @@ def _words(summary: StudySummary) -> list[Section]:
     columns, rows, legend = skill_table(summary)
     if not rows:
         return [
-            Section("What predicts the final value", ["Too few trials ran to the end to say."]),
+            Section("What predicts the final value", [TOO_FEW]),
             Section("What pruning saved and lost", [summary.pruning_in_words]),
         ]
     return [
         Section("What pruning saved and lost", [summary.pruning_in_words]),
         Section(
             "What predicts the final value",
-            [summary.added_in_words],
+            [*filter(None, [summary.hindsight_in_words]), summary.added_in_words],
             table=Table(columns, rows),
             legend=legend,
         ),

@@ -1,25 +1,23 @@
 """What a study found: skill, pruning, ranking, and what to hold against these numbers."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
-from lyap_optuna.prediction import (
-    AddedSkill,
-    EvidenceSkill,
-    PruningLoss,
-    TrialPrediction,
-    added_skill,
-    prediction_skill,
-    pruning_loss,
-    rank_trials,
-)
-from lyap_optuna.prediction._skill import correlation_interval
+from lyap_optuna.prediction import AddedSkill, EvidenceSkill, PruningLoss, TrialPrediction
+from lyap_optuna.prediction._pruned import pruning_loss
+from lyap_optuna.prediction._ranking import ranked
+from lyap_optuna.prediction._skill import added_at, correlation_interval, early_steps, skills_at
+from lyap_optuna.prediction._study import StudyModels
+from lyap_optuna.prediction.evidence import EVIDENCE, in_words
 from lyap_optuna.records import _keys
 from lyap_optuna.visualization import _pruning_timeline
+
+N_STEPS = 3
+"""Steps that a table of skill shows: what is known early is what counts."""
 
 _FEW = 30
 """COMPLETE trials below which their number is a caveat: with 30, the 80 % interval of a rank
@@ -82,6 +80,37 @@ class StudySummary:
         )
 
     @property
+    def shown_steps(self) -> list[int]:
+        """The steps that a table of skill shows: those asked for, or the first that predict."""
+        return list(self.steps or predicting(self.skills)[:N_STEPS])
+
+    @property
+    def hindsight_in_words(self) -> str:
+        """Why one kind can seem better than all together, where one does; else empty."""
+        weaker: list[tuple[float, EvidenceSkill, EvidenceSkill]] = []
+        for step in self.shown_steps:
+            known = [s for s in self.skills if s.step == step and s.rank_correlation is not None]
+            best = max(known, key=_correlation, default=None)
+            for together in known:
+                if (
+                    together.chosen
+                    and best is not None
+                    and _correlation(best) > _correlation(together)
+                ):
+                    weaker.append((_correlation(best) - _correlation(together), best, together))
+        if not weaker:
+            return ""
+        _, best, together = max(weaker, key=lambda found: found[0])
+        name, n = in_words([best.evidence], self.sign or 1), together.n_trials
+        few = f"{n} trials are too few to learn what each kind is worth, and " if n < _FEW else ""
+        later = ", and look again when more trials have run to the end" if few else ""
+        return (
+            f"At step {best.step} {name} alone did better than all together "
+            f"({_correlation(best):.2f} against {_correlation(together):.2f}): {few}which is the "
+            "best is known only in hindsight, which flatters it. Go by all together" + later + "."
+        )
+
+    @property
     def pruning_in_words(self) -> str:
         """What pruning saved, and what it lost."""
         total = self.steps_spent + self.steps_saved
@@ -97,13 +126,17 @@ class StudySummary:
         return f"{saved} {self.loss}" if self.loss is not None and self.loss.pruned else saved
 
 
-def summarize(study: Study, *, steps: Sequence[int] | None = None) -> StudySummary:
+def summarize(
+    study: Study, *, steps: Sequence[int] | None = None, most_steps: int | None = None
+) -> StudySummary:
     """Gather what a study found, of any study and storage.
 
     Args:
         study: A study. Of one with several objectives only trials and steps are counted.
         steps: The steps at which skill is measured; by default those of
             :func:`~lyap_optuna.prediction_skill`.
+        most_steps: Measure it no further than at the first so many steps at which something
+            predicts: each takes its time.
 
     Returns:
         A :class:`StudySummary`.
@@ -119,16 +152,27 @@ def summarize(study: Study, *, steps: Sequence[int] | None = None) -> StudySumma
     trials = study.get_trials(deepcopy=False)
     single = len(study.directions) == 1
     timeline = _pruning_timeline._get_info(study)
-    ranking = tuple(rank_trials(study)) if single else ()
+    ranking: list[TrialPrediction] = []
+    skills: list[EvidenceSkill] = []
+    added: list[AddedSkill] = []
+    if single:
+        models = StudyModels.of_study(study, tuple(EVIDENCE))  # of which each is fitted once
+        ranking = ranked(models, study)
+        for step in early_steps(models) if steps is None else steps:
+            skills += skills_at(models, step)
+            if (found := added_at(models, step)) is not None:
+                added.append(found)
+            if len(predicting(skills)) == most_steps:
+                break
     states = Counter(trial.state.name for trial in trials)
     return StudySummary(
         name=study.study_name,
         sign=(-1 if study.direction.name == "MAXIMIZE" else 1) if single else None,
         states={s.name: states[s.name] for s in TrialState if states[s.name]},
         best=_best(trials, ranking),
-        ranking=ranking,
-        skills=tuple(prediction_skill(study, steps=steps)) if single else (),
-        added=tuple(added_skill(study, steps=steps)) if single else (),
+        ranking=tuple(ranking),
+        skills=tuple(skills),
+        added=tuple(added),
         steps_spent=timeline.n_spent,
         steps_saved=timeline.n_saved,
         paused=timeline.paused,
@@ -136,6 +180,16 @@ def summarize(study: Study, *, steps: Sequence[int] | None = None) -> StudySumma
         caveats=tuple(_caveats(trials, single)),
         steps=tuple(steps or ()),
     )
+
+
+def predicting(skills: Iterable[EvidenceSkill]) -> list[int]:
+    """Return the steps at which something predicts."""
+    return sorted({s.step for s in skills if s.rank_correlation is not None})
+
+
+def _correlation(skill: EvidenceSkill) -> float:
+    """Return the rank correlation as it is shown."""
+    return round(skill.rank_correlation or 0.0, 2)
 
 
 def _best(trials: list[FrozenTrial], ranking: Sequence[TrialPrediction]) -> FrozenTrial | None:
@@ -152,10 +206,11 @@ def _caveats(trials: list[FrozenTrial], single: bool) -> list[str]:
         told.append("The study has several objectives: nothing is predicted, and nothing ranked.")
     if single and len(complete) < _FEW:
         ends = correlation_interval(0.5, len(complete))
+        n = _count(len(complete), "trial")
         told.append(
-            f"Only {_count(len(complete), 'trial')} ran to the end: "
+            f"{f'Only {n}' if complete else 'No trial'} ran to the end: "
             + (
-                "too few to measure on."
+                f"{'too few' if complete else 'nothing'} to measure on."
                 if ends is None
                 else "what is measured on so few is uncertain (80 % interval of a rank correlation "
                 f"of 0.50: {ends[0]:.2f} to {ends[1]:.2f})."

@@ -1,14 +1,12 @@
 """Skill and ranking as rows of text, the same on the page and on a terminal."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from lyap_optuna._numbers import number
 from lyap_optuna.prediction import AddedSkill, EvidenceSkill
 from lyap_optuna.prediction.evidence import in_words
 from lyap_optuna.report._summary import StudySummary
-
-N_STEPS = 3
-"""Steps that a table of skill shows: what is known early is what counts."""
 
 SKILL_COLUMNS = {
     "step": "step",
@@ -22,13 +20,13 @@ SKILL_COLUMNS = {
 
 SKILL_LEGEND = (
     "Rank correlation of predicted and actual final value, out of sample, on trials that ran to "
-    "the end. Share: of the differences between final values, in the prediction from all evidence."
+    "the end. Share: of the differences between final values, in the prediction from all evidence "
+    "(median)."
 )
 
 
-def first_steps(skills: Iterable[EvidenceSkill]) -> list[int]:
-    """Return the first steps at which something predicts."""
-    return sorted({s.step for s in skills if s.rank_correlation is not None})[:N_STEPS]
+TOO_FEW = "Too few trials ran to their end to say what predicts the final value."
+"""Said in place of a table of skill without rows."""
 
 
 def skill_rows(
@@ -75,40 +73,37 @@ def skill_table(
     """Return columns, rows and legend of the table of skill; no rows where nothing predicts."""
     if summary.sign is None:
         return SKILL_COLUMNS, [], SKILL_LEGEND
-    steps = list(summary.steps or first_steps(summary.skills))
-    return (
-        SKILL_COLUMNS,
-        skill_rows(summary.skills, summary.added, summary.sign, steps),
-        SKILL_LEGEND,
-    )
+    rows = skill_rows(summary.skills, summary.added, summary.sign, summary.shown_steps)
+    return SKILL_COLUMNS, rows, SKILL_LEGEND
 
 
 def _two(value: float | None) -> str | None:
     return None if value is None else f"{value:.2f}"
 
 
-def _span(ends: tuple[float, float] | None) -> str:
-    return "" if ends is None else f"{ends[0]:.2f} to {ends[1]:.2f}"
+def _span(ends: tuple[float, float] | None) -> str | None:
+    return None if ends is None else f"{ends[0]:.2f} to {ends[1]:.2f}"
 
 
-def _percent(lower: float | None, upper: float | None) -> str:
-    return "" if lower is None or upper is None else f"{100 * lower:.0f} to {100 * upper:.0f} %"
+def _percent(lower: float | None, upper: float | None) -> str | None:
+    return None if lower is None or upper is None else f"{100 * lower:.0f} to {100 * upper:.0f} %"
 
 
 def in_a_cell(params: Mapping[str, Any]) -> str:
     """Return hyperparameters as one cell."""
-    return ", ".join(f"{name}={short(value, '.4g')}" for name, value in params.items())
+    return ", ".join(
+        f"{name}={format(value, '.4g') if isinstance(value, float) else value}"
+        for name, value in params.items()
+    )
 
 
-def interval(lower: float | None, upper: float | None) -> str:
-    """Write an interval that may be open at an end."""
-    if lower is None or upper is None:
-        if lower is None and upper is None:
-            return ""
-        return f"to {short(upper)}" if lower is None else f"from {short(lower)}"
-    return f"{short(lower)} to {short(upper)}"
+def interval(lower: float | None, upper: float | None) -> str | None:
+    """Write an interval that may be open at an end; None where it is at both."""
+    if lower is None:
+        return None if upper is None else f"to {number(upper)}"
+    return f"from {number(lower)}" if upper is None else f"{number(lower)} to {number(upper)}"
 
 
-def short(value: Any, digits: str = ".3g") -> Any:
-    """Return a number with few digits, anything else as it is."""
-    return format(value, digits) if isinstance(value, float) else value
+def short(value: Any) -> Any:
+    """Return a number as tables have it, anything else as it is."""
+    return number(value) if isinstance(value, float) else value

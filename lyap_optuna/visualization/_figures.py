@@ -4,6 +4,7 @@ optuna-dashboard, the report page and the tests go through :data:`FIGURES`; to a
 file with a :class:`FigureSpec`, and one line here.
 """
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from lyap_optuna.visualization import (
@@ -32,6 +33,10 @@ FIGURES: tuple[FigureSpec[Any], ...] = (
 class Numbers:
     """The numbers behind the figures of a study, each gathered once, when first asked for.
 
+    Args:
+        study: The study.
+        known: By the id of a figure, its numbers, where they are at hand.
+
     Example:
         >>> import optuna
         >>> study = optuna.create_study()
@@ -41,9 +46,9 @@ class Numbers:
         []
     """
 
-    def __init__(self, study: "Study") -> None:
+    def __init__(self, study: "Study", known: Mapping[str, Any] | None = None) -> None:
         self.study = study
-        self._known: dict[str, Any] = {}
+        self._known = dict(known or {})
 
     def of(self, spec: FigureSpec[Info]) -> Info | None:
         """Return what a figure shows; None where the study has nothing of it."""

@@ -1,10 +1,11 @@
 """How well each kind of evidence predicts, step by step."""
 
 import math
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, NamedTuple
 
 from lyap_optuna._logging import get_logger
-from lyap_optuna.prediction import prediction_skill
+from lyap_optuna.prediction import EvidenceSkill, prediction_skill
 from lyap_optuna.prediction._study import single_direction
 from lyap_optuna.prediction.evidence import in_words
 from lyap_optuna.visualization import _style
@@ -54,15 +55,16 @@ def plot_prediction_skill(study: "Study") -> "go.Figure":
         0
     """
     _style.single_objective(study)
-    lines = _get_info(study)
+    lines = skill_lines(prediction_skill(study))
     if not lines:
         _logger.warning("Too few COMPLETE trials to measure how well anything predicts.")
     return _draw(lines, single_direction(study))
 
 
-def _get_info(study: "Study") -> list[_SkillLine]:
+def skill_lines(skills: Iterable[EvidenceSkill]) -> list[_SkillLine]:
+    """Return one line per kind of evidence, step after step."""
     lines: dict[str, _SkillLine] = {}
-    for skill in sorted(prediction_skill(study), key=lambda skill: skill.step):
+    for skill in sorted(skills, key=lambda skill: skill.step):
         if skill.rank_correlation is None:
             continue
         line = lines.setdefault(skill.evidence, _SkillLine(skill.evidence, [], [], [], []))
@@ -183,6 +185,6 @@ FIGURE = FigureSpec(
     call="plot_prediction_skill(study)",
     caption="How well each kind of evidence ranks the trials that ran to their end. In the grey "
     "band is what chance alone gives.",
-    info=lambda study: _get_info(study) or None,
+    info=lambda study: skill_lines(prediction_skill(study)) or None,
     draw=lambda lines, study, _most: _draw(lines, single_direction(study)),
 )

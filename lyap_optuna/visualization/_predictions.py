@@ -1,12 +1,13 @@
 """Predicted against actual final values."""
 
 import math
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from optuna.trial import TrialState
 
 from lyap_optuna._logging import get_logger
-from lyap_optuna.prediction import rank_trials
+from lyap_optuna.prediction import TrialPrediction, rank_trials
 from lyap_optuna.visualization import _style
 from lyap_optuna.visualization._spec import FigureSpec
 from lyap_optuna.visualization._style import TrialPoint
@@ -41,16 +42,17 @@ def plot_predictions(study: "Study", step: int | None = None) -> "go.Figure":
         0
     """
     _style.single_objective(study)
-    points = _get_info(study, step)
+    points = predictions_in(study, rank_trials(study, step=step))
     if not points:
         _logger.warning("Nothing is predicted yet: too few COMPLETE trials.")
     return _draw(points, study)
 
 
-def _get_info(study: "Study", step: int | None) -> list[TrialPoint]:
+def predictions_in(study: "Study", ranking: Iterable[TrialPrediction]) -> list[TrialPoint]:
+    """Return what a ranking predicts of each trial, where it predicts something."""
     trials = study.get_trials(deepcopy=False)
     points = []
-    for ranked in rank_trials(study, step=step):
+    for ranked in ranking:
         predicted = _finite(ranked.predicted_value)
         value = _style.final_value(trials[ranked.number])
         if predicted is None or (value is None and ranked.state == TrialState.COMPLETE):
@@ -106,6 +108,6 @@ FIGURE = FigureSpec(
     call="plot_predictions(study)",
     caption="Closer to the dashed line is better. Each prediction is by a model that had not seen "
     "the trial.",
-    info=lambda study: _get_info(study, None) or None,
+    info=lambda study: predictions_in(study, rank_trials(study)) or None,
     draw=_draw,
 )
