@@ -402,14 +402,17 @@ def test_with_checkpoints_what_rested_in_a_killed_worker_goes_on(tmp_path: Path)
 @pytest.mark.parametrize("kept", [False, True])
 def test_stopping_and_going_on(tmp_path: Path, kept: bool) -> None:
     campaign = freezing(tmp_path, "resuming_curve" if kept else "curve", trials=14, workers=2)
-    with held(campaign) as (process, *_):
-        before = resting(campaign.trials)
+    with held(campaign) as (process, pid, _):
+        before = resting(campaign.trials, pid)  # the other worker may go on with those it has
         process.send_signal(signal.SIGINT)
-        time.sleep(0.5)
+        told = ""
+        while "Stopping" not in told:
+            told += process.stdout.readline()
+            assert process.poll() is None, told
         go_on(campaign)
         output, _ = process.communicate(timeout=100)
-    assert process.returncode == 130, output
-    assert "Traceback" not in output
+    assert process.returncode == 130, told + output
+    assert "Traceback" not in told + output
     stopped = campaign.trials
     # What ran when it was told to stop has failed, or ended by itself just before.
     ended_so = {"COMPLETE", "FAIL", "WAITING"} | (set() if kept else {"PRUNED"})

@@ -5,7 +5,7 @@ wrong. A test of your own class is three lines::
 
     @pytest.mark.parametrize("check", lyap_optuna.testing.STORAGE_CHECKS)
     def test_my_storage(check):
-        check(MyStorage)
+        check(lambda: MyStorage(url))
 
 ====================== =========================================================================
 ``DYNAMICS_CHECKS``    ``check(dynamics, inputs)``, with the arguments of

@@ -128,3 +128,4 @@ EVIDENCE_CHECKS = (
     a_score_that_is_maximised_is_a_loss_that_is_minimised,
     it_remembers_nothing,
 )
+"""The contract of a kind of evidence, each a function of an ``Evidence``."""

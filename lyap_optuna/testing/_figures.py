@@ -106,3 +106,4 @@ FIGURE_CHECKS = (
     a_thousand_trials_stay_small,
     the_study_is_left_as_it_is,
 )
+"""What every figure of a study does, each a function of a ``FigureSpec``."""

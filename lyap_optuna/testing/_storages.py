@@ -378,3 +378,4 @@ STORAGE_CHECKS = (
     a_copy_has_all_of_it,
     passwords_are_in_no_warning,
 )
+"""What holds wherever a study is kept, each a function of a function that opens the storage."""
