@@ -13,12 +13,8 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
 from lyap_optuna._warnings import LyapunovWarning
-from lyap_optuna.prediction._study import (
-    TOP_FRACTION,
-    StudyModels,
-    model_step,
-    single_direction,
-)
+from lyap_optuna.prediction._step_model import TOP_FRACTION
+from lyap_optuna.prediction._study import StudyModels, model_step, single_direction
 from lyap_optuna.prediction.evidence import TrialView, check_evidence
 from lyap_optuna.records import (
     Decision,

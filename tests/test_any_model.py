@@ -182,7 +182,7 @@ def test_all_layers_of_a_model_in_one_pass():
 
 
 def test_a_state_kept_for_another_batch_size():
-    model, x = Stateful(units=UNITS).double(), inputs()
+    model, x = Stateful(UNITS).double(), inputs()
     fresh = lyap.lyapunov_readout(model, x)
     model(inputs(batch=32))
     kept = [part.clone() for part in model.kept]
@@ -195,7 +195,7 @@ def test_a_state_kept_for_another_batch_size():
 
 
 def test_a_state_kept_for_this_batch_size_is_begun_with():
-    model, x = Stateful(units=UNITS).double(), inputs()
+    model, x = Stateful(UNITS).double(), inputs()
     model(inputs(seed=3))
     initial = torch.cat([part[0] for part in model.kept], 1)
     truth = true_exponents(step_of(model.rnn), initial, x)

@@ -14,6 +14,7 @@ import weakref
 from collections import Counter
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,7 @@ from optuna.trial import FrozenTrial, TrialState
 import lyap_optuna as lyap
 from lyap_optuna.records import _keys, read_decisions
 from lyap_optuna.replay import Recording, replay_freeze_thaw
-from lyap_optuna.search import _freeze_thaw
+from lyap_optuna.search import _choice, _ending, _rests, _search
 from lyap_optuna.search._choice import GROWTH, Begun, Choice
 from lyap_optuna.search._sampling import SeesRestingAsPruned, as_pruned
 from lyap_optuna.search._worlds import World
@@ -771,7 +772,7 @@ def test_a_trial_ends_bit_for_bit_as_it_would_alone(
     before = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].copy()
     study = random_study()
     with monkeypatch.context() as patch:
-        patch.setattr(_freeze_thaw, "N_STARTUP_TRIALS", 0)
+        patch.setattr(_choice, "N_STARTUP_TRIALS", 0)
         patch.setattr(Choice, "choose", at_random)
         patch.setattr(Begun, "goal", lambda begun: begun.steps + 1)
         lyap.freeze_thaw(study, asking if threaded else generator, n_trials=8, seed=5)
@@ -1334,13 +1335,25 @@ def test_context_variables_are_a_trials_own(threaded: bool) -> None:
 @pytest.mark.parametrize("objective", [curve, asking_curve])
 @pytest.mark.parametrize("at", [0, 5])
 @pytest.mark.parametrize(
-    "place", ["World", "drive", "_values_of", "write_decision", "write_stretches", "_log"]
+    ("module", "place"),
+    [
+        (_search, "World"),
+        (_search, "drive"),
+        (_ending, "_values_of"),
+        (_search, "write_decision"),
+        (_rests, "write_stretches"),
+        (_search, "log"),
+    ],
 )
 def test_an_interrupt_between_two_steps_leaves_nothing_running(
-    place: str, at: int, objective: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+    module: ModuleType,
+    place: str,
+    at: int,
+    objective: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     calls = [0]
-    whole = getattr(_freeze_thaw, place)
+    whole = getattr(module, place)
 
     def interrupted(*args: Any, **options: Any) -> Any:
         calls[0] += 1
@@ -1348,7 +1361,7 @@ def test_an_interrupt_between_two_steps_leaves_nothing_running(
             raise KeyboardInterrupt
         return whole(*args, **options)
 
-    monkeypatch.setattr(_freeze_thaw, place, interrupted)
+    monkeypatch.setattr(module, place, interrupted)
     study = random_study()
     with pytest.raises(KeyboardInterrupt):
         lyap.freeze_thaw(study, objective, n_steps=80, seed=0, cost="steps", max_paused=4)

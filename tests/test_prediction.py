@@ -13,14 +13,8 @@ from optuna.trial import TrialState
 
 from lyap_optuna.prediction import EvidenceSkill, prediction_skill
 from lyap_optuna.prediction._scores import rank_correlation
-from lyap_optuna.prediction._study import (
-    EVERY_STEP,
-    MAX_FIT_TRIALS,
-    StepModel,
-    StudyModels,
-    model_step,
-    refit_size,
-)
+from lyap_optuna.prediction._step_model import MAX_FIT_TRIALS, StepModel
+from lyap_optuna.prediction._study import EVERY_STEP, StudyModels, model_step, refit_size
 from lyap_optuna.prediction._table import FeatureTable
 from lyap_optuna.prediction.evidence import EVIDENCE, TrialView, check_evidence
 

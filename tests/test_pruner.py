@@ -14,7 +14,7 @@ from optuna.pruners import MedianPruner
 from optuna.trial import TrialState
 
 from lyap_optuna import LyapunovWarning
-from lyap_optuna.prediction import Audit, _study, audited, explain
+from lyap_optuna.prediction import Audit, _step_model, _study, audited, explain
 from lyap_optuna.prediction._posterior import Posterior
 from lyap_optuna.prediction._study import StudyModels
 from lyap_optuna.pruner import LyapunovPruner, is_audited
@@ -250,7 +250,7 @@ def test_one_pruner_serves_two_studies() -> None:
 
 def test_models_are_refitted_only_as_the_study_grows(monkeypatch: pytest.MonkeyPatch) -> None:
     fitted: list[Any] = []
-    monkeypatch.setattr(_study, "Posterior", lambda *a: fitted.append(a) or Posterior(*a))
+    monkeypatch.setattr(_step_model, "Posterior", lambda *a: fitted.append(a) or Posterior(*a))
     study = study_of(specs("easy", 30), pruner=LyapunovPruner())
     (best, *_), _ = extremes("easy")
     for _ in range(3):

@@ -10,7 +10,7 @@ import pytest
 from _studies import pruned_at, specs, start, study_of
 from optuna.trial import TrialState
 
-from lyap_optuna.prediction import _study, explain, prediction_skill, rank_trials
+from lyap_optuna.prediction import _step_model, explain, prediction_skill, rank_trials
 from lyap_optuna.prediction.evidence import EVIDENCE
 from lyap_optuna.pruner import LyapunovPruner
 
@@ -303,10 +303,12 @@ def test_a_study_is_read_once_and_fitted_once_for_each_step(
     study = study_of(trials)
     fitted: list[int] = []
     read: list[int] = []
-    posterior, of = _study.Posterior, _study.TrialView.of.__func__
-    monkeypatch.setattr(_study, "Posterior", lambda *a: fitted.append(len(a[1])) or posterior(*a))
+    posterior, of = _step_model.Posterior, _step_model.TrialView.of.__func__
     monkeypatch.setattr(
-        _study.TrialView,
+        _step_model, "Posterior", lambda *a: fitted.append(len(a[1])) or posterior(*a)
+    )
+    monkeypatch.setattr(
+        _step_model.TrialView,
         "of",
         classmethod(lambda cls, trial, *a: read.append(trial.number) or of(cls, trial, *a)),
     )

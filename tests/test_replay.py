@@ -35,7 +35,8 @@ from lyap_optuna.replay import (
     winners,
 )
 from lyap_optuna.replay._compare import fingerprint
-from lyap_optuna.replay._replay import order_of, run
+from lyap_optuna.replay._recorded import order_of
+from lyap_optuna.replay._replay import run
 from lyap_optuna.visualization import plot_regret, plot_replay
 from studies.recordings.tasks import TASKS
 

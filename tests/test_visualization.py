@@ -233,7 +233,7 @@ def test_predictions_hold_the_intervals_that_the_ranking_gives() -> None:
     infos = _predictions.predictions_in(study, lyap.rank_trials(study))
     assert {info.number for info in infos} == set(ranked)
     for info in infos:
-        assert info.predicted == ranked[info.number].predicted_value
+        assert info.x == ranked[info.number].predicted_value
         assert info.lower == ranked[info.number].lower
         assert (info.value is None) == (info.state != TrialState.COMPLETE)
     complete = [info for info in infos if info.state == TrialState.COMPLETE]

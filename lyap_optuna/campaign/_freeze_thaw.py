@@ -15,7 +15,9 @@ from lyap_optuna.campaign._retry import INTERRUPTED, WORKER
 from lyap_optuna.campaign._strategies import Session, Strategy, Turn
 from lyap_optuna.records import number_in
 from lyap_optuna.records._keys import REPEATS, RESTING
-from lyap_optuna.search._freeze_thaw import Search, choice_of
+from lyap_optuna.search._budget import Budget
+from lyap_optuna.search._freeze_thaw import choice_of
+from lyap_optuna.search._search import Search
 
 if TYPE_CHECKING:
     from lyap_optuna.campaign._worker import Result, Worker
@@ -123,6 +125,7 @@ class _WorkersSearch(Search):
             worker.study,
             worker.objective,
             choice=choice_of(worker.study, None, "seconds", worker.seed),
+            budget=Budget(),  # what a turn allows
             max_paused=strategy.options.max_paused,
             seed=worker.seed,
             catch=(BaseException,),  # the worker takes note of it

@@ -21,6 +21,7 @@ from lyap_optuna.visualization import (
     _prediction_skill,
     _pruning_timeline,
     _spectrum_evolution,
+    _style,
 )
 from lyap_optuna.visualization._figures import Numbers
 
@@ -105,7 +106,7 @@ def _exponent_words(numbers: Numbers) -> list[str]:
         return []
     at = f"at step {found.step}"
     chance = 2 / math.sqrt(found.n_complete - 1)
-    told = f"rank correlation {found.correlation:.2f} over {found.n_complete} COMPLETE trials"
+    told = _style.told_correlation(found.correlation, found.n_complete)
     moved = found.exponent.endswith("displacement")
     what = f"how far the maximum exponent has moved {at}" if moved else f"the maximum exponent {at}"
     if abs(found.correlation) < chance:

@@ -224,7 +224,7 @@ class Forward:
 
 
 _ATTEMPTS = 4
-
+"""Passes, until one of them draws while no other thread does."""
 
 _TORCH = (nn.RNNBase, nn.RNNCellBase)
 

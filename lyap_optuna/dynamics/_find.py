@@ -105,7 +105,7 @@ def plain_name(name: str) -> str:
     return ".".join(part for part in name.split(".") if part != "_orig_mod")
 
 
-def _outermost(model: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
+def _outermost(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     seen: set[nn.Module] = set()
 
     def walk(sub: nn.Module, name: str) -> Iterator[tuple[str, nn.Module]]:
@@ -118,7 +118,7 @@ def _outermost(model: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Mod
         for child_name, child in sub.named_children():
             yield from walk(child, f"{name}.{child_name}" if name else child_name)
 
-    yield from walk(model, prefix)
+    yield from walk(model, "")
 
 
 def _names(layers: dict[str, nn.Module]) -> str:

@@ -60,7 +60,7 @@ class GeneralPath:
 
     def __init__(self, forward: Forward, level: str, names: list[str]) -> None:
         self._forward = forward
-        self._level = level
+        self.level = level
         self._names = names
         self._graphs: Graphs | None = None
         self.left_torch = False
@@ -80,7 +80,7 @@ class GeneralPath:
                 "(h = c = zeros), and the model uses it as each of them between the calls, so "
                 "that they cannot be told apart. Make two: h, c = zeros, zeros.clone()."
             )
-        observer = Tangents(self._level, self._layers, seed, self._beginnings)
+        observer = Tangents(self.level, self._layers, seed, self._beginnings)
         with forward_mode(), forward_ad.dual_level():
             try:
                 _, calls = self._forward.run(observer, double=True)
@@ -101,13 +101,13 @@ class GeneralPath:
     def graphs(self) -> Graphs:
         """The graph of a forward pass."""
         if self._graphs is None:
-            observer = Graphs(self._level, self._layers, self._beginnings)
+            observer = Graphs(self.level, self._layers, self._beginnings)
             try:
                 self._forward.run(observer, double=True, grad=True)
             except NotMeasurableError:
                 # a state that is written to after it was made cannot be a leaf from there on
                 known = self._beginnings and replace(self._beginnings, made={})
-                observer = Graphs(self._level, self._layers, known)
+                observer = Graphs(self.level, self._layers, known)
                 self._forward.run(observer, double=True, grad=True)
             with torch.enable_grad():
                 observer.finish()

@@ -305,13 +305,7 @@ class _Measurement:
             # the modules' own states: what a cell does to its kernel's result is part of its step
             level = "module"
         path = GeneralPath(self._forward, level, names)
-
-        def scout(chain: int, offset: int, batch: int, size: int) -> Tensor:
-            # the same whenever it is asked for
-            generator = torch.Generator().manual_seed(1_000_003 * chain + offset)
-            return torch.randn(batch, size, generator=generator, dtype=torch.float64)
-
-        sequences, seen = path.tangents(scout)
+        sequences, seen = path.tangents(_scout)
         if fast:
             along = self._along_chain(names[0], sequences, seen)
             if along is not None:
@@ -319,8 +313,19 @@ class _Measurement:
             if self._are_cells(names):
                 level = "module"
                 path = GeneralPath(self._forward, level, names)
-                path.tangents(scout)
-        sequences, _ = path.tangents(scout)  # from where the states are made, now that it is known
+                path.tangents(_scout)
+        sequences, _ = path.tangents(_scout)  # from where the states are made, now it is known
+        self._check_followed(path, names, calls, sequences)
+        return self._of_path(path, names, sequences)
+
+    def _check_followed(
+        self,
+        path: GeneralPath,
+        names: list[str],
+        calls: list[ModuleCall],
+        sequences: list[list[Chain]],
+    ) -> None:
+        """Refuse what is no dynamics, or cannot be followed."""
         name = common_name(names)
         if self._state == "hidden" and any(
             isinstance(self._forward.layers[n], (nn.LSTM, nn.LSTMCell)) for n in names
@@ -335,6 +340,12 @@ class _Measurement:
                 f"The state of {name!r} leaves PyTorch between its calls (by numpy), where it "
                 "cannot be followed: compute with torch functions."
             )
+
+    def _of_path(
+        self, path: GeneralPath, names: list[str], sequences: list[list[Chain]]
+    ) -> DrivenLayer:
+        """Return the layers along the pieces of their sequences that are averaged."""
+        name = common_name(names)
         pieces, reset = pieces_of(sequences, self._split, self._lengths)
         if not pieces:
             raise NoStepsError(
@@ -343,7 +354,7 @@ class _Measurement:
             )
         lengths = torch.tensor([piece.stop - piece.start for piece in pieces])
         trajectory = GeneralTrajectory(path, pieces, sequences)
-        if level == "weight" and not trajectory.has_jacobians:
+        if path.level == "weight" and not trajectory.has_jacobians:
             raise NotMeasurableError(
                 f"{type(self._forward.layers[names[0]]).__name__} keeps more of the past than what "
                 "meets its recurrent weights, and it cannot be seen. Pass a "
@@ -434,6 +445,12 @@ class _Measurement:
             return None
         lengths = lengths_of(name, trajectory, self._lengths, None)
         return DrivenLayer(name, trajectory, state, lengths)
+
+
+def _scout(chain: int, offset: int, batch: int, size: int) -> Tensor:
+    """Return tangents that are the same whenever they are asked for."""
+    generator = torch.Generator().manual_seed(1_000_003 * chain + offset)
+    return torch.randn(batch, size, generator=generator, dtype=torch.float64)
 
 
 class _Loop(nn.Module):

@@ -51,17 +51,7 @@ class RecurrentDynamics(Dynamics):
             raise ValueError(f"state_size must be a positive integer, but got {state_size!r}.")
         self.step = step
         self.state_size = state_size
-        self._dtype, self._device = dtype, device
-
-    @property
-    def dtype(self) -> torch.dtype | None:
-        """The dtype to compute in; None where that of the inputs decides."""
-        return self._dtype
-
-    @property
-    def device(self) -> torch.device | None:
-        """The device to compute on; None where that of the inputs decides."""
-        return self._device
+        self.dtype, self.device = dtype, device
 
     def linearise(self, inputs: Tensor, initial_state: Any = None) -> Trajectory:
         """Run the step over ``(batch, time, features)``.

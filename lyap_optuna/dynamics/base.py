@@ -238,10 +238,14 @@ class Dynamics(ABC):
     Attributes:
         state_size: Dimension of the state.
         input_size: Features of an input; None where any number will do.
+        dtype: What it computes in; None where that of the inputs decides.
+        device: Of the parameters; None where that of the inputs decides.
     """
 
     state_size: int
     input_size: int | None
+    dtype: torch.dtype | None
+    device: torch.device | None
 
     @abstractmethod
     def linearise(self, inputs: Tensor, initial_state: Any = None) -> Trajectory:
@@ -255,16 +259,6 @@ class Dynamics(ABC):
         Raises:
             ValueError: ``initial_state`` does not fit.
         """
-
-    @property
-    @abstractmethod
-    def dtype(self) -> torch.dtype | None:
-        """The dtype to compute in; None where that of the inputs decides."""
-
-    @property
-    @abstractmethod
-    def device(self) -> torch.device | None:
-        """The device of the parameters; None where that of the inputs decides."""
 
 
 def computing_dtype(dtype: torch.dtype) -> torch.dtype:

@@ -246,17 +246,7 @@ class CfCDynamics(Dynamics):
         self.units: int = module.state_size
         self.state_size = 2 * self.units if module.use_mixed else self.units
         self._features: int = module.input_size
-        self._dtype, self._device = parameter_dtype(module), device_of(module)
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The parameters' dtype."""
-        return self._dtype
-
-    @property
-    def device(self) -> torch.device:
-        """The parameters' device."""
-        return self._device
+        self.dtype, self.device = parameter_dtype(module), device_of(module)
 
     input_size = None
 

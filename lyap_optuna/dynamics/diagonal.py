@@ -53,20 +53,10 @@ class DiagonalDynamics(Dynamics):
         device: torch.device | None = None,
     ) -> None:
         self.coefficients = coefficients
-        self._dtype, self._device = dtype, device
+        self.dtype, self.device = dtype, device
         self.components = state_size
         self.is_complex = is_complex
         self.state_size = 2 * state_size if is_complex else state_size
-
-    @property
-    def dtype(self) -> torch.dtype | None:
-        """The dtype to compute in; None where that of the inputs decides."""
-        return self._dtype
-
-    @property
-    def device(self) -> torch.device | None:
-        """The device to compute on; None where that of the inputs decides."""
-        return self._device
 
     def linearise(self, inputs: Tensor, initial_state: Any = None) -> "DiagonalTrajectory":
         """Run the recurrence.

@@ -308,17 +308,9 @@ class StackedDynamics(Dynamics):
     def __init__(self, cells: Sequence[GatedCell]) -> None:
         self.cells = list(cells)
         self.state_size = sum(cell.state_size for cell in cells)
-        self.input_size = cells[0].weights.ih.shape[1]
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The weights' dtype."""
-        return self.cells[0].weights.hh.dtype
-
-    @property
-    def device(self) -> torch.device:
-        """The weights' device."""
-        return self.cells[0].weights.hh.device
+        weights = cells[0].weights
+        self.input_size = weights.ih.shape[1]
+        self.dtype, self.device = weights.hh.dtype, weights.hh.device
 
     def linearise(self, inputs: Tensor, initial_state: Any = None) -> Trajectory:
         """Run the layers in order, each over all steps at once.

@@ -27,23 +27,14 @@ class ProjectedLSTMDynamics(Dynamics):
     """
 
     def __init__(self, weights: Sequence[Sequence[Tensor]], state: str) -> None:
-        self._dtype = computing_dtype(weights[0][0].dtype)
-        self.layers = [[w.detach().to(self._dtype) for w in layer] for layer in weights]
+        dtype = computing_dtype(weights[0][0].dtype)
+        self.dtype, self.device = dtype, weights[0][0].device
+        self.layers = [[w.detach().to(dtype) for w in layer] for layer in weights]
         self.full = state == "full"
         self.cells, self.outputs = len(weights[0][0]) // 4, len(weights[0][-1])
         self.input_size = weights[0][0].shape[1]
         width = self.outputs + (self.cells if self.full else 0)
         self.state_size = width * len(self.layers)
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The weights' dtype."""
-        return self._dtype
-
-    @property
-    def device(self) -> torch.device:
-        """The weights' device."""
-        return self.layers[0][0].device
 
     def _step(self, state: Tensor, x: Tensor) -> Tensor:
         n = len(self.layers)

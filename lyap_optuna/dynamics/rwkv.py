@@ -40,19 +40,10 @@ class RwkvDynamics(Dynamics):
 
     def __init__(self, module: Any) -> None:
         self._module = module
+        self.dtype, self.device = parameter_dtype(module), device_of(module)
         self.channels = len(module.time_decay)
         self.state_size = 2 * self.channels
         self.input_size = 2 * module.key.in_features
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The parameters' dtype."""
-        return parameter_dtype(self._module)
-
-    @property
-    def device(self) -> torch.device:
-        """The parameters' device."""
-        return device_of(self._module)
 
     @torch.no_grad()
     def linearise(self, inputs: Tensor, initial_state: Any = None) -> "RwkvTrajectory":

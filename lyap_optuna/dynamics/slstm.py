@@ -65,17 +65,7 @@ class SLSTMDynamics(Dynamics):
         self._recurrent = torch.cat(blocks)
         bias = module._bias_int2ext(module._bias.detach())  # (heads, gates, units of the head)
         self._bias = bias.transpose(0, 1).reshape(-1)
-        self._dtype, self._device = parameter_dtype(module), device_of(module)
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The parameters' dtype."""
-        return self._dtype
-
-    @property
-    def device(self) -> torch.device:
-        """The parameters' device."""
-        return self._device
+        self.dtype, self.device = parameter_dtype(module), device_of(module)
 
     @torch.no_grad()
     def linearise(self, inputs: Tensor, initial_state: Any = None) -> LayerTrajectory:

@@ -149,17 +149,7 @@ class CellStackDynamics(Dynamics):
     def __init__(self, module: nn.Module) -> None:
         self.stack = CellStack(module)
         self.state_size = self.stack.size
-        self._dtype, self._device = parameter_dtype(module), device_of(module)
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The parameters' dtype."""
-        return self._dtype
-
-    @property
-    def device(self) -> torch.device:
-        """The parameters' device."""
-        return self._device
+        self.dtype, self.device = parameter_dtype(module), device_of(module)
 
     @torch.no_grad()
     def linearise(self, inputs: Tensor, initial_state: Any = None) -> "CellStackTrajectory":

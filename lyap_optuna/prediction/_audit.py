@@ -8,7 +8,8 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
 from lyap_optuna.prediction._scores import Scale
-from lyap_optuna.prediction._study import TOP_FRACTION, single_direction
+from lyap_optuna.prediction._step_model import TOP_FRACTION
+from lyap_optuna.prediction._study import single_direction
 from lyap_optuna.prediction.evidence.base import is_feasible, oriented
 from lyap_optuna.records import keeps_order, pruned_at, read_decisions
 

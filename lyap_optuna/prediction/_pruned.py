@@ -8,7 +8,8 @@ from optuna.trial import TrialState
 
 from lyap_optuna.prediction._audit import Audit, audited, ended_among_best
 from lyap_optuna.prediction._ranking import TrialPrediction, rank_trials
-from lyap_optuna.prediction._study import TOP_FRACTION, single_direction
+from lyap_optuna.prediction._step_model import TOP_FRACTION
+from lyap_optuna.prediction._study import single_direction
 from lyap_optuna.records import _keys, keeps_order, number_in, pruned_at
 
 _BEST = f"the best {TOP_FRACTION:.0%}".replace("%", " %")

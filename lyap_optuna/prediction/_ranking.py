@@ -9,11 +9,8 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
 from lyap_optuna._logging import get_logger
-from lyap_optuna.prediction._study import (
-    StepPrediction,
-    StudyModels,
-    model_step,
-)
+from lyap_optuna.prediction._step_model import StepPrediction
+from lyap_optuna.prediction._study import StudyModels, model_step
 from lyap_optuna.prediction.evidence import TrialView, check_evidence
 from lyap_optuna.records import read_decisions
 

@@ -10,8 +10,9 @@ from lyap_optuna.replay._compare import (
     default_pruners,
     summarize,
 )
+from lyap_optuna.replay._outcome import REGRET_AT, Replay
 from lyap_optuna.replay._recording import RecordedTrial, Recording, RecordingError
-from lyap_optuna.replay._replay import REGRET_AT, Replay, replay, replay_freeze_thaw
+from lyap_optuna.replay._replay import replay, replay_freeze_thaw
 from lyap_optuna.replay._truth import MAX_REGRET, Calibration, winners
 
 __all__ = [

@@ -26,8 +26,9 @@ from optuna.pruners import (
 from lyap_optuna.prediction.evidence import EVIDENCE
 from lyap_optuna.pruner import LyapunovPruner
 from lyap_optuna.replay._lines import append_line, read_lines
+from lyap_optuna.replay._outcome import REGRET_AT, Replay
 from lyap_optuna.replay._recording import Recording
-from lyap_optuna.replay._replay import REGRET_AT, Replay, replay, replay_freeze_thaw
+from lyap_optuna.replay._replay import replay, replay_freeze_thaw
 from lyap_optuna.replay._truth import Calibration, winners
 
 OURS = "LyapunovPruner"

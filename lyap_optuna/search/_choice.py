@@ -9,10 +9,14 @@ import numpy as np
 from optuna.trial import FrozenTrial, Trial
 
 from lyap_optuna._warnings import LyapunovWarning
-from lyap_optuna.prediction._study import StepModel, StepPrediction, StudyModels, model_step
+from lyap_optuna.prediction._step_model import StepModel, StepPrediction
+from lyap_optuna.prediction._study import StudyModels, model_step
 from lyap_optuna.prediction.evidence import TrialView
 from lyap_optuna.records import Decision, baseline_step, read_readouts
 from lyap_optuna.search._drivers import Driver
+
+N_STARTUP_TRIALS = 4
+"""COMPLETE trials before the first choice; until then trials run to their end."""
 
 GROWTH = 0.5
 """A trial that is chosen makes this share of the reports that it has made again, at least one."""
@@ -50,6 +54,11 @@ class Begun:
     step: int | None = None
     model: StepModel | None = field(default=None, repr=False)
     predicted: StepPrediction | None = None
+
+    @property
+    def trial_id(self) -> int:
+        """Id of the trial in its storage."""
+        return self.trial._trial_id
 
     @property
     def chance(self) -> float:
@@ -105,6 +114,15 @@ class Choice:
         """Read what has finished."""
         self._models.update(trials)
 
+    def goal(self, begun: Begun) -> float:
+        """Return after how many steps a trial may rest: a new one at its first pause."""
+        if self._starts_up():
+            return math.inf
+        return begun.goal() if begun.driver.paused else 0
+
+    def _starts_up(self) -> bool:
+        return self.n_complete < N_STARTUP_TRIALS
+
     def is_whole(self, begun: Begun) -> bool:
         """Whether a trial has made as many reports as the longest COMPLETE one."""
         length = self._models.length
@@ -144,9 +162,11 @@ class Choice:
 
     def choose(self, resting: Sequence[Begun]) -> Begun | None:
         """Return the trial to go on with; None where a new one promises as much as any."""
+        if self._starts_up():  # a trial that has paused was to run to its end
+            return resting[0] if resting else None
         promises = self._promises(resting)
-        whole = self._typical_cost() * max(1, self._models.length)
-        if not resting or promises.max() < self._top_fraction / whole:
+        new = self._top_fraction / (self._typical_cost() * max(1, self._models.length))
+        if not resting or promises.max() < new:
             return None
         if self._rng.random() < EXPLORE and promises.sum() > 0:
             return resting[int(self._rng.choice(len(resting), p=promises / promises.sum()))]

@@ -10,7 +10,8 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
 from lyap_optuna.prediction._ranking import TrialPrediction, predict_trials
-from lyap_optuna.prediction._study import TOP_FRACTION, StudyModels
+from lyap_optuna.prediction._step_model import TOP_FRACTION
+from lyap_optuna.prediction._study import StudyModels
 from lyap_optuna.prediction.evidence import check_evidence
 from lyap_optuna.records import _keys, number_in, read_decisions, repeat
 

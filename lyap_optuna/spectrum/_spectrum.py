@@ -95,6 +95,25 @@ def lyapunov_spectrum(
         >>> spectrum.exponents.shape
         torch.Size([32])
     """
+    _check_options(method, rtol, max_memory, keep_history)
+    driven = _only(
+        resolve(
+            model, inputs, state=state, initial_state=initial_state, layer=layer, lengths=lengths
+        )
+    )
+    vectors = _vectors(driven.trajectory, k, start, method)
+    schedule = schedule_of(driven, warmup, qr_every)
+    if method == "auto":
+        growth, method = _automatic(
+            driven.trajectory, vectors, schedule, start is None, keep_history, rtol, max_memory
+        )
+    else:
+        growth = _grown(driven.trajectory, vectors, schedule, method, keep_history, max_memory)
+    _forget_at_resets(growth, driven, schedule)
+    return _assemble(growth, schedule, driven, method)
+
+
+def _check_options(method: str, rtol: float, max_memory: int, keep_history: bool) -> None:
     if method != "auto" and method not in METHODS:
         known = ["auto", *METHODS]
         raise ValueError(f"method must be one of {known}, but got {method!r}.")
@@ -104,16 +123,19 @@ def lyapunov_spectrum(
         raise ValueError(f"max_memory must be a positive number of bytes, but got {max_memory!r}.")
     if method == "lu" and keep_history:
         raise ValueError("method='lu' keeps no history: pass method='qr' or 'auto'.")
-    layers = resolve(
-        model, inputs, state=state, initial_state=initial_state, layer=layer, lengths=lengths
-    )
+
+
+def _only(layers: dict[str, DrivenLayer]) -> DrivenLayer:
     if len(layers) != 1:
         raise ValueError(
             f"The model has {len(layers)} recurrent layers, {sorted(layers)}, and a spectrum is "
             "one layer's: name it by layer=..."
         )
-    (driven,) = layers.values()
-    trajectory = driven.trajectory
+    return next(iter(layers.values()))
+
+
+def _vectors(trajectory: Trajectory, k: int | None, start: Any, method: str) -> Tensor:
+    """Return the tangent vectors before the first step, ``(S, k)``."""
     size = trajectory.state_size
     if k is None and not trajectory.has_jacobians:
         raise NotMeasurableError(
@@ -122,36 +144,51 @@ def lyapunov_spectrum(
         )
     columns = start.shape[1] if isinstance(start, Tensor) and start.dim() == 2 else size
     k = checked_k(min(size, columns) if k is None else k, size)
-    if start is None and method == "textbook":
-        start = "identity"
-    vectors = starting_vectors(start, size, k)
-    schedule = schedule_of(driven, warmup, qr_every)
+    return starting_vectors(
+        "identity" if start is None and method == "textbook" else start, size, k
+    )
 
-    closed, images = trajectory.closed_log_growth, None
-    if method == "auto" and not trajectory.has_jacobians:
+
+def _automatic(
+    trajectory: Trajectory,
+    vectors: Tensor,
+    schedule: Schedule,
+    any_start: bool,
+    history: bool,
+    rtol: float,
+    max_memory: int,
+) -> tuple[_growth.Growth, str]:
+    """Measure by the fastest way there is, and say which."""
+    if not trajectory.has_jacobians:
         images = trajectory.images(vectors.mT.to(trajectory.states.device))
-    if images is not None:
-        method = "images"
-        growth = _growth.from_images(images, schedule, history=keep_history)
-    elif method == "auto" and start is None and closed is not None:
-        method = "closed form"
-        growth = _growth.from_closed_form(closed, k, schedule, history=keep_history)
-    else:
-        per_input = _MATRICES_PER_INPUT * trajectory.bytes_per_jacobian
-        affordable = max(1, int(max_memory // per_input))
-        if method == "auto":
-            method = _chosen(trajectory, vectors, schedule, keep_history, rtol)
-        growth = grow(
-            trajectory,
-            vectors,
-            schedule,
-            method,
-            affordable=affordable,
-            history=keep_history,
-            block=min(k, DEFAULT_K),
-        )
-    _forget_at_resets(growth, driven, schedule)
-    return _assemble(growth, schedule, driven, method)
+        if images is not None:
+            return _growth.from_images(images, schedule, history=history), "images"
+    closed = trajectory.closed_log_growth
+    if any_start and closed is not None:
+        k = vectors.shape[1]
+        return _growth.from_closed_form(closed, k, schedule, history=history), "closed form"
+    method = _chosen(trajectory, vectors, schedule, history, rtol)
+    return _grown(trajectory, vectors, schedule, method, history, max_memory), method
+
+
+def _grown(
+    trajectory: Trajectory,
+    vectors: Tensor,
+    schedule: Schedule,
+    method: str,
+    history: bool,
+    max_memory: int,
+) -> _growth.Growth:
+    per_input = _MATRICES_PER_INPUT * trajectory.bytes_per_jacobian
+    return grow(
+        trajectory,
+        vectors,
+        schedule,
+        method,
+        affordable=max(1, int(max_memory // per_input)),
+        history=history,
+        block=min(vectors.shape[1], DEFAULT_K),
+    )
 
 
 def schedule_of(driven: DrivenLayer, warmup: int | None, qr_every: int = 1) -> Schedule:

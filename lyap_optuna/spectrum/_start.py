@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-_SEED = 20_220_614
+_SEED = 20_220_614  # any will do, as long as it is the same everywhere
 _WORTH_KEEPING = 2**18  # numbers
 
 

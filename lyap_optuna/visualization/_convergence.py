@@ -63,10 +63,8 @@ def _get_info(spectrum: "LyapunovSpectrum", n_exponents: int) -> _ConvergenceInf
     if history is None:
         return _ConvergenceInfo([], 0)
     size = history.shape[1]
-    count = min(n_exponents, size)
-    indices = sorted({round(i * (size - 1) / max(count - 1, 1)) for i in range(count)})
     lines = []
-    for index in indices:
+    for index in _style.spread(size, n_exponents):
         estimates = [float(value) for value in history[:, index]]
         kept = [(t, value) for t, value in enumerate(estimates, start=1) if math.isfinite(value)]
         lines.append(_Line(index, [t for t, _ in kept], [value for _, value in kept]))
@@ -77,12 +75,11 @@ def _draw(info: _ConvergenceInfo) -> "go.Figure":
     import plotly.graph_objects as go
 
     figure = go.Figure(
-        layout={
-            "title": {"text": "Convergence of the Lyapunov exponents"},
-            "xaxis": {"title": {"text": "time steps after the warm-up"}, "zeroline": False},
-            "yaxis": {"title": {"text": _style.EXPONENT_AXIS}, "zeroline": False},
-            "legend": _style.LEGEND,
-        }
+        layout=_style.layout(
+            "Convergence of the Lyapunov exponents",
+            "time steps after the warm-up",
+            _style.EXPONENT_AXIS,
+        )
     )
     for line in info.lines:
         color = _style.shade(line.column / max(info.n_exponents - 1, 1))

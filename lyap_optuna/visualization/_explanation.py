@@ -107,11 +107,6 @@ def _get_info(study: "Study", trial_number: int) -> _Info:
     return _Info(trial.number, trial.state, list(finite), list(finite.values()), final, judgements)
 
 
-def _reach(end: float | None, start: float | None) -> float:
-    """Return how long a bar is; none is drawn at an open end."""
-    return max(end - start, 0.0) if end is not None and start is not None else 0.0
-
-
 def _told(evidence: str, skill: float | None, probability: float | None) -> str:
     told = f"from {evidence}"
     if skill is not None:
@@ -124,26 +119,11 @@ def _told(evidence: str, skill: float | None, probability: float | None) -> str:
 def _draw(info: _Info, better: str) -> "go.Figure":
     import plotly.graph_objects as go
 
-    values = [
-        *info.reported,
-        *(v for j in info.judgements for v in (j.lower, j.value, j.upper) if v is not None),
-    ]
-    last = info.judgements[-1] if info.judgements else None
-    figure = go.Figure(
-        layout={
-            "title": _style.title(
-                f"Trial {info.number}, {info.state.name}",
-                [last.told, f"{better} is better"] if last else [],
-            ),
-            "xaxis": {"title": {"text": "step"}, "zeroline": False},
-            "yaxis": {
-                "title": {"text": "objective value"},
-                **_style.value_axis(values),
-            },
-            "showlegend": True,
-            "legend": _style.LEGEND,
-        }
-    )
+    told = [info.judgements[-1].told, f"{better} is better"] if info.judgements else []
+    heading = f"Trial {info.number}, {info.state.name}"
+    figure = go.Figure(layout=_style.layout(heading, "step", "objective value", told))
+    predicted = [v for j in info.judgements for v in (j.lower, j.value, j.upper) if v is not None]
+    figure.update_yaxes(_style.value_axis([*info.reported, *predicted]))
     figure.add_scatter(
         x=info.steps,
         y=info.reported,
@@ -152,50 +132,53 @@ def _draw(info: _Info, better: str) -> "go.Figure":
         name="reported",
         hovertemplate="step %{x}: %{y:.4g}",
     )
-    end = max([*info.steps, *(j.step for j in info.judgements)], default=0)
+    steps = sorted({*info.steps, *(j.step for j in info.judgements)})
+    last = max(steps, default=0)
+    _add_predictions(figure, info.judgements)
+    _add_thresholds(figure, info.judgements, last)
+    if info.final is not None:
+        figure.add_scatter(
+            x=[last],
+            y=[info.final],
+            mode="markers",
+            marker={"color": _style.GREY, "size": 14, "symbol": "circle-open"},
+            name="final value",
+        )
+    _style.name_steps(figure, steps)
+    return figure
+
+
+def _add_predictions(figure: "go.Figure", judgements: list[_Judgement]) -> None:
     for pruned in (False, True):
-        found = [j for j in info.judgements if j.pruned == pruned]
+        found = [j for j in judgements if j.pruned == pruned]
         if not found:
             continue
         color = _style.VERMILLION if pruned else _style.BLUE
+        values = [j.value for j in found]
+        ends = [j.lower for j in found], [j.upper for j in found]
         figure.add_scatter(
             x=[j.step for j in found],
-            y=[j.value for j in found],
-            error_y={
-                "type": "data",
-                "symmetric": False,
-                "array": [_reach(j.upper, j.value) for j in found],
-                "arrayminus": [_reach(j.value, j.lower) for j in found],
-                "color": color,
-            },
+            y=values,
+            error_y=_style.interval(values, *ends, color=color),
             mode="markers",
             marker={"color": color, "size": 11, "symbol": "x" if pruned else "diamond"},
             name=f"predicted final value, 80 % interval: {'pruned' if pruned else 'kept'}",
             text=[_style.text(j.told) for j in found],
             hovertemplate="step %{x}: %{y:.4g}<br>%{text}",
         )
-    ticks = sorted({*info.steps, *(j.step for j in info.judgements)})
-    if len(ticks) <= 16:
-        names = [str(step) if step >= 0 else "before training" for step in ticks]
-        figure.update_xaxes(tickvals=ticks, ticktext=names)
-    thresholds = [(j.step, j.threshold) for j in info.judgements if j.threshold is not None]
-    if thresholds:
-        steps = [step for step, _ in thresholds]
-        width = max(end - min(steps, default=0), 1) * 0.04 + 0.15
-        figure.add_scatter(
-            x=[x for step in steps for x in (step - width, step + width, None)],
-            y=[y for _, t in thresholds for y in (t, t, None)],
-            mode="lines",
-            line={"color": _style.GREEN, "width": 3},
-            name="threshold of the best then",
-            hovertemplate="%{y:.4g}",
-        )
-    if info.final is not None:
-        figure.add_scatter(
-            x=[end],
-            y=[info.final],
-            mode="markers",
-            marker={"color": _style.GREY, "size": 14, "symbol": "circle-open"},
-            name="final value",
-        )
-    return figure
+
+
+def _add_thresholds(figure: "go.Figure", judgements: list[_Judgement], last: int) -> None:
+    """Draw each threshold as a short level line at the step at which it held."""
+    known = [(j.step, j.threshold) for j in judgements if j.threshold is not None]
+    if not known:
+        return
+    reach = max(last - min(step for step, _ in known), 1) * 0.04 + 0.15
+    figure.add_scatter(
+        x=[x for step, _ in known for x in (step - reach, step + reach, None)],
+        y=[y for _, threshold in known for y in (threshold, threshold, None)],
+        mode="lines",
+        line={"color": _style.GREEN, "width": 3},
+        name="threshold of the best then",
+        hovertemplate="%{y:.4g}",
+    )

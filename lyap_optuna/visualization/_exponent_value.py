@@ -8,6 +8,7 @@ from lyap_optuna._logging import get_logger
 from lyap_optuna.records import baseline_step, prevailing_state, read_readouts
 from lyap_optuna.visualization import _style
 from lyap_optuna.visualization._spec import FigureSpec
+from lyap_optuna.visualization._style import TrialPoint
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -23,17 +24,10 @@ _NAMES = {
 }
 
 
-class _Point(NamedTuple):
-    number: int
-    state: TrialState
-    x: float
-    value: float | None
-
-
 class _ExponentValueInfo(NamedTuple):
     exponent: str
     step: int | None
-    points: list[_Point]
+    points: list[TrialPoint]
     correlation: float | None
     n_complete: int
 
@@ -109,10 +103,8 @@ def _get_info(study: "Study", exponent: str, step: int | None) -> _ExponentValue
             x = None if x is None or before is None else x - before
         if x is None:  # a mean that could not be had
             continue
-        points.append(_Point(trial.number, trial.state, x, value))
-    complete = [(point.x, point.value) for point in points if point.value is not None]
-    rho = _style.rank_correlation([x for x, _ in complete], [value for _, value in complete])
-    return _ExponentValueInfo(exponent, step, points, rho, len(complete))
+        points.append(TrialPoint(trial.number, trial.state, x, value))
+    return _ExponentValueInfo(exponent, step, points, *_style.rank_correlation(points))
 
 
 def _axis_range(x: list[float]) -> tuple[list[float] | None, int]:
@@ -134,59 +126,34 @@ def _draw(info: _ExponentValueInfo, study: "Study", most: int | None = None) -> 
     import plotly.graph_objects as go
 
     name = _NAMES[info.exponent]
-    remarks = []
+    told = []
     if info.correlation is not None:
-        remarks.append(
-            f"rank correlation {info.correlation:.2f} over {info.n_complete} COMPLETE trials"
-        )
-    drawn = [info.points[i] for i in _style.spread(len(info.points), most or len(info.points))]
-    if len(drawn) < len(info.points):
-        remarks.append(f"{len(drawn)} of {len(info.points)} drawn")
+        told.append(_style.told_correlation(info.correlation, info.n_complete))
+    drawn, left_out = _style.thinned(info.points, most)
     seen, n_outside = _axis_range([point.x for point in info.points])
     unit = "nats/step" + (f"; {n_outside} outside: double-click" if n_outside else "")
     step = "" if info.step is None else f" at step {info.step}"
-    figure = go.Figure(
-        layout={
-            "title": _style.title(f"{name[0].upper()}{name[1:]}{step}", remarks),
-            "xaxis": {"title": {"text": f"{name} ({unit})"}, "zeroline": False},
-            "yaxis": {
-                "title": {"text": f"final value ({_style.direction_word(study)} is better)"},
-                **_style.value_axis(
-                    [point.value for point in info.points if point.value is not None]
-                ),
-            },
-            "showlegend": False,
-        }
+    layout = _style.layout(
+        f"{name[0].upper()}{name[1:]}{step}",
+        f"{name} ({unit})",
+        f"final value ({_style.direction_word(study)} is better)",
+        told + left_out,
     )
+    values = [point.value for point in info.points if point.value is not None]
+    figure = go.Figure(layout={**layout, "showlegend": False})
+    figure.update_yaxes(_style.value_axis(values))
     if not info.points:
         return figure
-    points = [point for point in drawn if point.value is not None]
-    figure.add_scatter(
-        x=[point.x for point in points],
-        y=[point.value for point in points],
-        mode="markers",
-        marker={
-            "color": _style.STATE_COLORS[TrialState.COMPLETE],
-            "size": _style.marker_size(len(drawn)),
-        },
-        name="COMPLETE",
-        customdata=[point.number for point in points],
-        hovertemplate="trial %{customdata}<br>%{x:.4g} nats/step<br>value %{y:.4g}<extra></extra>",
-    )
-    _style.add_strip(
+    _style.add_trials(
         figure,
-        {
-            state: [
-                (p.x, f"trial {p.number}, {state.name}<br>{_style.number(p.x)} nats/step")
-                for p in drawn
-                if p.state == state
-            ]
-            for state in (TrialState.RUNNING, TrialState.PRUNED)
-        },
+        drawn,
+        name="COMPLETE",
+        hover="%{x:.4g} nats/step<br>value %{y:.4g}",
+        told=lambda point: f"{_style.number(point.x)} nats/step",
     )
     if seen is not None:
         figure.update_xaxes(range=seen)
-    figure.add_vline(x=0, line={"color": _style.GREY, "width": 1.5, "dash": "dash"})
+    figure.add_vline(x=0, line=_style.REFERENCE)
     return figure
 
 

@@ -25,6 +25,7 @@ _LOOKS = {
 }
 _OTHER_LOOKS = ((_style.SKY, "star"), (_style.ORANGE, "hexagon"))
 _JOINT = " + "
+_HOVER = "step %{x}: %{y:.2f}<br>%{text}"
 
 
 class _SkillLine(NamedTuple):
@@ -77,31 +78,32 @@ def skill_lines(skills: Iterable[EvidenceSkill]) -> list[_SkillLine]:
 def _draw(lines: list[_SkillLine], sign: int = 1) -> "go.Figure":
     import plotly.graph_objects as go
 
-    lowest = min((c for line in lines for c in line.correlations), default=0.0)
+    trials = max((n for line in lines for n in line.n_trials), default=0)
     figure = go.Figure(
-        layout={
-            "title": _style.title(
-                "What predicts the final value, and how early",
-                [f"on up to {max(n for line in lines for n in line.n_trials)} COMPLETE trials"]
-                if lines
-                else [],
-            ),
-            "xaxis": {"title": {"text": "step"}, "zeroline": False},
-            "yaxis": {
-                "title": {"text": "rank correlation, out of sample"},
-                "range": [max(min(-0.3, lowest - 0.1), -1.1), 1.1],
-                "zeroline": False,
-            },
-            "showlegend": True,
-            "legend": _style.LEGEND,
-        }
+        layout=_style.layout(
+            "What predicts the final value, and how early",
+            "step",
+            "rank correlation, out of sample",
+            [f"on up to {trials} COMPLETE trials"] if lines else [],
+        )
     )
+    lowest = min((c for line in lines for c in line.correlations), default=0.0)
+    figure.update_yaxes(range=[max(min(-0.3, lowest - 0.1), -1.1), 1.1])
     if not lines:
         return figure
     _add_chance(figure, lines)
+    _add_kinds(figure, [line for line in lines if _JOINT not in line.evidence], sign)
+    _add_joint(figure, [line for line in lines if _JOINT in line.evidence], sign)
+    _add_used(figure, lines)
+    steps = sorted({step for line in lines for step in line.steps})
+    _style.name_steps(figure, steps)
+    _style.zero_line(figure, steps)
+    return figure
+
+
+def _add_kinds(figure: "go.Figure", lines: list[_SkillLine], sign: int) -> None:
     others = iter(_OTHER_LOOKS * len(lines))
-    single = [line for line in lines if _JOINT not in line.evidence]
-    for line in single:
+    for line in lines:
         color, symbol = _LOOKS.get(line.evidence) or next(others)
         figure.add_scatter(
             x=line.steps,
@@ -111,24 +113,30 @@ def _draw(lines: list[_SkillLine], sign: int = 1) -> "go.Figure":
             marker={"symbol": symbol, "size": 8},
             name=_style.text(in_words([line.evidence], sign)),
             text=_sizes(line),
-            hovertemplate="step %{x}: %{y:.2f}<br>%{text}",
+            hovertemplate=_HOVER,
         )
-    several = [line for line in lines if line not in single]
-    if several:
-        # One name for all: each may stand at one step only.
-        figure.add_scatter(
-            x=[step for line in several for step in line.steps],
-            y=[c for line in several for c in line.correlations],
-            mode="markers",
-            marker={"symbol": "cross", "size": 9, "color": _style.PURPLE},
-            name="all together",
-            text=[
-                f"{_style.text(in_words(line.evidence.split(_JOINT), sign))}<br>{size}"
-                for line in several
-                for size in _sizes(line)
-            ],
-            hovertemplate="step %{x}: %{y:.2f}<br>%{text}",
-        )
+
+
+def _add_joint(figure: "go.Figure", lines: list[_SkillLine], sign: int) -> None:
+    """Draw all combinations under one name: each may stand at one step only."""
+    if not lines:
+        return
+    figure.add_scatter(
+        x=[step for line in lines for step in line.steps],
+        y=[c for line in lines for c in line.correlations],
+        mode="markers",
+        marker={"symbol": "cross", "size": 9, "color": _style.PURPLE},
+        name="all together",
+        text=[
+            f"{_style.text(in_words(line.evidence.split(_JOINT), sign))}<br>{size}"
+            for line in lines
+            for size in _sizes(line)
+        ],
+        hovertemplate=_HOVER,
+    )
+
+
+def _add_used(figure: "go.Figure", lines: list[_SkillLine]) -> None:
     used = [
         (step, c)
         for line in lines
@@ -149,11 +157,6 @@ def _draw(lines: list[_SkillLine], sign: int = 1) -> "go.Figure":
             name="used",
             hoverinfo="skip",
         )
-    steps = sorted({step for line in lines for step in line.steps})
-    if len(steps) <= 16:
-        figure.update_xaxes(tickvals=steps)
-    _style.zero_line(figure, steps)
-    return figure
 
 
 def _sizes(line: _SkillLine) -> list[str]:
@@ -173,16 +176,7 @@ def _add_chance(figure: "go.Figure", lines: list[_SkillLine]) -> None:
     reach = [min(2 * _error(fewest[step]), 1.0) for step in sorted(fewest)]
     if len(steps) == 1:  # a band needs a width
         steps, reach = [steps[0] - 0.4, steps[0] + 0.4], reach * 2
-    figure.add_scatter(
-        x=[*steps, *reversed(steps)],
-        y=[*reach, *(-r for r in reversed(reach))],
-        fill="toself",
-        fillcolor=_style.GREY,
-        opacity=0.2,
-        mode="none",
-        name="chance alone",
-        hoverinfo="skip",
-    )
+    _style.add_band(figure, steps, [-r for r in reach], reach, _style.GREY, "chance alone")
 
 
 FIGURE = FigureSpec(

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from optuna.trial import TrialState
 
@@ -10,21 +10,13 @@ from lyap_optuna._logging import get_logger
 from lyap_optuna.prediction import TrialPrediction, rank_trials
 from lyap_optuna.visualization import _style
 from lyap_optuna.visualization._spec import FigureSpec
+from lyap_optuna.visualization._style import TrialPoint
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
     from optuna.study import Study
 
 _logger = get_logger(__name__)
-
-
-class _Prediction(NamedTuple):
-    number: int
-    state: TrialState
-    predicted: float
-    lower: float | None
-    upper: float | None
-    value: float | None
 
 
 def plot_predictions(study: "Study", step: int | None = None) -> "go.Figure":
@@ -50,126 +42,64 @@ def plot_predictions(study: "Study", step: int | None = None) -> "go.Figure":
         0
     """
     _style.single_objective(study)
-    infos = predictions_in(study, rank_trials(study, step=step))
-    if not infos:
+    points = predictions_in(study, rank_trials(study, step=step))
+    if not points:
         _logger.warning("Nothing is predicted yet: too few COMPLETE trials.")
-    return _draw(infos, study)
+    return _draw(points, study)
 
 
-def predictions_in(study: "Study", ranking: Iterable[TrialPrediction]) -> list[_Prediction]:
+def predictions_in(study: "Study", ranking: Iterable[TrialPrediction]) -> list[TrialPoint]:
     """Return what a ranking predicts of each trial, where it predicts something."""
     trials = study.get_trials(deepcopy=False)
-    infos = []
+    points = []
     for ranked in ranking:
-        if ranked.predicted_value is None or not math.isfinite(ranked.predicted_value):
-            continue
+        predicted = _finite(ranked.predicted_value)
         value = _style.final_value(trials[ranked.number])
-        if value is None and ranked.state == TrialState.COMPLETE:
+        if predicted is None or (value is None and ranked.state == TrialState.COMPLETE):
             continue
-        infos.append(
-            _Prediction(
-                ranked.number,
-                ranked.state,
-                ranked.predicted_value,
-                _finite(ranked.lower),
-                _finite(ranked.upper),
-                value,
-            )
-        )
-    return infos
+        ends = _finite(ranked.lower), _finite(ranked.upper)
+        points.append(TrialPoint(ranked.number, ranked.state, predicted, value, *ends))
+    return points
 
 
 def _finite(value: float | None) -> float | None:
     return value if value is not None and math.isfinite(value) else None
 
 
-def _draw(infos: list[_Prediction], study: "Study", most: int | None = None) -> "go.Figure":
+def _draw(points: list[TrialPoint], study: "Study", most: int | None = None) -> "go.Figure":
     """Draw at most ``most`` trials, evenly spaced in the ranking."""
     import plotly.graph_objects as go
 
-    values = [info.value for info in infos if info.value is not None]
-    spread = values + [info.predicted for info in infos]
-    axis = _style.value_axis(spread)
-    complete = [
-        (info.predicted, info.value)
-        for info in infos
-        if info.state == TrialState.COMPLETE and info.value is not None
-    ]
-    rho = _style.rank_correlation([p for p, _ in complete], [v for _, v in complete])
-    remarks = []
-    if rho is not None:
-        remarks.append(
-            f"out of sample; rank correlation {rho:.2f} over {len(complete)} COMPLETE trials"
-        )
-    chosen = [infos[i] for i in _style.spread(len(infos), most or len(infos))]
-    if len(chosen) < len(infos):
-        remarks.append(f"{len(chosen)} of {len(infos)} drawn")
-    figure = go.Figure(
-        layout={
-            "title": _style.title("Predicted and actual final value", remarks),
-            "xaxis": {
-                "title": {"text": "predicted final value"},
-                **axis,
-            },
-            "yaxis": {
-                "title": {"text": f"final value ({_style.direction_word(study)} is better)"},
-                **axis,
-            },
-            "showlegend": True,
-            "legend": _style.LEGEND,
-        }
+    drawn, left_out = _style.thinned(points, most)
+    rho, n_complete = _style.rank_correlation(points)
+    told = [] if rho is None else [f"out of sample; {_style.told_correlation(rho, n_complete)}"]
+    layout = _style.layout(
+        "Predicted and actual final value",
+        "predicted final value",
+        f"final value ({_style.direction_word(study)} is better)",
+        told + left_out,
     )
-    if not infos:
+    values = [point.value for point in points if point.value is not None]
+    values += [point.x for point in points]
+    axis = _style.value_axis(values)
+    figure = go.Figure(layout=layout).update_xaxes(axis).update_yaxes(axis)
+    if not points:
         return figure
-    figure.add_scatter(
-        x=[min(spread), max(spread)],
-        y=[min(spread), max(spread)],
-        mode="lines",
-        line={"color": _style.GREY, "width": 1.5, "dash": "dash"},
-        hoverinfo="skip",
-        name="predicted = actual",
-    )
-    drawn = [info for info in chosen if info.value is not None]
-    figure.add_scatter(
-        x=[info.predicted for info in drawn],
-        y=[info.value for info in drawn],
-        error_x={
-            "type": "data",
-            "symmetric": False,
-            "array": [_reach(info.upper, info.predicted) for info in drawn],
-            "arrayminus": [_reach(info.predicted, info.lower) for info in drawn],
-            "thickness": 1 if len(chosen) <= 150 else 0.4,
-            "width": 0,
-            "color": _style.STATE_COLORS[TrialState.COMPLETE],
-        },
-        mode="markers",
-        marker={
-            "color": _style.STATE_COLORS[TrialState.COMPLETE],
-            "size": _style.marker_size(len(chosen)),
-        },
-        name="COMPLETE, with 80 % interval",
-        customdata=[info.number for info in drawn],
-        hovertemplate="trial %{customdata}<br>predicted %{x:.4g}<br>actual %{y:.4g}<extra></extra>",
-    )
-    unknown = [info for info in chosen if info.value is None]
-    _style.add_strip(
+    ends = [min(values), max(values)]
+    _style.reference_line(figure, ends, ends, "predicted = actual")
+    _style.add_trials(
         figure,
-        {
-            state: [(info.predicted, _hover(info)) for info in unknown if info.state == state]
-            for state in (TrialState.RUNNING, TrialState.PRUNED)
-        },
+        drawn,
+        name="COMPLETE, with 80 % interval",
+        hover="predicted %{x:.4g}<br>actual %{y:.4g}",
+        told=_told,
     )
     return figure
 
 
-def _hover(info: _Prediction) -> str:
-    interval = f"{_style.number(info.lower)} to {_style.number(info.upper)}"
-    predicted = f"{_style.number(info.predicted)} (80 % interval {interval})"
-    return f"trial {info.number}, {info.state.name}<br>predicted {predicted}"
-
-
-def _reach(upper: float | None, lower: float | None) -> float:
-    return max(upper - lower, 0.0) if upper is not None and lower is not None else 0.0
+def _told(point: TrialPoint) -> str:
+    ends = f"{_style.number(point.lower)} to {_style.number(point.upper)}"
+    return f"predicted {_style.number(point.x)} (80 % interval {ends})"
 
 
 FIGURE = FigureSpec(

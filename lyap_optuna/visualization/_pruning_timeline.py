@@ -164,10 +164,7 @@ def _draw(info: _TimelineInfo, most: int | None = None) -> "go.Figure":
 
     total = info.n_spent + info.n_saved
     saved = f"Pruning: {info.n_saved} of {total} steps saved ({info.n_saved / max(total, 1):.0%}"
-    drawn = [info.bars[i] for i in _style.spread(len(info.bars), most or len(info.bars))]
-    remarks = (
-        [] if len(drawn) == len(info.bars) else [f"{len(drawn)} of {len(info.bars)} trials drawn"]
-    )
+    drawn, remarks = _style.thinned(info.bars, most, "trials drawn")
     figure = go.Figure(
         layout={
             "title": _style.title(saved.replace("%", " %)") if drawn else "Pruning", remarks),

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lyap_optuna._logging import get_logger
 from lyap_optuna.visualization import _style
@@ -66,35 +66,16 @@ def plot_replay(summaries: "Sequence[PrunerSummary]") -> "go.Figure":
         horizontal_spacing=0.06,
         vertical_spacing=0.3 / max(rows, 2) ** 1.2,
     )
+    named: set[str] = set()
     for summary in summaries:
-        i, p = names.index(summary.recording), pruners.index(summary.pruner)
-        ours = summary.pruner.startswith(_OURS)
-        color = _color(summary.pruner, p)
-        spent, success = summary.epochs_spent, summary.success
+        i = names.index(summary.recording)
         figure.add_scatter(
             row=i // columns + 1,
             col=i % columns + 1,
-            x=[spent.value],
-            y=[success.value],
-            error_x=_bar(spent.value, spent.lower, spent.upper, color),
-            error_y=_bar(success.value, success.lower, success.upper, color),
-            mode="markers",
-            marker={
-                "color": color,
-                "size": 14 if summary.pruner == _OURS else 9,
-                "symbol": "star"
-                if summary.pruner == _OURS
-                else f"{_SYMBOLS[p % 6]}{'-open' if ours else ''}",
-            },
-            name=_style.text(summary.pruner),
-            legendgroup=summary.pruner,
-            showlegend=summary == next(s for s in summaries if s.pruner == summary.pruner),
-            hovertemplate=(
-                f"{summary.n_orders} orders<br>%{{x:.0%}} of epochs spent<br>%{{y:.0%}} succeed<br>"
-                f"first winner: {_share(summary.found_by.value)} of epochs; "
-                f"in 9 of 10 orders: {_share(summary.found_by_late.value)}"
-            ),
+            showlegend=summary.pruner not in named,
+            **_point(summary, pruners.index(summary.pruner)),
         )
+        named.add(summary.pruner)
     figure.update_xaxes(range=[0, 1.05], tickformat=".0%", zeroline=False)
     figure.update_yaxes(range=[-0.03, 1.06], tickformat=".0%", zeroline=False)
     for column in range(1, columns + 1):
@@ -111,6 +92,37 @@ def plot_replay(summaries: "Sequence[PrunerSummary]") -> "go.Figure":
         margin={"b": 150},
     )
     return figure
+
+
+def _point(summary: "PrunerSummary", position: int) -> dict[str, Any]:
+    color = _color(summary.pruner, position)
+    symbol = _SYMBOLS[position % 6] + ("-open" if summary.pruner.startswith(_OURS) else "")
+    spent, success = summary.epochs_spent, summary.success
+    x, y = (
+        _style.interval(
+            [share.value], [share.lower], [share.upper], color=color, thickness=1, width=3
+        )
+        for share in (spent, success)
+    )
+    return {
+        "x": [spent.value],
+        "y": [success.value],
+        "error_x": x,
+        "error_y": y,
+        "mode": "markers",
+        "marker": {
+            "color": color,
+            "size": 14 if summary.pruner == _OURS else 9,
+            "symbol": "star" if summary.pruner == _OURS else symbol,
+        },
+        "name": _style.text(summary.pruner),
+        "legendgroup": summary.pruner,
+        "hovertemplate": (
+            f"{summary.n_orders} orders<br>%{{x:.0%}} of epochs spent<br>%{{y:.0%}} succeed<br>"
+            f"first winner: {_share(summary.found_by.value)} of epochs; "
+            f"in 9 of 10 orders: {_share(summary.found_by_late.value)}"
+        ),
+    }
 
 
 def plot_regret(replays: "Mapping[str, Sequence[Replay]]") -> "go.Figure":
@@ -209,15 +221,3 @@ def _color(name: str, position: int) -> str:
 
 def _share(value: float) -> str:
     return "never" if math.isinf(value) else f"{value:.0%}"
-
-
-def _bar(value: float, lower: float, upper: float, color: str) -> dict[str, object]:
-    return {
-        "type": "data",
-        "symmetric": False,
-        "array": [upper - value],
-        "arrayminus": [value - lower],
-        "color": color,
-        "thickness": 1,
-        "width": 3,
-    }

@@ -184,16 +184,12 @@ def _of(
 
 
 def _draw_spectrum(info: _SpectrumInfo) -> "go.Figure":
-    import plotly.graph_objects as go
-
-    figure = go.Figure(layout=_layout("Lyapunov spectrum"))
+    figure = _figure("Lyapunov spectrum")
     if not info.exponents:
         return figure
     if info.n_inputs > 1:
-        _add_band(figure, info.position, info.lower, info.upper, _style.BLUE)
-        figure.data[-1].update(
-            name=f"one standard deviation over {info.n_inputs} inputs", showlegend=True
-        )
+        name = f"one standard deviation over {info.n_inputs} inputs"
+        _style.add_band(figure, info.position, info.lower, info.upper, _style.BLUE, name)
     figure.add_scatter(
         x=info.position,
         y=info.exponents,
@@ -208,19 +204,16 @@ def _draw_spectrum(info: _SpectrumInfo) -> "go.Figure":
 
 def _draw_study(infos: list[_TrialSpectrum], study: Study, most: int | None = None) -> "go.Figure":
     """Draw at most ``most`` trials, evenly spaced by the rank of their value."""
-    import plotly.graph_objects as go
-
     known = sorted({info.value for info in infos if info.value is not None})
     # Trials of no value first, then from the worst to the best, which lies on top.
     worst = -1.0 if _style.direction_word(study) == "lower" else 1.0
     ordered = sorted(infos, key=lambda i: (i.value is not None, worst * (i.value or 0.0)))
-    drawn = [ordered[i] for i in _style.spread(len(infos), most or len(infos))]
-    remarks = [] if len(drawn) == len(infos) else [f"{len(drawn)} of {len(infos)}, evenly by rank"]
+    drawn, remarks = _style.thinned(ordered, most, "drawn, evenly by rank")
     if any(info.std for info in drawn):
         remarks.append("bands: one standard deviation over the inputs")
     if known and any(info.value is None for info in drawn):
         remarks.append("grey: no final value")
-    figure = go.Figure(layout=_layout("Lyapunov spectra by trial", remarks))
+    figure = _figure("Lyapunov spectra by trial", remarks)
     if not infos:
         return figure
     shades = _shades([info.value for info in drawn], known)
@@ -240,25 +233,6 @@ def _draw_study(infos: list[_TrialSpectrum], study: Study, most: int | None = No
     return figure
 
 
-def _add_band(
-    figure: "go.Figure",
-    position: Sequence[float],
-    lower: Sequence[float],
-    upper: Sequence[float],
-    color: str,
-) -> None:
-    figure.add_scatter(
-        x=[*position, *reversed(position)],
-        y=[*upper, *reversed(lower)],
-        fill="toself",
-        fillcolor=color,
-        opacity=0.25,
-        mode="none",
-        hoverinfo="skip",
-        showlegend=False,
-    )
-
-
 def _add_group(figure: "go.Figure", infos: list[_TrialSpectrum], color: str, n_drawn: int) -> None:
     x: list[float | None] = []
     y: list[float | None] = []
@@ -270,7 +244,7 @@ def _add_group(figure: "go.Figure", infos: list[_TrialSpectrum], color: str, n_d
                 for e, s in zip(info.exponents, info.std, strict=True)
             ]
             lower, upper = zip(*ends, strict=True)
-            _add_band(figure, info.position, lower, upper, color)
+            _style.add_band(figure, info.position, lower, upper, color)
         x += [*(round(p, 4) for p in info.position), None]
         y += [*(float(f"{e:.4g}") for e in info.exponents), None]
         numbers += [info.number] * (len(info.exponents) + 1)
@@ -336,13 +310,11 @@ def _add_colorbar(figure: "go.Figure", known: Sequence[float], better: str) -> N
     )
 
 
-def _layout(text: str, remarks: Sequence[str] = ()) -> dict[str, object]:
-    return {
-        "title": _style.title(text, remarks),
-        "xaxis": {"title": {"text": _style.INDEX_AXIS}, "zeroline": False},
-        "yaxis": {"title": {"text": _style.EXPONENT_AXIS}, "zeroline": False},
-        "legend": _style.LEGEND,
-    }
+def _figure(heading: str, remarks: Sequence[str] = ()) -> "go.Figure":
+    import plotly.graph_objects as go
+
+    axes = _style.INDEX_AXIS, _style.EXPONENT_AXIS
+    return go.Figure(layout=_style.layout(heading, *axes, remarks))
 
 
 FIGURE = FigureSpec(

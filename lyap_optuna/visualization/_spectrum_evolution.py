@@ -83,55 +83,68 @@ def _draw(info: _EvolutionInfo) -> "go.Figure":
     ]
     whole = dict(measured[i] for i in _style.spread(len(measured), _MAX_SPECTRA))
     figure = make_subplots(rows=1, cols=2 if whole else 1, horizontal_spacing=0.12)
-    steps = list(info.readouts)
+    _add_readouts(figure, info)
+    if whole:
+        _add_spectra(figure, whole, info.baseline)
+    figure.update_yaxes(zeroline=False)
+    figure.update_layout(title=title, legend=_style.LEGEND)
+    return figure
+
+
+def _add_readouts(figure: "go.Figure", info: _EvolutionInfo) -> None:
+    steps, where = list(info.readouts), {"row": 1, "col": 1}
     for name, field, color, symbol in (
         ("maximum", "max", _style.VERMILLION, "circle"),
         ("mean", "mean", _style.BLUE, "square"),
     ):
-        if all(getattr(r, field) is None for r in info.readouts.values()):
+        values = [getattr(r, field) for r in info.readouts.values()]
+        if all(value is None for value in values):
             continue
-        errors = [getattr(r, f"{field}_stderr") for r in info.readouts.values()]
+        errors = [getattr(r, f"{field}_stderr") or 0.0 for r in info.readouts.values()]
         figure.add_scatter(
             x=steps,
-            y=[getattr(r, field) for r in info.readouts.values()],
-            error_y={"type": "data", "array": [e or 0.0 for e in errors], "thickness": 1},
+            y=values,
+            error_y={"type": "data", "array": errors, "thickness": 1},
             mode="lines+markers",
             marker={"symbol": symbol, "size": 8},
             line={"color": color},
             name=name,
             hovertemplate="step %{x}: %{y:.4g}<extra></extra>",
-            row=1,
-            col=1,
+            **where,
         )
-    _style.zero_line(figure, steps, row=1, col=1)
+    _style.zero_line(figure, steps, **where)
     baseline = "" if info.baseline is None else f" ({info.baseline}: baseline)"
-    figure.update_xaxes(title_text=f"step{baseline}", zeroline=False, row=1, col=1)
-    figure.update_xaxes(tickformat="d", nticks=min(len(steps) + 1, 8), row=1, col=1)
-    figure.update_yaxes(title_text=_style.EXPONENT_AXIS, row=1, col=1)
-    figure.update_yaxes(zeroline=False)
-    named = _style.spread(len(whole), 6)
-    for i, (step, quantiles) in enumerate(whole.items()):
-        descending = tuple(reversed(quantiles))
-        size = max(len(descending) - 1, 1)
+    figure.update_xaxes(
+        title_text=f"step{baseline}",
+        zeroline=False,
+        tickformat="d",
+        nticks=min(len(steps) + 1, 8),
+        **where,
+    )
+    figure.update_yaxes(title_text=_style.EXPONENT_AXIS, **where)
+
+
+def _add_spectra(
+    figure: "go.Figure", spectra: dict[int, tuple[float, ...]], baseline: int | None
+) -> None:
+    named, where = _style.spread(len(spectra), 6), {"row": 1, "col": 2}
+    for i, (step, quantiles) in enumerate(spectra.items()):
+        size = max(len(quantiles) - 1, 1)
         figure.add_scatter(
-            x=[j / size for j in range(len(descending))],
-            y=descending,
+            x=[j / size for j in range(len(quantiles))],
+            y=tuple(reversed(quantiles)),
             mode="lines",
             line={
-                "color": _style.shade(i / max(len(whole) - 1, 1)),
-                "dash": "dot" if step == info.baseline else "solid",
+                "color": _style.shade(i / max(len(spectra) - 1, 1)),
+                "dash": "dot" if step == baseline else "solid",
             },
-            name=f"step {step}" + (" (baseline)" if step == info.baseline else ""),
+            name=f"step {step}" + (" (baseline)" if step == baseline else ""),
             showlegend=i in named,
             hovertemplate=f"step {step}, exponent %{{y:.4g}}<extra></extra>",
-            row=1,
-            col=2,
+            **where,
         )
-    if whole:
-        _style.zero_line(figure, [0, 1], row=1, col=2)
-        figure.update_xaxes(title_text=_style.INDEX_AXIS, zeroline=False, row=1, col=2)
-    figure.update_layout(title=title, legend=_style.LEGEND)
-    return figure
+    _style.zero_line(figure, [0, 1], **where)
+    figure.update_xaxes(title_text=_style.INDEX_AXIS, zeroline=False, **where)
 
 
 def _of_best_trial(study: "Study") -> _EvolutionInfo | None:

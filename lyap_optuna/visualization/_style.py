@@ -7,9 +7,9 @@ templates both work; lines that are neither data nor axis are mid-grey, visible 
 
 import math
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from html import escape
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
@@ -40,6 +40,8 @@ LINE = 100
 EXPONENT_AXIS = "Lyapunov exponent (nats/step)"
 INDEX_AXIS = "index / number of exponents"
 
+REFERENCE = {"color": GREY, "width": 1.5, "dash": "dash"}
+
 LEGEND = {
     "orientation": "h",
     "xref": "container",
@@ -63,15 +65,69 @@ def number(value: float | None) -> str:
 
 def zero_line(figure: "go.Figure", x: Sequence[float], **where: Any) -> None:
     """Draw the exponent 0, where stability changes, as a trace: so the axis always reaches it."""
+    reference_line(figure, [min(x), max(x)], [0, 0], **where)
+
+
+def reference_line(
+    figure: "go.Figure",
+    x: Sequence[float],
+    y: Sequence[float],
+    name: str | None = None,
+    **where: Any,
+) -> None:
+    """Draw what is neither data nor axis; in the legend, where it has a name."""
     figure.add_scatter(
-        x=[min(x), max(x)],
-        y=[0, 0],
+        x=x,
+        y=y,
         mode="lines",
-        line={"color": GREY, "width": 1.5, "dash": "dash"},
+        line=REFERENCE,
         hoverinfo="skip",
-        showlegend=False,
+        name=name,
+        showlegend=bool(name),
         **where,
     )
+
+
+def add_band(
+    figure: "go.Figure",
+    x: Sequence[float],
+    lower: Sequence[float],
+    upper: Sequence[float],
+    color: str,
+    name: str | None = None,
+) -> None:
+    """Draw the band between two lines; in the legend, where it has a name."""
+    figure.add_scatter(
+        x=[*x, *reversed(x)],
+        y=[*upper, *reversed(lower)],
+        fill="toself",
+        fillcolor=color,
+        opacity=0.25,
+        mode="none",
+        hoverinfo="skip",
+        name=name,
+        showlegend=bool(name),
+    )
+
+
+def interval(
+    values: Sequence[float],
+    lower: Sequence[float | None],
+    upper: Sequence[float | None],
+    **looks: Any,
+) -> dict[str, Any]:
+    """Return the error bars of an interval around each value; none at an open end."""
+    return {
+        "type": "data",
+        "symmetric": False,
+        "array": [_length(v, u) for v, u in zip(values, upper, strict=True)],
+        "arrayminus": [_length(b, v) for b, v in zip(lower, values, strict=True)],
+        **looks,
+    }
+
+
+def _length(start: float | None, end: float | None) -> float:
+    return 0.0 if start is None or end is None else max(end - start, 0.0)
 
 
 def shade(place: float) -> str:
@@ -81,26 +137,43 @@ def shade(place: float) -> str:
     return str(sample_colorscale("Viridis", [0.35 + 0.5 * place])[0])
 
 
-def marker_size(n_points: int) -> int:
-    """Return a size at which so many points do not become one blot."""
-    return 9 if n_points <= 150 else 6
-
-
 def spread(n: int, most: int) -> list[int]:
     """Return at most ``most`` of the indices 0 to n - 1, evenly spaced, both ends among them."""
     if n <= most:
         return list(range(n))
-    return sorted({round(i * (n - 1) / (most - 1)) for i in range(most)})
+    return sorted({round(i * (n - 1) / max(most - 1, 1)) for i in range(most)})
 
 
-def rank_correlation(x: Sequence[float], y: Sequence[float]) -> float | None:
-    """Return Spearman's rank correlation; None where one of the two does not vary."""
-    if len(set(x)) < 2 or len(set(y)) < 2:
-        return None
-    from scipy import stats
+Item = TypeVar("Item")
 
-    rho = float(stats.spearmanr(x, y).statistic)
-    return rho if math.isfinite(rho) else None
+
+def thinned(
+    items: Sequence[Item], most: int | None, how: str = "drawn"
+) -> tuple[list[Item], list[str]]:
+    """Return at most so many items, evenly spaced, and the remark that some were left out."""
+    kept = [items[i] for i in spread(len(items), most or len(items))]
+    return kept, [f"{len(kept)} of {len(items)} {how}"] if len(kept) < len(items) else []
+
+
+def layout(heading: str, x: str, y: str, remarks: Sequence[str] = ()) -> dict[str, Any]:
+    """Return the layout of a figure of one pair of axes, with the names of both."""
+    return {
+        "title": title(heading, remarks),
+        "xaxis": {"title": {"text": x}, "zeroline": False},
+        "yaxis": {"title": {"text": y}, "zeroline": False},
+        "showlegend": True,
+        "legend": LEGEND,
+    }
+
+
+def name_steps(figure: "go.Figure", steps: Sequence[int]) -> None:
+    """Put a tick at each of a few steps. Before step 0 lies only what was before training."""
+    if len(steps) <= _MOST_TICKS:
+        names = [str(step) if step >= 0 else "before training" for step in steps]
+        figure.update_xaxes(tickvals=steps, ticktext=names)
+
+
+_MOST_TICKS = 16
 
 
 def title(text: str, remarks: Sequence[str] = ()) -> dict[str, str]:
@@ -163,24 +236,81 @@ def final_value(trial: FrozenTrial) -> float | None:
     return value if math.isfinite(value) else None
 
 
-_STRIP_ROW = 0.09
-"""Height of a row of the strip, as a share of the figure's."""
+class TrialPoint(NamedTuple):
+    """A trial in a figure whose vertical axis is the final value.
+
+    Args:
+        number: Of the trial.
+        state: Its state.
+        x: Its place on the horizontal axis.
+        value: Its final value; None where it has none.
+        lower: Where the interval around ``x`` begins.
+        upper: Where it ends.
+    """
+
+    number: int
+    state: TrialState
+    x: float
+    value: float | None
+    lower: float | None = None
+    upper: float | None = None
 
 
-def add_strip(figure: "go.Figure", ticks: Mapping[TrialState, Sequence[tuple[float, str]]]) -> None:
-    """Draw trials that have no final value in a strip below a figure of final values.
+def rank_correlation(points: Sequence[TrialPoint]) -> tuple[float | None, int]:
+    """Return Spearman's rank correlation, and over how many trials; None where one is constant."""
+    known = [(point.x, point.value) for point in points if point.value is not None]
+    if len({x for x, _ in known}) < 2 or len({value for _, value in known}) < 2:
+        return None, len(known)
+    from scipy import stats
+
+    rho = float(stats.spearmanr(known).statistic)
+    return (rho if math.isfinite(rho) else None), len(known)
+
+
+def told_correlation(rho: float, n_complete: int) -> str:
+    """Return a rank correlation in words."""
+    return f"rank correlation {rho:.2f} over {n_complete} COMPLETE trials"
+
+
+def add_trials(
+    figure: "go.Figure",
+    points: Sequence[TrialPoint],
+    *,
+    name: str,
+    hover: str,
+    told: Callable[[TrialPoint], str],
+) -> None:
+    """Draw trials at their final values, and those that have none in a strip below.
 
     Args:
         figure: A figure of one pair of axes.
-        ticks: By state, for each trial its place on the horizontal axis and its hover text.
+        points: The trials.
+        name: Of those with a final value, in the legend.
+        hover: What is told of each of them, as a template of plotly's.
+        told: What is told of one that has none.
     """
-    rows = {state: found for state, found in ticks.items() if found}
-    if not rows:
-        return
-    height = _STRIP_ROW * len(rows)
+    known = [point for point in points if point.value is not None]
+    few, color = len(points) <= _MOST_AT_EASE, STATE_COLORS[TrialState.COMPLETE]
+    x, lower, upper = ([getattr(p, part) for p in known] for part in ("x", "lower", "upper"))
+    bars = interval(x, lower, upper, thickness=1 if few else 0.4, width=0, color=color)
+    figure.add_scatter(
+        x=x,
+        y=[point.value for point in known],
+        error_x=bars if any(bars["array"]) or any(bars["arrayminus"]) else None,
+        mode="markers",
+        marker={"color": color, "size": 9 if few else 6},
+        name=name,
+        customdata=[point.number for point in known],
+        hovertemplate=f"trial %{{customdata}}<br>{hover}<extra></extra>",
+    )
+    rows = {
+        state: found
+        for state in (TrialState.RUNNING, TrialState.PRUNED)
+        if (found := [p for p in points if p.value is None and p.state == state])
+    }
     for state, found in rows.items():
         figure.add_scatter(
-            x=[x for x, _ in found],
+            x=[point.x for point in found],
             y=[state.name] * len(found),
             yaxis="y2",
             mode="markers",
@@ -189,18 +319,31 @@ def add_strip(figure: "go.Figure", ticks: Mapping[TrialState, Sequence[tuple[flo
                 "size": 12,
                 "line": {"width": 1.5, "color": STATE_COLORS[state]},
             },
-            opacity=0.8 if len(found) <= 150 else 0.4,
-            text=[told for _, told in found],
+            opacity=0.8 if len(found) <= _MOST_AT_EASE else 0.4,
+            text=[f"trial {point.number}, {state.name}<br>{told(point)}" for point in found],
             hovertemplate="%{text}<extra></extra>",
             showlegend=False,
         )
+    if rows:
+        _make_strip(figure, len(rows))
+
+
+_MOST_AT_EASE = 150
+"""Trials that are drawn large; more would become one blot."""
+
+_STRIP_ROW = 0.09
+"""Height of a row of the strip, as a share of the figure's."""
+
+
+def _make_strip(figure: "go.Figure", n_rows: int) -> None:
+    height = _STRIP_ROW * n_rows
     figure.update_layout(
         xaxis={"anchor": "y2"},
         yaxis={"domain": [height + 0.04, 1]},
         yaxis2={
             "domain": [0, height],
             "type": "category",
-            "range": [-0.5, len(rows) - 0.5],
+            "range": [-0.5, n_rows - 0.5],
             "showgrid": False,
             "zeroline": False,
             "fixedrange": True,

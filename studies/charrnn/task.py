@@ -1,4 +1,4 @@
-"""The character task of section 5 and appendix A.1: network, training, and the objective."""
+"""The character task of the paper's section 5 and appendix A.1: network, training, objective."""
 
 import itertools
 from collections.abc import Iterable

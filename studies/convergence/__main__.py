@@ -146,9 +146,6 @@ def draw(
     spectra: dict[tuple[int, int], lyap.SpectrumRecord],
 ) -> go.Figure:
     """Draw Figures 2, 5 and 6."""
-    longest = max(WARMUPS)
-    exact = spectra[longest, 1]
-    size = len(exact.exponents)
     figure = make_subplots(
         2,
         6,
@@ -162,8 +159,25 @@ def draw(
         horizontal_spacing=0.07,
         vertical_spacing=0.14,
     )
+    _draw_estimates(figure, histories)
+    _draw_spectra(figure, spectra)
+    figure.update_yaxes(title_text="exponent (nats/step)", col=1)
+    figure.update_layout(
+        template="plotly_white",
+        width=1200,
+        height=760,
+        margin={"t": 40, "b": 70, "l": 60, "r": 20},
+        legend={"orientation": "h", "x": 0.3, "y": -0.07},
+    )
+    return figure
+
+
+def _draw_estimates(figure: go.Figure, histories: dict[int, np.ndarray]) -> None:
+    """Draw the running estimates, in the first row."""
+    lowest = min(float(history[-1, -1]) for history in histories.values())
     for column, warmup in zip((1, 3, 5), WARMUPS, strict=True):
         history = histories[warmup]
+        size = history.shape[1]
         for i in np.linspace(0, size - 1, min(16, size)).round().astype(int):
             figure.add_scatter(
                 x=np.arange(1, len(history) + 1),
@@ -176,8 +190,14 @@ def draw(
                 col=column,
             )
         figure.update_xaxes(title_text="averaged steps", title_standoff=4, row=1, col=column)
-        lowest = min(float(h[-1, -1]) for h in histories.values())
         figure.update_yaxes(range=[1.25 * lowest, 0.3], row=1, col=column)
+
+
+def _draw_spectra(figure: go.Figure, spectra: dict[tuple[int, int], lyap.SpectrumRecord]) -> None:
+    """Draw the spectrum with its deviation, and those of longer intervals, in the second row."""
+    longest = max(WARMUPS)
+    exact = spectra[longest, 1]
+    size = len(exact.exponents)
     index = np.arange(1, size + 1)
     figure.add_scatter(
         x=index,
@@ -203,15 +223,6 @@ def draw(
             )
     for column in (1, 3, 5):
         figure.update_xaxes(title_text="index of the exponent", title_standoff=4, row=2, col=column)
-    figure.update_yaxes(title_text="exponent (nats/step)", col=1)
-    figure.update_layout(
-        template="plotly_white",
-        width=1200,
-        height=760,
-        margin={"t": 40, "b": 70, "l": 60, "r": 20},
-        legend={"orientation": "h", "x": 0.3, "y": -0.07},
-    )
-    return figure
 
 
 @click.command()

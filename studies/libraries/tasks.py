@@ -58,9 +58,9 @@ def _waves(number: int, steps: int) -> np.ndarray:
     return waves.astype(np.float32)
 
 
-def _sentences(number: int, words: int = 16) -> tuple[Tensor, Tensor]:
+def _sentences(number: int) -> tuple[Tensor, Tensor]:
     """Return sentences and which half of the vocabulary their first word is of."""
-    ids = torch.randint(0, 20, (number, words), generator=torch.Generator().manual_seed(0))
+    ids = torch.randint(0, 20, (number, 16), generator=torch.Generator().manual_seed(0))
     return ids, ids[:, 0] // 10
 
 
@@ -399,9 +399,11 @@ def fastai(trial: optuna.Trial, size: Size) -> float:
     return float(learner.recorder.values[-1][1])
 
 
-def texts(size: Size, words: int = 20, length: int = 24) -> Any:
+def texts(size: Size) -> Any:
     """Return loaders of a text in which every fourth word is the one of eight before."""
     from fastai.text.all import DataLoaders, LMDataLoader, TensorText
+
+    words, length = 20, 24
 
     def text(batches: int, seed: int) -> Any:
         generator = torch.Generator().manual_seed(seed)

@@ -1,4 +1,4 @@
-"""The motion task of section 5 and appendix A.2: network, training, and the objective."""
+"""The motion task of the paper's section 5 and appendix A.2: network, training, objective."""
 
 from dataclasses import dataclass
 

@@ -97,14 +97,14 @@ class Comparison:
     error: float
 
 
-def compare(case: Case, batch: int = 3, steps: int = 60, units: int = UNITS) -> Comparison:
+def compare(case: Case, batch: int = 3, steps: int = 60) -> Comparison:
     """Measure a case and compare each of its exponents with the truth.
 
     The fast path computes in the model's dtype, so the model is in float64. The general path
     computes in float64 by itself and is given the float32 model that people train. An exponent of
     minus infinity is left out, where rounding leaves less than -25 nats of it in both.
     """
-    model = case.make(units).eval()
+    model = case.make(UNITS).eval()
     if case.path == "fast":
         model = model.double()
     inputs = case.inputs(model, batch, steps)
@@ -447,13 +447,13 @@ CASES: dict[str, list[Case]] = {
         ),
         Case(
             "encoder and decoder",
-            lambda units: EncoderDecoder(units),
+            EncoderDecoder,
             sequences,
             _encoder_decoder,
         ),
         Case(
             "a state kept from batch to batch",
-            lambda units: Stateful(units=units),
+            Stateful,
             _after_a_batch,
             _kept,
         ),

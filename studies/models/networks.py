@@ -23,15 +23,12 @@ class Loop(nn.Module):
     Args:
         kind: What it does, see :meth:`change`.
         cell: Class of the cell.
-        seed: Seeds the weights.
         units: Units of the cell.
     """
 
-    def __init__(
-        self, kind: str, cell: Any = nn.GRUCell, seed: int = 0, units: int = UNITS
-    ) -> None:
+    def __init__(self, kind: str, cell: Any = nn.GRUCell, units: int = UNITS) -> None:
         super().__init__()
-        torch.manual_seed(seed)
+        torch.manual_seed(0)
         self.kind, self.cell = kind, cell(FEATURES, units)
         self.norm, self.out = nn.LayerNorm(units), nn.Linear(units, FEATURES)
         self.lstm = cell is nn.LSTMCell
@@ -82,13 +79,12 @@ class OwnLoop(nn.Module):
 
     Args:
         cell: Class of the cell.
-        seed: Seeds the weights.
         units: Units of the cell.
     """
 
-    def __init__(self, cell: Any, seed: int = 0, units: int = UNITS) -> None:
+    def __init__(self, cell: Any, units: int = UNITS) -> None:
         super().__init__()
-        torch.manual_seed(seed)
+        torch.manual_seed(0)
         self.cell = cell(FEATURES, units)
         self.lstm = isinstance(self.cell, nn.LSTMCell)
 
@@ -267,16 +263,12 @@ class LooksBack(nn.Module):
 
 
 class Episodes(nn.Module):
-    """The state is set to zero where an episode ends.
+    """The state is set to zero where an episode ends."""
 
-    Args:
-        units: Units of the cell.
-    """
-
-    def __init__(self, units: int = UNITS) -> None:
+    def __init__(self) -> None:
         super().__init__()
         torch.manual_seed(0)
-        self.cell = nn.GRUCell(FEATURES, units)
+        self.cell = nn.GRUCell(FEATURES, UNITS)
 
     def forward(self, x: Tensor, done: Tensor) -> Tensor:
         """Return the last state."""
@@ -466,7 +458,7 @@ class EncoderDecoder(nn.Module):
         units: Units of the encoder; the decoder has one more.
     """
 
-    def __init__(self, units: int = UNITS) -> None:
+    def __init__(self, units: int) -> None:
         super().__init__()
         torch.manual_seed(0)
         self.encoder = nn.GRU(FEATURES, units, batch_first=True)
@@ -484,14 +476,14 @@ class Stateful(nn.Module):
     """A model that goes on where its last batch ended.
 
     Args:
-        kept: The state that it begins with.
         units: Units of its LSTM.
     """
 
-    def __init__(self, kept: Any = None, units: int = UNITS) -> None:
+    def __init__(self, units: int) -> None:
         super().__init__()
         torch.manual_seed(0)
-        self.rnn, self.kept = nn.LSTM(FEATURES, units, batch_first=True), kept
+        self.rnn = nn.LSTM(FEATURES, units, batch_first=True)
+        self.kept: Any = None
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the outputs."""

@@ -300,15 +300,15 @@ def calibration_table(summaries: Sequence[PrunerSummary]) -> str:
     return markdown(rows, header)
 
 
-def ablation_table(replays: dict[str, dict[str, list[Replay]]], search: str = OURS) -> str:
+def ablation_table(replays: dict[str, dict[str, list[Replay]]]) -> str:
     """Return what each kind of evidence adds: with all kinds, less without it."""
     rows: list[Sequence[object]] = []
     pooled: dict[str, list[int]] = {}
     for name, by_pruner in replays.items():
         for pruner, without in by_pruner.items():
-            if not pruner.startswith(f"{search} without"):
+            if not pruner.startswith(f"{OURS} without"):
                 continue
-            ours = by_pruner[search][: len(without)]
+            ours = by_pruner[OURS][: len(without)]
             mean, low, high = paired(
                 [r.epochs_spent for r in ours], [r.epochs_spent for r in without]
             )
@@ -318,7 +318,7 @@ def ablation_table(replays: dict[str, dict[str, list[Replay]]], search: str = OU
             pairs = list(zip(ours, without, strict=True))
             won = sum(r.succeeded and not other.succeeded for r, other in pairs)
             lost = sum(other.succeeded and not r.succeeded for r, other in pairs)
-            kind = pruner.removeprefix(f"{search} without ")
+            kind = pruner.removeprefix(f"{OURS} without ")
             pooled[kind] = [
                 a + b
                 for a, b in zip(pooled.get(kind, [0, 0, 0]), (len(pairs), won, lost), strict=True)
@@ -439,6 +439,47 @@ def write_all(pages: Sequence[Path], blocks: dict[str, str]) -> None:
             write_block(page, f"{MARK}: {name}", blocks[name])
 
 
+def compared(kinds: bool) -> dict[str, Compared]:
+    """Return all pruners and searches, of those without one kind of evidence if ``kinds``."""
+    searches: dict[str, Search] = {**default_pruners(), THAW: replay_freeze_thaw}
+    some = {
+        name: make
+        for name, make in searches.items()
+        if kinds or name == WITHOUT_EXPONENTS or not name.startswith(f"{OURS} without")
+    }
+    less = [kind for kind in EVIDENCE if kind not in DYNAMICS]
+    chosen = (OURS, THAW, "none", "MedianPruner", "HyperbandPruner")
+    return {
+        **some,
+        THAW_WITHOUT: partial(replay_freeze_thaw, evidence=less),
+        **{name + CHOSEN: Choosing(searches[name]) for name in chosen},
+    }
+
+
+def tables(
+    summaries: Sequence[PrunerSummary], replays: dict[str, dict[str, list[Replay]]], kinds: bool
+) -> dict[str, str]:
+    """Return every table by its name."""
+    main_rows = [s for s in summaries if not variant(s.pruner)]
+    spent = overview([s for s in main_rows if s.pruner != "none"], spent_and_success)
+    both = (OURS, WITHOUT_EXPONENTS)
+    exponents = {name: {p: found[p] for p in both} for name, found in replays.items()}
+    return {
+        "short": short_table(spent),
+        "spent": spent,
+        "found": overview(main_rows, found_when),
+        "all": main_table(summaries),
+        "winners": found_table(summaries),
+        "intervals": calibration_table([s for s in summaries if s.pruner == OURS]),
+        "exponents": ablation_table(exponents),
+        "thawing": thawing_table(replays),
+        "chosen": overview([s for s in summaries if s.pruner.endswith(CHOSEN)], found_when),
+        **({"kinds": ablation_table(replays)} if kinds else {}),
+        "states": state_table(list(replays)),
+        "timing": timing_table(),
+    }
+
+
 @click.command()
 @click.argument("names", nargs=-1)
 @click.option("--orders", default=100, show_default=True, help="Of the pruners and freeze_thaw.")
@@ -491,18 +532,7 @@ def main(
         write_all(write, {"constants": block})
         return
     output.mkdir(parents=True, exist_ok=True)
-    pruners: dict[str, Compared] = {
-        name: make
-        for name, make in default_pruners().items()
-        if kinds or name == WITHOUT_EXPONENTS or not name.startswith(f"{OURS} without")
-    }
-    pruners[THAW] = replay_freeze_thaw
-    pruners[THAW_WITHOUT] = partial(
-        replay_freeze_thaw, evidence=[kind for kind in EVIDENCE if kind not in DYNAMICS]
-    )
-    searches: dict[str, Search] = {**default_pruners(), THAW: replay_freeze_thaw}
-    for name in (OURS, THAW, "none", "MedianPruner", "HyperbandPruner"):
-        pruners[name + CHOSEN] = Choosing(searches[name])
+    pruners = compared(kinds)
     counts = {name: others if variant(name) else orders for name in pruners}
     summaries: list[PrunerSummary] = []
     replays: dict[str, dict[str, list[Replay]]] = {}
@@ -510,30 +540,11 @@ def main(
         recording = load(name)
         replays[name] = replay_all(recording, pruners, counts, jobs, output, name)
         summaries += summarize(recording, replays[name])
-    ours_alone = [s for s in summaries if s.pruner == OURS]
-    main_rows = [s for s in summaries if not variant(s.pruner)]
-    chosen_rows = [s for s in summaries if s.pruner.endswith(CHOSEN)]
-    both = (OURS, WITHOUT_EXPONENTS)
-    exponents = {name: {p: found[p] for p in both} for name, found in replays.items()}
-    spent = overview([s for s in main_rows if s.pruner != "none"], spent_and_success)
-    blocks = {
-        "short": short_table(spent),
-        "spent": spent,
-        "found": overview(main_rows, found_when),
-        "all": main_table(summaries),
-        "winners": found_table(summaries),
-        "intervals": calibration_table(ours_alone),
-        "exponents": ablation_table(exponents),
-        "thawing": thawing_table(replays),
-        "chosen": overview(chosen_rows, found_when),
-        **({"kinds": ablation_table(replays)} if kinds else {}),
-        "states": state_table(chosen),
-        "timing": timing_table(),
-    }
+    blocks = tables(summaries, replays, kinds)
     text = "\n".join(f"## {TITLES[name]}\n\n{block}" for name, block in blocks.items())
     write_whole(output / "tables.md", text)
     write_all(write, blocks)
-    figure = plot_replay(main_rows)
+    figure = plot_replay([s for s in summaries if not variant(s.pruner)])
     figure.write_html(output / "replay.html")
     click.echo(text)
     click.echo(f"{output / 'tables.md'}, {output / 'replay.html'}")

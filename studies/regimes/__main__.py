@@ -130,30 +130,51 @@ def draw(
         vertical_spacing=0.09,
         horizontal_spacing=0.075,
     )
+    _draw_activity(figure, gains, scale)
+    _draw_spectra(figure, spectra)
+    figure.update_layout(
+        template="plotly_white",
+        legend={"orientation": "h", "x": 0.02, "y": 0.06},
+        height=850,
+        width=1150,
+        margin={"t": 40, "b": 40, "l": 60, "r": 20},
+    )
+    return figure
+
+
+def _draw_activity(figure: go.Figure, gains: dict[str, float], scale: Scale) -> None:
+    """Draw one unit in the first row, the spread over initial conditions in the second."""
     inputs, initial_state = make_inputs(scale)
     shown = min(60, scale.steps)
     for column, (regime, colour) in zip((1, 3, 5), COLOURS.items(), strict=True):
         with torch.no_grad():
             states = make_network(gains[regime], scale.units)(inputs, initial_state)[0]
-        for i, row in enumerate(states[:, :shown, 0]):
-            light = i >= INITIAL_CONDITIONS
-            figure.add_scatter(
-                y=row.tolist(),
-                line={"color": colour, "width": 1},
-                opacity=0.35 if light else 1,
-                showlegend=False,
-                row=1,
-                col=column,
-            )
+        for i, unit in enumerate(states[:, :shown, 0]):
+            _add_line(figure, unit, colour, 1, i < INITIAL_CONDITIONS, row=1, col=column)
         for i, series in enumerate(spread(states)):
-            figure.add_scatter(
-                y=series.clamp(min=1e-9).tolist(),
-                line={"color": colour, "width": 1.5},
-                opacity=0.35 if i else 1,
-                showlegend=False,
-                row=2,
-                col=column,
-            )
+            _add_line(figure, series.clamp(min=1e-9), colour, 1.5, i == 0, row=2, col=column)
+    for row in (1, 2):
+        figure.update_xaxes(title_text="step", title_standoff=4, row=row)
+    figure.update_yaxes(title_text="one unit", row=1, col=1)
+    figure.update_yaxes(type="log", exponentformat="power", range=[-9.2, 0.3], row=2)
+    figure.update_yaxes(title_text="spread over<br>initial conditions", row=2, col=1)
+
+
+def _add_line(
+    figure: go.Figure, values: Tensor, colour: str, width: float, strong: bool, **place: int
+) -> None:
+    figure.add_scatter(
+        y=values.tolist(),
+        line={"color": colour, "width": width},
+        opacity=1 if strong else 0.35,
+        showlegend=False,
+        **place,
+    )
+
+
+def _draw_spectra(figure: go.Figure, spectra: dict[str, lyap.SpectrumRecord]) -> None:
+    """Draw whole spectra and their first 20 exponents, in the last row."""
+    for regime, colour in COLOURS.items():
         exponents = spectra[regime].exponents
         for place, count in ((1, len(exponents)), (4, 20)):
             figure.add_scatter(
@@ -166,25 +187,11 @@ def draw(
                 row=3,
                 col=place,
             )
+    zero = {"color": "#888888", "dash": "dash", "width": 1}
     for place in (1, 4):
-        figure.add_hline(
-            y=0, line={"color": "#888888", "dash": "dash", "width": 1}, row=3, col=place
-        )
-    for row in (1, 2):
-        figure.update_xaxes(title_text="step", title_standoff=4, row=row)
+        figure.add_hline(y=0, line=zero, row=3, col=place)
     figure.update_xaxes(title_text="index of the exponent", row=3)
-    figure.update_yaxes(title_text="one unit", row=1, col=1)
-    figure.update_yaxes(type="log", exponentformat="power", range=[-9.2, 0.3], row=2)
-    figure.update_yaxes(title_text="spread over<br>initial conditions", row=2, col=1)
     figure.update_yaxes(title_text="exponent (nats/step)", row=3, col=1)
-    figure.update_layout(
-        template="plotly_white",
-        legend={"orientation": "h", "x": 0.02, "y": 0.06},
-        height=850,
-        width=1150,
-        margin={"t": 40, "b": 40, "l": 60, "r": 20},
-    )
-    return figure
 
 
 @click.command()

@@ -177,76 +177,85 @@ class Figure:
 
 def headline(units: int, repeats: int) -> list[Figure]:
     """Measure every promised figure on the LSTM of the paper's character task."""
-    figures: list[Figure] = []
     case = Case("LSTM hidden", nn.LSTM, "hidden", units)
     layer, x = case.make(), inputs()
+    trained = case.make()
+    step = training_batch(trained)
+    for _ in range(60):
+        step()
+    networks = {"untrained": layer, "trained for 60 batches": trained}
+    return [
+        *readout_cost(case, layer, x, repeats),
+        *spectrum_cost(networks, x[:, :20], repeats),
+        first_exponents(layer, x),
+        Figure(
+            "effect of other starting vectors on max",
+            "printed",
+            ", ".join(
+                f"{start_vector_spread(layer, x, warmup):.1e} (warm-up {warmup})"
+                for warmup in (0, 20, 50)
+            ),
+            True,
+        ),
+        sampled_mean(layer, x),
+    ]
+
+
+def readout_cost(case: Case, layer: nn.RNNBase, x: Tensor, repeats: int) -> list[Figure]:
+    """Time readouts against an epoch, against their parts, and against Algorithm 1."""
     batch, _ = median_time(training_batch(case.make()), repeats)
     epoch = BATCHES * batch
-
-    readouts = {}
+    figures, took = [], {}
     for state, limit in (("hidden", 0.3), ("full", 0.2)):
-
-        def run(state: str = state) -> lyap.LyapunovReadout:
-            return lyap.lyapunov_readout(layer, x, state=state)
-
-        seconds, readouts[state] = median_time(run, repeats)
-        share = 100 * seconds / epoch
-        figures.append(
+        seconds, _ = median_time(partial(lyap.lyapunov_readout, layer, x, state=state), repeats)
+        took[state], share = seconds, 100 * seconds / epoch
+        whole, _ = median_time(partial(resolve, layer, x, state=state), repeats)
+        weights = [list(group) for group in layer.all_weights]
+        alone = StackedDynamics([cell_of("lstm", group, state) for group in weights])
+        bare, _ = median_time(partial(alone.linearise, x), repeats)
+        figures += [
             Figure(
                 f"readout, state={state!r}, against one epoch ({epoch:.0f} s)",
                 f"at most {limit} %",
                 f"{share:.3f} % ({1e3 * seconds:.0f} ms)",
                 share <= limit,
-            )
-        )
-        if state == "hidden":
-            hidden_seconds = seconds
-        whole, _ = median_time(partial(resolve, layer, x, state=state), repeats)
-        weights = [list(group) for group in layer.all_weights]
-        alone = StackedDynamics([cell_of("lstm", group, state) for group in weights])
-        bare, _ = median_time(partial(alone.linearise, x), repeats)
-        figures.append(
+            ),
             Figure(
                 "of it: private copy of the model, recording, checks",
                 "printed",
                 f"{100 * max(0.0, whole - bare) / seconds:.0f} %",
                 True,
-            )
-        )
+            ),
+        ]
+    plain, _ = median_time(_spectrum_of(layer, x, method="textbook"), 1)
+    ratio = plain / took["hidden"]
+    return [
+        *figures,
+        Figure("readout against plain Algorithm 1", "at least 30x", f"{ratio:.0f}x", ratio >= 30),
+    ]
 
-    def textbook(**options: Any) -> lyap.LyapunovSpectrum:
-        return lyap.lyapunov_spectrum(
-            layer, x, warmup=0, method="textbook", state="hidden", **options
-        )
 
-    plain, _ = median_time(textbook, 1)
-    ratio = plain / hidden_seconds
-    figures.append(
-        Figure("readout against plain Algorithm 1", "at least 30x", f"{ratio:.0f}x", ratio >= 30)
-    )
+def _spectrum_of(
+    layer: nn.RNNBase, x: Tensor, **options: Any
+) -> Callable[[], lyap.LyapunovSpectrum]:
+    return partial(lyap.lyapunov_spectrum, layer, x, state="hidden", warmup=0, **options)
 
-    trained = case.make()
-    step = training_batch(trained)
-    for _ in range(60):
-        step()
-    short = x[:, :20]
-    whole, _ = median_time(
-        lambda: lyap.lyapunov_spectrum(layer, short, warmup=0, method="textbook", state="hidden"),
-        repeats,
-    )
-    fast, _ = median_time(
-        lambda: lyap.lyapunov_spectrum(layer, short, warmup=0, state="hidden"), repeats
-    )
-    figures.append(
+
+def spectrum_cost(networks: dict[str, nn.RNNBase], x: Tensor, repeats: int) -> list[Figure]:
+    """Time whole and half spectra of the first network; errors are of all networks."""
+    layer, steps = next(iter(networks.values())), x.shape[1]
+    whole, _ = median_time(_spectrum_of(layer, x, method="textbook"), repeats)
+    fast, _ = median_time(_spectrum_of(layer, x), repeats)
+    figures = [
         Figure(
             "full spectrum, every step, against plain Algorithm 1",
             "at least 2.5x",
-            f"{whole / fast:.1f}x ({1e3 * whole / 20:.0f} and {1e3 * fast / 20:.0f} ms/step)",
+            f"{whole / fast:.1f}x ({1e3 * whole / steps:.0f} and {1e3 * fast / steps:.0f} ms/step)",
             whole / fast >= 2.5,
         )
-    )
-    for name, network in (("untrained", layer), ("trained for 60 batches", trained)):
-        upper, tail = errors(network, short, "hidden")
+    ]
+    for name, network in networks.items():
+        upper, tail = errors(network, x, "hidden")
         figures.append(
             Figure(
                 f"its error against float64 QR, {name}",
@@ -255,67 +264,62 @@ def headline(units: int, repeats: int) -> list[Figure]:
                 upper <= 1e-3 and tail <= 2e-2,
             )
         )
-
-    half = units // 2
-    interval = 0
+    half, interval, error = layer.hidden_size // 2, 0, 0.0
     for every in (1, 2, 4, 5, 10, 20):
-        worst = max(errors(n, short, "hidden", k=half, qr_every=every)[0] for n in (layer, trained))
+        worst = max(errors(n, x, "hidden", k=half, qr_every=every)[0] for n in networks.values())
         if worst <= 1e-3:
-            interval, half_error = every, worst
+            interval, error = every, worst
     if interval:
-        leading, _ = median_time(
-            lambda: lyap.lyapunov_spectrum(
-                layer, short, warmup=0, k=half, qr_every=interval, state="hidden"
-            ),
-            repeats,
-        )
+        leading, _ = median_time(_spectrum_of(layer, x, k=half, qr_every=interval), repeats)
         figures.append(
             Figure(
                 "leading half, longest interval with an error of 1e-3",
                 "at least 6x",
-                f"{whole / leading:.1f}x (every {interval} steps, error {half_error:.1e})",
+                f"{whole / leading:.1f}x (every {interval} steps, error {error:.1e})",
                 whole / leading >= 6,
             )
         )
+    return figures
 
-    single = lyap.lyapunov_readout(layer, x, state="hidden")
-    double = lyap.lyapunov_readout(_double(layer), x.double(), state="hidden")
+
+def first_exponents(layer: nn.RNNBase, x: Tensor) -> Figure:
+    """Compare a readout's exponents with the first of a spectrum, from the same start."""
+    twin = _double(layer)
     first = lyap.lyapunov_spectrum(
-        _double(layer),
+        twin,
         x.double(),
         k=4,
         method="textbook",
         state="hidden",
         start=random_start(layer.hidden_size, 4),
     )
-    gap64 = float((double.exponents - first.exponents).abs().max())
-    gap32 = float((single.exponents - first.exponents).abs().max())
-    figures.append(
-        Figure(
-            "readout's k exponents against the spectrum's first k",
-            "1e-6 and 1e-3",
-            f"{gap64:.1e} (float64) and {gap32:.1e} (float32)",
-            gap64 <= 1e-6 and gap32 <= 1e-3,
+    gap32, gap64 = (
+        float((readout.exponents - first.exponents).abs().max())
+        for readout in (
+            lyap.lyapunov_readout(layer, x, state="hidden"),
+            lyap.lyapunov_readout(twin, x.double(), state="hidden"),
         )
     )
-    spread = ", ".join(
-        f"{start_vector_spread(layer, x, warmup):.1e} (warm-up {warmup})" for warmup in (0, 20, 50)
+    return Figure(
+        "readout's k exponents against the spectrum's first k",
+        "1e-6 and 1e-3",
+        f"{gap64:.1e} (float64) and {gap32:.1e} (float32)",
+        gap64 <= 1e-6 and gap32 <= 1e-3,
     )
-    figures.append(Figure("effect of other starting vectors on max", "printed", spread, True))
 
-    # A tolerance that sampling cannot meet makes the readout compute every log-determinant.
+
+def sampled_mean(layer: nn.RNNBase, x: Tensor) -> Figure:
+    """Compare sampled means with that of every log-determinant."""
+    # No sampling meets this tolerance, so all of them are computed.
     exact = _mean(layer, x, mean_tolerance=1e-9)
     worst = max(abs(_mean(layer, x, seed=seed) - exact) for seed in range(10))
     bound = 0.01 * max(1, abs(exact))
-    figures.append(
-        Figure(
-            "sampled mean against the exact mean, worst of 10 draws",
-            f"{bound:.3f} nats",
-            f"{worst:.1e} nats",
-            worst <= bound,
-        )
+    return Figure(
+        "sampled mean against the exact mean, worst of 10 draws",
+        f"{bound:.3f} nats",
+        f"{worst:.1e} nats",
+        worst <= bound,
     )
-    return figures
 
 
 def start_vector_spread(layer: nn.RNNBase, x: Tensor, warmup: int) -> float:
