@@ -1,6 +1,7 @@
 """The story of a trial: one sentence, a table of steps, and what is known now."""
 
 import re
+from collections.abc import Generator
 
 import optuna
 import pytest
@@ -152,3 +153,18 @@ def test_several_trials_are_explained_as_each_alone() -> None:
     assert explained(study, [30, 3]) == [lyap.explain(study, 30), lyap.explain(study, 3)]
     with pytest.raises(ValueError, match="has no trial 31"):
         explained(study, [3, 31])
+
+
+def test_a_trial_that_freeze_thaw_trained_to_its_end_is_not_said_to_wait_for_a_pruner() -> None:
+    def objective(trial: optuna.Trial) -> Generator[None, None, float]:
+        x = trial.suggest_float("x", 0, 1)
+        for step in range(4):
+            trial.report(x, step)
+            yield
+        return x
+
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    lyap.freeze_thaw(study, objective, n_steps=40, seed=0, cost="steps")
+    never_rested = next(t for t in study.trials if t.state.name == "COMPLETE")
+    assert "lyapunov:stretches" not in never_rested.user_attrs
+    assert "freeze_thaw searched this study" in str(lyap.explain(study, never_rested.number))

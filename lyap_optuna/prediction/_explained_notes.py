@@ -45,8 +45,8 @@ def why_not_judged(
 ) -> list[str]:
     if decisions or trial.state in (TrialState.WAITING, TrialState.FAIL):
         return []
-    if read_stretches(trial):
-        return ["No LyapunovPruner judged it: freeze_thaw asks none."]
+    if any(read_stretches(t) for t in (trial, *trials)):
+        return ["No pruner judged it: freeze_thaw searched this study, and asks none."]
     if any(_keys.DECISION in t.user_attrs for t in trials):
         return [
             "The LyapunovPruner recorded no decision on it: no check was due, or too few trials "

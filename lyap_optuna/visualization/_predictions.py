@@ -107,7 +107,7 @@ FIGURE = FigureSpec(
     name="Predicted and actual final value",
     call="plot_predictions(study)",
     caption="Closer to the dashed line is better. Each prediction is by a model that had not seen "
-    "the trial.",
+    "the trial, from what was known at its last readout.",
     info=lambda study: predictions_in(study, rank_trials(study)) or None,
     draw=_draw,
 )
