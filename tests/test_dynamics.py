@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.func import functional_call, jacrev
 
-from lyap_optuna.dynamics import RecurrentDynamics, resolve
+from lyap_optuna import lyapunov_spectrum
+from lyap_optuna.dynamics import Dynamics, RecurrentDynamics, resolve
 from lyap_optuna.dynamics.gated import log_sigmoid_slope, log_tanh_slope, tanh_slope
 from lyap_optuna.dynamics.linalg import log_abs_det
 
@@ -157,3 +158,19 @@ def test_step_with_a_wrong_shape_says_what_to_return():
     dynamics = RecurrentDynamics(lambda s, x: s[:1], 2)
     with pytest.raises(ValueError, match=r"return a tensor of shape \(2,\)"):
         dynamics.linearise(torch.zeros(1, 3, 1))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_dynamics_that_say_no_more_than_how_they_step(dtype):
+    class Halving(Dynamics):
+        state_size = 3
+
+        def linearise(self, inputs, initial_state=None):
+            assert inputs.dtype == dtype
+            halves = RecurrentDynamics(lambda s, x: s / 2 + x, self.state_size)
+            return halves.linearise(inputs, initial_state)
+
+    found = lyapunov_spectrum(Halving(), make_inputs(2, 10, 3).to(dtype))
+    assert torch.allclose(
+        torch.as_tensor(found.exponents).double(), torch.tensor(0.5).log().double()
+    )

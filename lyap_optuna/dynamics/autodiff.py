@@ -37,8 +37,6 @@ class RecurrentDynamics(Dynamics):
         True
     """
 
-    input_size = None
-
     def __init__(
         self,
         step: Callable[[Tensor, Tensor], Tensor],

@@ -237,15 +237,15 @@ class Dynamics(ABC):
 
     Attributes:
         state_size: Dimension of the state.
-        input_size: Features of an input; None where any number will do.
-        dtype: What it computes in; None where that of the inputs decides.
-        device: Of the parameters; None where that of the inputs decides.
+        input_size: Features of an input; None, unless set, where any number will do.
+        dtype: What it computes in; None, unless set, where that of the inputs decides.
+        device: Of the parameters; None, unless set, where that of the inputs decides.
     """
 
     state_size: int
-    input_size: int | None
-    dtype: torch.dtype | None
-    device: torch.device | None
+    input_size: int | None = None
+    dtype: torch.dtype | None = None
+    device: torch.device | None = None
 
     @abstractmethod
     def linearise(self, inputs: Tensor, initial_state: Any = None) -> Trajectory:

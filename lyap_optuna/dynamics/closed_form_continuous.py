@@ -248,8 +248,6 @@ class CfCDynamics(Dynamics):
         self._features: int = module.input_size
         self.dtype, self.device = parameter_dtype(module), device_of(module)
 
-    input_size = None
-
     @torch.no_grad()
     def linearise(self, inputs: Tensor, initial_state: Any = None) -> Trajectory:
         """Run the layer and linearise it.

@@ -41,8 +41,6 @@ class DiagonalDynamics(Dynamics):
         [-0.1054, -0.6931]
     """
 
-    input_size = None
-
     def __init__(
         self,
         coefficients: Callable[[Tensor], tuple[Tensor, Tensor] | tuple[Tensor, Tensor, Tensor]],

@@ -167,8 +167,6 @@ class LTCDynamics(Dynamics):
         module: The layer, in the dtype to compute in.
     """
 
-    input_size = None
-
     def __init__(self, module: Any) -> None:
         self._cell = cell = module.rnn_cell
         self._parameters: dict[str, Tensor] = {k: v.detach() for k, v in cell._params.items()}

@@ -144,8 +144,6 @@ class CellStackDynamics(Dynamics):
         module: The layer, in the dtype to compute in.
     """
 
-    input_size = None
-
     def __init__(self, module: nn.Module) -> None:
         self.stack = CellStack(module)
         self.state_size = self.stack.size
