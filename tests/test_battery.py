@@ -4,7 +4,7 @@ import copy
 import math
 import pkgutil
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from importlib import import_module
 from typing import Any
@@ -15,6 +15,8 @@ import torch
 from _networks import layer_dynamics, make_inputs, make_layer
 from _storages import STORAGES, Opened
 from optuna.storages import BaseStorage, InMemoryStorage
+from optuna.study import Study, StudyDirection
+from optuna.trial import FrozenTrial, TrialState
 from torch import Tensor
 from torch.func import jacrev
 
@@ -305,21 +307,52 @@ def last(trial: TrialView, n: int) -> float:
     return float(trial.losses[n - 1]) if n else math.nan
 
 
+def unless(wrong: bool) -> float:
+    if wrong:
+        raise RuntimeError
+    return 0.0
+
+
 WRONG_EVIDENCE = {
-    "it_has_a_name": LossWith(last, "two words"),
-    "its_features_are_numbers_or_words": LossWith(lambda trial, n: n),
-    "it_knows_only_what_was_known_at_the_step": LossWith(lambda trial, n: float(trial.losses[-1])),
-    "a_score_that_is_maximised_is_a_loss_that_is_minimised": LossWith(
-        lambda trial, n: float(trial.value is None) + float(id(trial))
-    ),
-    "it_remembers_nothing": (forgets := LossWith(lambda trial, n: float(forgets.asked))),
+    "it_has_a_name": [LossWith(last, "two words")],
+    "its_features_are_numbers_or_words": [
+        LossWith(lambda trial, n: n),
+        LossWith(lambda trial, n: unless(trial.diverged)),
+    ],
+    "it_knows_only_what_was_known_at_the_step": [
+        LossWith(lambda trial, n: float(trial.losses[-1]))
+    ],
+    "it_does_not_know_how_a_trial_ended": [
+        LossWith(lambda trial, n: math.nan if trial.value is None else trial.value),
+        LossWith(lambda trial, n: trial.state.name),
+        LossWith(lambda trial, n: str(trial.completed)),
+        LossWith(lambda trial, n: str(trial.feasible)),
+        LossWith(lambda trial, n: str(trial.cut_at)),
+        LossWith(lambda trial, n: unless(trial.value is not None)),
+        LossWith(lambda trial, n: unless(trial.state == TrialState.PRUNED)),
+        LossWith(lambda trial, n: unless(trial.state == TrialState.FAIL)),
+        LossWith(lambda trial, n: unless(trial.value == math.inf)),
+    ],
+    "a_score_that_is_maximised_is_a_loss_that_is_minimised": [
+        LossWith(lambda trial, n: float(id(trial)))
+    ],
+    "it_remembers_nothing": [(forgets := LossWith(lambda trial, n: float(forgets.asked)))],
 }
 
 
-@pytest.mark.parametrize("check", testing.EVIDENCE_CHECKS)
-def test_wrong_evidence(check):
+def each(checks: Iterable[Any], wrong: dict[str, list[Any]]) -> list[Any]:
+    """Return each check with each of what it has to refuse."""
+    return [
+        pytest.param(check, one, id=f"{check.__name__}-{i}")
+        for check in checks
+        for i, one in enumerate(wrong[check.__name__])
+    ]
+
+
+@pytest.mark.parametrize(("check", "wrong"), each(testing.EVIDENCE_CHECKS, WRONG_EVIDENCE))
+def test_wrong_evidence(check, wrong):
     with pytest.raises(ValueError, match=r"found|must be"):
-        check(WRONG_EVIDENCE[check.__name__])
+        check(wrong)
 
 
 def drawn_with(text: str, **layout: Any) -> Callable[..., go.Figure]:
@@ -330,26 +363,48 @@ def drawn_with(text: str, **layout: Any) -> Callable[..., go.Figure]:
     return draw
 
 
+def drawn_unless(wrong: Callable[[Study, int | None], bool]) -> Callable[..., go.Figure]:
+    def draw(info: Any, study: Any, most: int | None) -> go.Figure:
+        unless(wrong(study, most))
+        return drawn_with("x")(info, study, most)
+
+    return draw
+
+
+def draw_all(trials: Any, study: Any, most: int | None) -> go.Figure:
+    return go.Figure(go.Scatter(y=[t.value for t in trials]), {"title": {"text": "x"}})
+
+
 GOOD = FigureSpec("x", "x", "Plain.", lambda study: study.trials or None, drawn_with("x"))
 WRONG_FIGURES = {
-    "it_draws_the_numbers_that_it_asked_for": replace(GOOD, draw=lambda *_: go.Figure()),
-    "without_numbers_there_is_no_figure": replace(GOOD, info=lambda study: study),
-    "its_caption_is_plain_text": replace(GOOD, caption="Of *all* trials."),
-    "its_call_draws_it": replace(GOOD, call="plot_nothing(study)"),
-    "it_fits_light_and_dark": replace(GOOD, draw=drawn_with("x", paper_bgcolor="white")),
-    "names_are_taken_literally": replace(GOOD, draw=drawn_with("{name}")),
-    "a_thousand_trials_stay_small": replace(GOOD, draw=drawn_with("x" * 2_000_000)),
-    "the_study_is_left_as_it_is": replace(
-        GOOD, info=lambda study: study.set_user_attr("seen", True) or study.trials
-    ),
+    "it_draws_the_numbers_that_it_asked_for": [
+        replace(GOOD, draw=lambda *_: go.Figure()),
+        replace(GOOD, draw=drawn_unless(lambda study, most: study.direction.name == "MAXIMIZE")),
+    ],
+    "few_trials_suffice_or_there_is_no_figure": [
+        replace(GOOD, draw=drawn_unless(lambda study, most: len(study.trials) == 1)),
+        replace(GOOD, draw=drawn_unless(lambda study, most: len(study.trials) == 5)),
+        replace(GOOD, draw=drawn_unless(lambda study, most: most == 1)),
+        replace(GOOD, info=lambda study: unless(len(study.trials) == 2) or study.trials),
+    ],
+    "at_most_so_many_trials_are_drawn": [replace(GOOD, draw=draw_all)],
+    "without_numbers_there_is_no_figure": [replace(GOOD, info=lambda study: study)],
+    "its_caption_is_plain_text": [replace(GOOD, caption="Of *all* trials.")],
+    "its_call_draws_it": [replace(GOOD, call="plot_nothing(study)")],
+    "it_fits_light_and_dark": [replace(GOOD, draw=drawn_with("x", paper_bgcolor="white"))],
+    "names_are_taken_literally": [replace(GOOD, draw=drawn_with("{name}"))],
+    "a_thousand_trials_stay_small": [replace(GOOD, draw=drawn_with("x" * 2_000_000))],
+    "the_study_is_left_as_it_is": [
+        replace(GOOD, info=lambda study: study.set_user_attr("seen", True) or study.trials)
+    ],
 }
 
 
-@pytest.mark.parametrize("check", testing.FIGURE_CHECKS)
-def test_a_wrong_figure(check):
+@pytest.mark.parametrize(("check", "wrong"), each(testing.FIGURE_CHECKS, WRONG_FIGURES))
+def test_a_wrong_figure(check, wrong):
     check(GOOD)
     with pytest.raises(ValueError, match=r"^x: "):
-        check(WRONG_FIGURES[check.__name__])
+        check(wrong)
 
 
 class Altering(InMemoryStorage):
@@ -386,42 +441,114 @@ class LosingTemplates(InMemoryStorage):
         return super().create_new_trial(study_id, template_trial)
 
 
+class Forgetting(InMemoryStorage):
+    """A storage that writes nothing of one kind."""
+
+    def __init__(self, setter: str) -> None:
+        super().__init__()
+        setattr(self, setter, lambda *_: None)
+
+
+class Minimising(InMemoryStorage):
+    def get_study_directions(self, study_id: int) -> list[StudyDirection]:
+        return [StudyDirection.MINIMIZE]
+
+
+class Misreading(InMemoryStorage):
+    """A storage that reads something else of a trial than was written."""
+
+    def __init__(self, alter: Callable[[FrozenTrial], Any]) -> None:
+        super().__init__()
+        self.alter = alter
+
+    def get_all_trials(self, *args: Any, **kwargs: Any) -> list[FrozenTrial]:
+        trials = copy.deepcopy(super().get_all_trials(*args, **kwargs))
+        for trial in trials:
+            self.alter(trial)
+        return trials
+
+
+def misread(name: str, alter: Callable[[Any], Any]) -> Callable[[], BaseStorage]:
+    """Return what opens a storage that reads an attribute of trials as something else."""
+    return lambda: Misreading(lambda trial: setattr(trial, name, alter(getattr(trial, name))))
+
+
+def chosen(holds: Callable[[Any], bool]) -> Callable[[Any], Any]:
+    return lambda of: {key: value for key, value in of.items() if holds(value)}
+
+
+WRONG_TRIALS: list[Callable[[], BaseStorage]] = [
+    Minimising,
+    lambda: Forgetting("set_study_user_attr"),
+    lambda: Forgetting("set_study_system_attr"),
+    lambda: Forgetting("set_trial_param"),
+    lambda: Forgetting("set_trial_system_attr"),
+    misread("params", chosen(lambda value: not isinstance(value, str))),
+    misread("params", lambda params: {k: float(v) if v == 7 else v for k, v in params.items()}),
+    misread("distributions", lambda _: {}),
+    misread("intermediate_values", chosen(math.isfinite)),
+    misread("intermediate_values", chosen(lambda value: not math.isnan(value))),
+    misread("intermediate_values", lambda of: {s: 0.0 if v != v else v for s, v in of.items()}),
+    misread("intermediate_values", lambda of: {s: abs(v) for s, v in of.items()}),
+    misread("values", lambda values: values and [round(values[0], 6)]),
+    misread("values", lambda values: values and [max(values[0], -1e308)]),
+    misread("user_attrs", lambda of: {k: v for k, v in of.items() if k.startswith("lyapunov")}),
+    misread("system_attrs", lambda _: {}),
+    misread("datetime_start", lambda _: None),
+    lambda: Misreading(
+        lambda trial: trial.number % 2 and setattr(trial, "datetime_complete", None)
+    ),
+    misread("datetime_start", lambda time: time and time.replace(microsecond=0)),
+    misread("datetime_complete", lambda time: time and time.replace(microsecond=0)),
+    lambda: Misreading(
+        lambda trial: trial.state == TrialState.PRUNED and setattr(trial, "values", None)
+    ),
+]
+
+
 def without_quantiles(_: Any, series: Any) -> Any:
     return {s: {k: v for k, v in r.items() if k != "quantiles"} for s, r in series.items()}
 
 
-WRONG_STORAGES: dict[str, Callable[[], BaseStorage]] = {
-    "readouts_come_back": lambda: Altering(
-        "readouts", lambda _, new: new | {"0": new["0"] | {"max": round(new["0"]["max"], 2)}}
-    ),
-    "a_second_process_extends_the_series": lambda: Altering(
-        "readouts", lambda before, new: before or new
-    ),
-    "the_baseline_is_stored_once": lambda: Altering(
-        "readouts", lambda before, new: new if before is None else new | {"-1": new["0"]}
-    ),
-    "a_long_series_stays_small": lambda: Altering(
-        "readouts", lambda _, new: dict(list(new.items())[1:])
-    ),
-    "nan_is_never_stored": lambda: Altering("failures", lambda _, new: math.nan),
-    "a_retry_knows_whose_readouts_it_has": lambda: Altering("trial", lambda _, new: 0),
-    "spectra_are_whole_in_a_database_and_quantiles_elsewhere": lambda: Altering(
-        "readouts", without_quantiles
-    ),
-    "decisions_are_at_most_32": lambda: Altering("decision", lambda _, new: new | {"earlier": []}),
-    "decisions_do_not_depend_on_the_storage": LosingReports,
-    "a_trial_that_rests_stays_so": lambda: Altering("resting", lambda _, new: False),
-    "freeze_thaw_searches_as_in_memory": lambda: Altering(
-        "stretches", lambda _, new: new | {"stretches": []}
-    ),
-    "a_copy_has_all_of_it": LosingTemplates,
-    "passwords_are_in_no_warning": Telling,
+WRONG_STORAGES: dict[str, list[Callable[[], BaseStorage]]] = {
+    "a_trial_comes_back_whole": WRONG_TRIALS,
+    "readouts_come_back": [
+        lambda: Altering(
+            "readouts", lambda _, new: new | {"0": new["0"] | {"max": round(new["0"]["max"], 2)}}
+        )
+    ],
+    "a_second_process_extends_the_series": [
+        lambda: Altering("readouts", lambda before, new: before or new)
+    ],
+    "the_baseline_is_stored_once": [
+        lambda: Altering(
+            "readouts", lambda before, new: new if before is None else new | {"-1": new["0"]}
+        )
+    ],
+    "a_long_series_stays_small": [
+        lambda: Altering("readouts", lambda _, new: dict(list(new.items())[1:]))
+    ],
+    "nan_is_never_stored": [lambda: Altering("failures", lambda _, new: math.nan)],
+    "a_retry_knows_whose_readouts_it_has": [lambda: Altering("trial", lambda _, new: 0)],
+    "spectra_are_whole_in_a_database_and_quantiles_elsewhere": [
+        lambda: Altering("readouts", without_quantiles)
+    ],
+    "decisions_are_at_most_32": [
+        lambda: Altering("decision", lambda _, new: new | {"earlier": []})
+    ],
+    "decisions_do_not_depend_on_the_storage": [LosingReports],
+    "a_trial_that_rests_stays_so": [lambda: Altering("resting", lambda _, new: False)],
+    "freeze_thaw_searches_as_in_memory": [
+        lambda: Altering("stretches", lambda _, new: new | {"stretches": []})
+    ],
+    "a_copy_has_all_of_it": [LosingTemplates],
+    "passwords_are_in_no_warning": [Telling],
 }
 
 
 @pytest.mark.filterwarnings("ignore::lyap_optuna.LyapunovWarning")
-@pytest.mark.parametrize("check", testing.STORAGE_CHECKS)
-def test_a_wrong_storage(check):
-    storage = WRONG_STORAGES[check.__name__]()
+@pytest.mark.parametrize(("check", "wrong"), each(testing.STORAGE_CHECKS, WRONG_STORAGES))
+def test_a_wrong_storage(check, wrong):
+    storage = wrong()
     with pytest.raises((ValueError, KeyError)):
         check(lambda: storage)

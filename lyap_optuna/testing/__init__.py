@@ -22,7 +22,7 @@ Example:
     >>> storage = InMemoryStorage()
     >>> STORAGE_CHECKS[0](lambda: storage)
     >>> print(STORAGE_CHECKS[0].__doc__)
-    A readout comes back with six digits, with its layers, and whatever they are named.
+    All that Optuna keeps of trials and studies comes back, written at once or in pieces.
 """
 
 from lyap_optuna.dynamics._battery import DYNAMICS_CHECKS

@@ -16,6 +16,13 @@ from lyap_optuna.testing._expect import expect, require
 
 _STEPS = range(1, 6)
 _TRIALS = 100
+_ENDINGS = (
+    (TrialState.COMPLETE, 0.25),
+    (TrialState.COMPLETE, math.inf),
+    (TrialState.PRUNED, 0.25),
+    (TrialState.PRUNED, None),
+    (TrialState.FAIL, None),
+)
 _DISTRIBUTIONS = {
     "lr": FloatDistribution(0.0, 1.0),
     "cell": CategoricalDistribution(["GRU", "LSTM"]),
@@ -64,24 +71,45 @@ def _until(trial: FrozenTrial, step: int | None) -> FrozenTrial:
     )
 
 
+def _ended(trial: FrozenTrial, state: TrialState, value: float | None, cut: bool) -> FrozenTrial:
+    """Return the trial as it is after it ended, perhaps cut short by a callback."""
+    ended = deepcopy(trial)
+    ended.state, ended.values = state, None if value is None else [value]
+    ended.datetime_complete = ended.datetime_start
+    ended.set_constraint("weight", 1.0)
+    if cut and trial.intermediate_values:
+        last = max(trial.intermediate_values)
+        ended.user_attrs["lyapunov:pruned"] = {"trial": trial.number, "step": last}
+    return ended
+
+
+def _features(
+    kind: Evidence, trial: FrozenTrial, step: int | None, sign: int = 1
+) -> dict[str, Feature]:
+    try:
+        return kind.features(TrialView.of(trial, sign), step)
+    except Exception as error:
+        raise ValueError(f"{error!r} was found of {trial!r} at step {step}.") from error
+
+
 def _told(kind: Evidence, trial: FrozenTrial, step: int | None, sign: int = 1) -> str:
     # As text: NaN equals NaN.
-    return repr(sorted(kind.features(TrialView.of(trial, sign), step).items()))
+    return repr(sorted(_features(kind, trial, step, sign).items()))
 
 
 def it_has_a_name(kind: Evidence) -> None:
     """A kind has a name in one word, which people type in ``evidence=``."""
+    name = getattr(kind, "name", None)
     require(
-        isinstance(kind.name, str) and kind.name.isidentifier(),
-        f"name must be one word, such as 'loss', not {kind.name!r}.",
+        isinstance(name, str) and name.isidentifier(),
+        f"name must be one word, such as 'loss', not {name!r}.",
     )
 
 
 def its_features_are_numbers_or_words(kind: Evidence) -> None:
     """Features are floats or strings by name, of any trial that Optuna can store."""
     for trial, step in _trials():
-        found = kind.features(TrialView.of(trial, 1), step)
-        for name, value in found.items():
+        for name, value in _features(kind, trial, step).items():
             require(
                 isinstance(name, str) and isinstance(value, Feature),
                 f"features must be floats or strings by name, not {value!r} under {name!r}.",
@@ -97,6 +125,17 @@ def it_knows_only_what_was_known_at_the_step(kind: Evidence) -> None:
         if step is not None and not then.intermediate_values:
             before = _told(kind, _until(trial, None), None)
             expect(now, before, f"what {kind.name} knows before the first report")
+
+
+def it_does_not_know_how_a_trial_ended(kind: Evidence) -> None:
+    """A trial that is complete, pruned or failed has the features that it had while it ran."""
+    rng = np.random.default_rng(1)
+    for trial, step in _trials():
+        state, value = _ENDINGS[rng.integers(len(_ENDINGS))]
+        ended = _ended(trial, state, value, cut=rng.random() < 0.3)
+        now = _told(kind, ended, step)
+        ending = f"is {state.name} with the value {value}, at step {step}"
+        expect(now, _told(kind, trial, step), f"what {kind.name} knows of a trial that {ending}")
 
 
 def a_score_that_is_maximised_is_a_loss_that_is_minimised(kind: Evidence) -> None:
@@ -125,6 +164,7 @@ EVIDENCE_CHECKS = (
     it_has_a_name,
     its_features_are_numbers_or_words,
     it_knows_only_what_was_known_at_the_step,
+    it_does_not_know_how_a_trial_ended,
     a_score_that_is_maximised_is_a_loss_that_is_minimised,
     it_remembers_nothing,
 )

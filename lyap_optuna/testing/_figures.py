@@ -1,5 +1,6 @@
 """What the figures of a study have in common, as checks."""
 
+import itertools
 import json
 from collections.abc import Iterator
 from typing import Any
@@ -14,13 +15,27 @@ from lyap_optuna.visualization._spec import FigureSpec
 
 _MAX_BYTES = 2_000_000
 _MARKUP = "<>&*_`"
+_DIRECTIONS = ("minimize", "maximize")
+
+
+def _drawn_if_any(
+    spec: FigureSpec[Any], study: optuna.Study, most: int | None = None
+) -> dict[str, Any] | None:
+    """Return the figure as what a browser is sent; None where there are no numbers for it."""
+    try:
+        info = Numbers(study).of(spec)
+        figure = None if info is None else spec.draw(info, study, most)
+    except Exception as error:
+        of = f"{len(study.trials)} trials to {study.direction.name}, at most {most} drawn"
+        raise ValueError(f"{spec.id}: {error!r} of a study of {of}.") from error
+    return None if figure is None else json.loads(figure.to_json())
 
 
 def _drawn(spec: FigureSpec[Any], study: optuna.Study, most: int | None = None) -> dict[str, Any]:
-    """Return the figure as what a browser is sent."""
-    info = Numbers(study).of(spec)
-    require(info is not None, f"{spec.id}: info() finds nothing in a study that has everything.")
-    drawn: dict[str, Any] = json.loads(spec.draw(info, study, most).to_json())
+    """Return the figure of a study that has numbers for each."""
+    drawn = _drawn_if_any(spec, study, most)
+    if drawn is None:
+        raise ValueError(f"{spec.id}: info() finds nothing in a study that has everything.")
     return drawn
 
 
@@ -34,11 +49,28 @@ def _texts(part: Any) -> Iterator[str]:
 
 
 def it_draws_the_numbers_that_it_asked_for(spec: FigureSpec[Any]) -> None:
-    """A study with readouts, reports and values has a figure with traces and a title."""
-    for most in (None, 10):
-        drawn = _drawn(spec, study_of_everything(), most)
+    """A study with readouts, reports and values, of either direction, has traces and a title."""
+    for direction, most in itertools.product(_DIRECTIONS, (None, 10)):
+        drawn = _drawn(spec, study_of_everything(direction=direction), most)
         require(drawn["data"], f"{spec.id}: the figure has no trace.")
         require(drawn["layout"]["title"]["text"], f"{spec.id}: the figure has no title.")
+
+
+def few_trials_suffice_or_there_is_no_figure(spec: FigureSpec[Any]) -> None:
+    """A study of one trial, or of a few, has a figure with traces or none, but no error."""
+    for direction, n_trials, most in itertools.product(_DIRECTIONS, (1, 2, 5), (None, 1)):
+        study = study_of_everything(n_trials, direction=direction)
+        drawn = _drawn_if_any(spec, study, most)
+        require(drawn is None or drawn["data"], f"{spec.id}: no trace of {n_trials} trials.")
+
+
+def at_most_so_many_trials_are_drawn(spec: FigureSpec[Any]) -> None:
+    """The figure of at most ten trials is of one size, however many the study has."""
+    few, many = (len(json.dumps(_drawn(spec, wide_study(n), 10)["data"])) for n in (10, 200))
+    require(
+        many < 1.5 * few,
+        f"{spec.id}: at most 10 trials take {few} bytes of a study of 10, {many} of one of 200.",
+    )
 
 
 def without_numbers_there_is_no_figure(spec: FigureSpec[Any]) -> None:
@@ -98,6 +130,8 @@ def the_study_is_left_as_it_is(spec: FigureSpec[Any]) -> None:
 
 FIGURE_CHECKS = (
     it_draws_the_numbers_that_it_asked_for,
+    few_trials_suffice_or_there_is_no_figure,
+    at_most_so_many_trials_are_drawn,
     without_numbers_there_is_no_figure,
     its_caption_is_plain_text,
     its_call_draws_it,

@@ -3,18 +3,21 @@
 import contextlib
 import copy
 import json
+import math
 import uuid
 import warnings
 from collections.abc import Callable, Generator, Mapping
+from datetime import datetime, timedelta
 from typing import Any
 from unittest import mock
 
 import numpy as np
 import optuna
 import torch
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.exceptions import ExperimentalWarning
 from optuna.storages import BaseStorage, InMemoryStorage, RetryHeartbeatStaleTrialCallback
-from optuna.study import Study
+from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, Trial, TrialState
 from torch import Tensor, nn
 
@@ -88,6 +91,87 @@ def _retried(trial: Trial) -> Trial:
         warnings.simplefilter("ignore", ExperimentalWarning)
         RetryHeartbeatStaleTrialCallback()(study, study.trials[trial.number])
     return study.ask()
+
+
+# What Optuna keeps --------------------------------------------------------------------------------
+
+_TOLD: dict[str, Any] = dict(
+    params={"lr": 1 / 3, "units": 7, "cell": "GRU"},
+    distributions={
+        "lr": FloatDistribution(1e-3, 1.0, log=True),
+        "units": IntDistribution(1, 9),
+        "cell": CategoricalDistribution(["LSTM", "GRU", None]),
+    },
+    intermediate_values={0: math.nan, 1: math.inf, 2: -math.inf, 3: 1 / 3},
+    user_attrs={HOSTILE: [1, None, "x"]},
+    system_attrs={"mine": {HOSTILE: 1.5}},
+)
+
+
+def a_trial_comes_back_whole(opened: Opened) -> None:
+    """All that Optuna keeps of trials and studies comes back, written at once or in pieces."""
+    study = _study(opened, direction="maximize")
+    storage, key = study._storage, study._study_id
+    storage.set_study_user_attr(key, HOSTILE, [1, None])
+    storage.set_study_system_attr(key, "mine", {HOSTILE: 1.5})
+    endings = [
+        (TrialState.PRUNED, 1 / 3),
+        (TrialState.COMPLETE, -math.inf),
+        (TrialState.FAIL, None),
+    ]
+    written = [optuna.create_trial(state=state, value=v, **_TOLD) for state, v in endings]
+    for trial in written:
+        trial.datetime_start = datetime(2024, 2, 29, 23, 59, 58, 123456)
+        trial.datetime_complete = datetime(2024, 3, 1, 0, 0, 1, 456789)
+        study.add_trial(trial)
+        _write_in_pieces(storage, storage.create_new_trial(key), trial)
+    there = _elsewhere(opened, study)
+    expect(there.direction, StudyDirection.MAXIMIZE, "the direction of a study")
+    expect(there.user_attrs, {HOSTILE: [1, None]}, "a study's user attributes")
+    mine = there._storage.get_study_system_attrs(there._study_id).get("mine")
+    expect(mine, {HOSTILE: 1.5}, "a study's system attribute")
+    expect(len(there.trials), 2 * len(written), "the number of trials")
+    for i, trial in enumerate(written):
+        found = there.trials[2 * i : 2 * i + 2]
+        for one in (*found, *(there._storage.get_trial(t._trial_id) for t in found)):
+            for name in ("state", "values", *_TOLD):
+                what = f"{name} of a {trial.state.name} trial"
+                expect(_fact(one, name), _fact(trial, name), what)
+        for name in ("datetime_start", "datetime_complete"):
+            time, right = getattr(found[0], name), getattr(trial, name)
+            near = time is not None and abs(time - right) <= _clock(there._storage)
+            require(near, f"{name} came back as {time}, where {right} is right.")
+        begun, ended = found[1].datetime_start, found[1].datetime_complete
+        require(begun and ended and begun <= ended, f"a trial ran from {begun} to {ended}.")
+
+
+def _write_in_pieces(storage: BaseStorage, trial_id: int, trial: FrozenTrial) -> None:
+    for name, of in trial.distributions.items():
+        storage.set_trial_param(trial_id, name, of.to_internal_repr(trial.params[name]), of)
+    for step, value in trial.intermediate_values.items():
+        storage.set_trial_intermediate_value(trial_id, step, value)
+    for name, value in trial.user_attrs.items():
+        storage.set_trial_user_attr(trial_id, name, value)
+    for name, value in trial.system_attrs.items():
+        storage.set_trial_system_attr(trial_id, name, value)
+    storage.set_trial_state_values(trial_id, trial.state, trial.values)
+
+
+def _fact(trial: FrozenTrial, name: str) -> str:
+    # As text: NaN equals NaN, and 7 is not 7.0. A storage may add system attributes of its own.
+    told = getattr(trial, name)
+    if name == "system_attrs":
+        told = {"mine": told.get("mine")}
+    return repr(sorted(told.items()) if isinstance(told, dict) else told)
+
+
+def _clock(storage: BaseStorage) -> timedelta:
+    """Return what a time may be off by: Optuna's columns in MySQL and MariaDB hold seconds."""
+    try:
+        rounds = engine_of(storage).dialect.name in ("mysql", "mariadb")
+    except NoDatabaseError:
+        rounds = False
+    return timedelta(seconds=rounds)
 
 
 # Readouts -----------------------------------------------------------------------------------------
@@ -364,6 +448,7 @@ def passwords_are_in_no_warning(opened: Opened) -> None:
 
 
 STORAGE_CHECKS = (
+    a_trial_comes_back_whole,
     readouts_come_back,
     a_second_process_extends_the_series,
     the_baseline_is_stored_once,

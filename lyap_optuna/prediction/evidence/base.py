@@ -11,7 +11,8 @@ registry in ``evidence/__init__.py``. The rules:
 * ``name`` is what people type in ``evidence=`` and read in decisions and tables.
 * ``features(trial, step)`` looks only at what was known at ``step``: reports and readouts at
   later steps of the same trial do not exist. ``step`` is None for a trial that has reported
-  nothing; then only what is known before training counts.
+  nothing; then only what is known before training counts. How the trial ended is not known at
+  any step: its state, value and end, whether it was cut short, and whether its constraints hold.
 * A feature is a float or a string. A string is a category (one-hot encoded by
   :mod:`lyap_optuna.prediction._table`). What is missing is left out or NaN, never zero. Infinity
   is allowed and means larger than every finite value: features are ranked before they are used,
