@@ -64,9 +64,34 @@ def _until(trial: FrozenTrial, step: int | None) -> FrozenTrial:
     )
 
 
+def _ended(trial: FrozenTrial) -> FrozenTrial:
+    """Return the trial as it is when its final value is known."""
+    return optuna.create_trial(
+        state=TrialState.COMPLETE,
+        value=-4.5,
+        params=trial.params,
+        distributions=trial.distributions,
+        intermediate_values=trial.intermediate_values,
+        user_attrs=trial.user_attrs,
+    )
+
+
+def _features(
+    kind: Evidence, trial: FrozenTrial, step: int | None, sign: int = 1
+) -> dict[str, Feature]:
+    try:
+        return kind.features(TrialView.of(trial, sign), step)
+    except Exception as error:
+        reports = list(trial.intermediate_values.values())
+        raise ValueError(
+            f"{kind.name} raised {type(error).__name__} ({error}) at step {step} of a trial that "
+            f"reported {reports}: leave out what such a trial does not tell."
+        ) from error
+
+
 def _told(kind: Evidence, trial: FrozenTrial, step: int | None, sign: int = 1) -> str:
     # As text: NaN equals NaN.
-    return repr(sorted(kind.features(TrialView.of(trial, sign), step).items()))
+    return repr(sorted(_features(kind, trial, step, sign).items()))
 
 
 def it_has_a_name(kind: Evidence) -> None:
@@ -80,7 +105,7 @@ def it_has_a_name(kind: Evidence) -> None:
 def its_features_are_numbers_or_words(kind: Evidence) -> None:
     """Features are floats or strings by name, of any trial that Optuna can store."""
     for trial, step in _trials():
-        found = kind.features(TrialView.of(trial, 1), step)
+        found = _features(kind, trial, step)
         for name, value in found.items():
             require(
                 isinstance(name, str) and isinstance(value, Feature),
@@ -89,14 +114,17 @@ def its_features_are_numbers_or_words(kind: Evidence) -> None:
 
 
 def it_knows_only_what_was_known_at_the_step(kind: Evidence) -> None:
-    """Reports and readouts at later steps do not exist, nor does training before the first."""
+    """Later reports, later readouts and the final value do not exist at a step."""
     for trial, step in _trials():
         then = _until(trial, step)
-        now = _told(kind, trial, step)
-        expect(now, _told(kind, then, step), f"what {kind.name} knows of a trial at step {step}")
+        known = _told(kind, then, step)
+        later = {"it went on": trial, "it ended with a value": _ended(trial)}
+        for what, now in later.items():
+            told = _told(kind, now, step)
+            expect(told, known, f"what {kind.name} knows of a trial at step {step}, after {what}")
         if step is not None and not then.intermediate_values:
             before = _told(kind, _until(trial, None), None)
-            expect(now, before, f"what {kind.name} knows before the first report")
+            expect(known, before, f"what {kind.name} knows before the first report")
 
 
 def a_score_that_is_maximised_is_a_loss_that_is_minimised(kind: Evidence) -> None:
