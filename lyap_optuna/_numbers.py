@@ -24,9 +24,30 @@ def number(value: float, *, sign: bool = False) -> str:
     """
     plus = "+" if sign else ""
     if value == 0 or not math.isfinite(value):
-        return "0" if value == 0 else f"{value:{plus}}"
-    digits = "#.4g" if abs(value) < 1000 else ".0f" if abs(value) < _PLAIN else ".3e"
+        return "0" if value == 0 else f"{value:{'' if math.isnan(value) else plus}}"
+    digits = "#.4g" if abs(value) < 1000 else ".0f" if round(abs(value)) < _PLAIN else ".3e"
     return f"{value:{plus}{digits}}".removesuffix(".")
+
+
+def apart(a: float, b: float, *, least: int = 3, most: int = 17) -> tuple[str, str]:
+    """Return two numbers with as many significant digits as it takes to tell them apart.
+
+    Args:
+        a: A number.
+        b: Another.
+        least: Significant digits at least.
+        most: And at most; with 17, different numbers always look different.
+
+    Example:
+        >>> from lyap_optuna._numbers import apart
+        >>> apart(0.25, 0.75), apart(1.0, 0.9999)
+        (('0.25', '0.75'), ('1', '0.9999'))
+    """
+    for digits in range(least, most + 1):
+        texts = f"{a:.{digits}g}", f"{b:.{digits}g}"
+        if texts[0] != texts[1]:
+            break
+    return texts
 
 
 def aligned(texts: Sequence[str]) -> list[str]:

@@ -33,12 +33,36 @@ def test_the_better_search_is_named_whichever_it_is(direction: str, better: str)
     sign = 1 if direction == "minimize" else -1
     values = {"a": sign * 0.25, "b": sign * 0.25}
     studies = {name: searched(direction, (0.1, value)) for name, value in values.items()}
-    same = f"a and b found networks of the same value, {sign * 0.25:.3f}."
+    same = f"a and b found networks of the same value, {sign * 0.25:g}."
     assert compare_searches(studies) == [same]
     studies[better] = searched(direction, (0.1, sign * 0.125), (0.2, sign * 9.0), (0.3, None))
     (told,) = compare_searches(studies)
-    best, other = f"{sign * 0.125:.3f}", f"{sign * 0.25:.3f}"
+    best, other = f"{sign * 0.125:g}", f"{sign * 0.25:g}"
     assert told.startswith(f"{better} found the better network: value {best} against {other}.")
+
+
+def test_values_that_differ_look_different() -> None:
+    near = {"a": searched("minimize", (0.1, 1.0)), "b": searched("minimize", (0.2, 0.9999))}
+    assert "b found the better network: value 0.9999 against 1." in compare_searches(near)[0]
+    tiny = {"a": searched("maximize", (0.1, 1e-9)), "b": searched("maximize", (0.2, 1e-5))}
+    assert "b found the better network: value 1e-05 against 1e-09." in compare_searches(tiny)[0]
+
+
+def test_a_trial_that_breaks_its_constraints_is_no_find() -> None:
+    studies = {"a": optuna.create_study(), "b": searched("minimize", (0.2, 0.5))}
+    for value, broken in ((0.1, 1.0), (0.9, -1.0)):
+        studies["a"].add_trial(optuna.create_trial(value=value, constraints={"c": broken}))
+    assert studies["a"].best_value == 0.9
+    assert "b found the better network: value 0.5 against 0.9." in compare_searches(studies)[0]
+
+
+@pytest.mark.parametrize("directions", [["minimize", "maximize"], ["maximize"]])
+def test_what_cannot_be_compared_is_named(directions: list[str]) -> None:
+    a, b = searched("minimize", (0.1, 0.5)), optuna.create_study(directions=directions)
+    with pytest.raises(ValueError, match="MAXIMIZE"):
+        compare_searches({"a": a, "b": b})
+    with pytest.raises(ValueError, match="1 given"):
+        compare_searches({"a": a})
 
 
 def test_without_a_trial_that_ended_nothing_is_compared() -> None:
@@ -60,5 +84,5 @@ def test_what_became_of_a_trial_that_the_other_search_ran_to_the_end_is_told(
     studies = {"a": searched(direction, *in_a), "b": searched(direction, *in_b)}
     assert compare_searches(studies)[1:] == [
         f"Of the 3 trials that a pruned, b ran 2 to the end: the best of what they reached is "
-        f"{sign * 0.25:.3f} (trial 1), better than the {sign * 0.5:.3f} that a found."
+        f"{sign * 0.25:g} (trial 1), better than the {sign * 0.5:g} that a found."
     ]

@@ -71,6 +71,7 @@ def test_the_guide_adds_one_of_each() -> None:
 def test_the_batteries_take_what_was_added(extended: Path) -> None:
     added = {
         "test_layers and LeakyUnits": DYNAMICS_CHECKS,
+        "test_dynamics_are_of_what_the_layer_returns and LeakyUnits": [1],
         "test_evidence and patience": EVIDENCE_CHECKS,
         "test_figures and values": FIGURE_CHECKS,
         "test_storages and list": STORAGE_CHECKS,

@@ -224,11 +224,13 @@ def test_the_note_says_when_exponents_tell_nothing() -> None:
 @pytest.mark.parametrize(
     ("exponent", "words"),
     [
-        (-3.0, "is 0.05 times as large at each next time step"),
+        (-3.0, "halves 4.3 times in a time step"),
+        (-800.0, "halves 1200 times in a time step"),
+        (710.0, "doubles 1000 times in a time step"),
+        (math.log(2), "doubles once in a time step"),
         (-math.log(2) / 160, "halves every 160 time steps"),
         (0.0, "neither doubles nor halves within 1,000 time steps"),
         (math.log(2) / 1.5, "doubles every 1.5 time steps"),
-        (1.0, "is 2.7 times as large at each next time step"),
     ],
 )
 def test_the_note_says_what_becomes_of_a_small_change(exponent: float, words: str) -> None:

@@ -68,7 +68,9 @@ def test_where_a_score_is_maximised_nothing_is_called_a_loss() -> None:
 
 
 def test_in_words_names_every_kind() -> None:
-    assert in_words(EVIDENCE) == "loss so far, exponents, displacement and hyperparameters"
+    kinds = ["loss", "exponents", "displacement", "hyperparameters"]
+    assert in_words(kinds) == "loss so far, exponents, displacement and hyperparameters"
+    assert all(kind in in_words(EVIDENCE) for kind in EVIDENCE)
     assert in_words(["something else"], -1) == "something else"
     assert in_words([]) == ""
 

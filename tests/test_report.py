@@ -21,10 +21,18 @@ from optuna.trial import TrialState
 import lyap_optuna as lyap
 from lyap_optuna.cli import main
 from lyap_optuna.prediction import _study, added_skill, prediction_skill, pruning_loss
-from lyap_optuna.prediction._skill import correlation_interval
+from lyap_optuna.prediction._skill import AddedSkill, correlation_interval
 from lyap_optuna.prediction._study import StepModel
 from lyap_optuna.records import _keys
-from lyap_optuna.report import Section, Table, page, skill_table, summarize, write_report
+from lyap_optuna.report import (
+    Section,
+    Table,
+    page,
+    report_page,
+    skill_table,
+    summarize,
+    write_report,
+)
 from lyap_optuna.report._page import TRACES
 from lyap_optuna.visualization import _style
 from lyap_optuna.visualization._figures import FIGURES, Numbers
@@ -223,6 +231,8 @@ def test_the_table_of_skill_is_that_of_the_function(study: optuna.Study) -> None
         by_step.setdefault(step, {})[row["evidence"]] = row
     assert list(by_step) == [1, 2, 3]
     for skill in prediction_skill(study, steps=[1, 2, 3]):
+        if skill.rank_correlation is None:
+            continue
         name = {"loss": "loss so far"}.get(skill.evidence, skill.evidence)
         row = by_step[skill.step]["all together" if " + " in name else name]
         assert row["correlation"] == f"{skill.rank_correlation:.2f}"
@@ -357,7 +367,9 @@ def test_skill_of_a_step_as_rows(url: str) -> None:
     done = CliRunner().invoke(main, ["skill", "--storage", url, "--step", "2", "-f", "json"])
     rows = json.loads(done.stdout)
     assert {row["step"] for row in rows} == {2}
-    assert all(row["lower"] < row["rank_correlation"] < row["upper"] for row in rows)
+    told = [row for row in rows if row["n_trials"]]
+    assert told
+    assert all(row["lower"] < row["rank_correlation"] < row["upper"] for row in told)
 
 
 def test_explain_writes_a_small_page(url: str, tmp_path: Path) -> None:
@@ -379,3 +391,33 @@ def test_the_best_trial_is_the_first_of_the_ranking(direction: str) -> None:
     assert summary.best is not None
     assert summary.best.number == summary.ranking[0].number == (2 if direction == "minimize" else 4)
     assert f"The best is trial {summary.best.number}, " in summary.overview
+
+
+def test_a_page_stays_small_and_holds_any_name() -> None:
+    study = optuna.create_study(study_name="half a \ud83d name")
+    space = {
+        f"p{i}": optuna.distributions.CategoricalDistribution(["v" * 2000]) for i in range(100)
+    }
+    for number in range(20):
+        params = dict.fromkeys(space, "v" * 2000)
+        study.add_trial(optuna.create_trial(value=number, params=params, distributions=space))
+    text = report_page(study).encode()
+    assert len(text) < 1_000_000
+    assert "half a \N{REPLACEMENT CHARACTER} name".encode() in text
+
+
+@pytest.mark.parametrize(
+    ("lower", "upper", "beyond"),
+    [
+        (-0.59, -0.05, "which is worse than chance explains"),
+        (0.05, 0.59, "which is more than chance explains"),
+        (-0.1, 0.1, "which chance explains too"),
+    ],
+)
+def test_what_exponents_added_is_said_with_its_verdict_at_each_step(
+    lower: float, upper: float, beyond: str
+) -> None:
+    added = AddedSkill(2, ("exponents",), 0.834, 0.826, lower, upper, 13)
+    assert "added +0.00 to" in str(added)  # 0.83 with them, 0.83 without
+    assert beyond in str(added)
+    assert (beyond.removeprefix("which is ") in added.measured) == (lower * upper > 0)

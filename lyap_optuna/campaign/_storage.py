@@ -24,6 +24,7 @@ from optuna.storages import (
 )
 from optuna.storages._heartbeat import BaseHeartbeat
 from optuna.storages._rdb import models
+from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
 from lyap_optuna._logging import get_logger, lost_scheme
@@ -100,9 +101,6 @@ _REPEATED = (
     "get_trial",
     "get_all_trials",
     "get_best_trial",
-    "record_heartbeat",
-    "_get_stale_trial_ids",
-    "get_heartbeat_stale_trial_callback",
 )
 
 
@@ -192,6 +190,23 @@ class RetryingStorage(_Repeating):  # type: ignore[misc]  # its methods are made
         """Return the seconds between signs of life; None behind a proxy."""
         backend = self._backend
         return backend.get_heartbeat_interval() if isinstance(backend, BaseHeartbeat) else None
+
+    def record_heartbeat(self, trial_id: int) -> None:
+        """Record a sign of life; nothing behind a proxy."""
+        if isinstance(backend := self._backend, BaseHeartbeat):
+            self.repeat(lambda: backend.record_heartbeat(trial_id))
+
+    def _get_stale_trial_ids(self, study_id: int) -> list[int]:
+        if isinstance(backend := self._backend, BaseHeartbeat):
+            return self.repeat(lambda: backend._get_stale_trial_ids(study_id))
+        return []
+
+    def get_heartbeat_stale_trial_callback(self) -> Callable[[Study, FrozenTrial], None] | None:
+        """Return what is done with a trial that shows no sign of life; None behind a proxy."""
+        backend = self._backend
+        if isinstance(backend, BaseHeartbeat):
+            return backend.get_heartbeat_stale_trial_callback()
+        return None
 
     def delete_study(self, study_id: int) -> None:
         """Delete a study, without a repetition: a second time there is none."""
@@ -295,7 +310,8 @@ def _came_second(error: BaseException | None) -> bool:
 def _open_proxy(url: str) -> GrpcStorageProxy:
     host, _, port = url.removeprefix("grpc://").rstrip("/").rpartition(":")
     if not host or not port.isdigit():
-        raise ValueError(f"write storage: grpc://HOST:PORT, not {url!r}")
+        shown = f"grpc://...@{url.rpartition('@')[2]}" if "@" in url else url
+        raise ValueError(f"write storage: grpc://HOST:PORT, not {shown!r}")
     return GrpcStorageProxy(host=host, port=int(port))
 
 

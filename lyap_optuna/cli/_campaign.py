@@ -214,7 +214,7 @@ def _news(trials: "Sequence[FrozenTrial]", best: float | None) -> str:
 
 def _how_it_ended(trial: "FrozenTrial", interrupted: bool, best: bool) -> str:
     """Return a line on a trial that has ended, and why where a pruner said so."""
-    from lyap_optuna.records import apart, read_decisions
+    from lyap_optuna.records import chances_apart, read_decisions
 
     n = len(trial.intermediate_values)
     after = f" after {n} epoch{'' if n == 1 else 's'}" if n else ""
@@ -223,7 +223,7 @@ def _how_it_ended(trial: "FrozenTrial", interrupted: bool, best: bool) -> str:
         line += f", value {_format.cell(trial.value)}{', the best so far' if best else ''}"
     decision = next(reversed(read_decisions(trial)), None)
     if trial.state.name == "PRUNED" and decision is not None and decision.probability is not None:
-        chance, least = apart(decision.probability, decision.min_probability or 0.0)
+        chance, least = chances_apart(decision.probability, decision.min_probability or 0.0)
         line += f", as its chance of ending among the best was {chance}"
         line += f", below {least}" if decision.because == "chance" else ""
     return line

@@ -91,13 +91,15 @@ def _layer(name: str) -> str:
 
 
 def _pace(exponent: float) -> str:
-    """Say how fast a perturbation changes: the time in which it doubles or halves."""
-    if abs(exponent) > math.log(2):
-        return f"is {math.exp(exponent):.2g} times as large at each next time step"
-    if abs(exponent) * 1000 < math.log(2):
+    """Say how fast a perturbation changes: the time steps in which it doubles or halves."""
+    time = math.log(2) / abs(exponent) if exponent else math.inf
+    if time > 1000:
         return "neither doubles nor halves within 1,000 time steps"
-    time = math.log(2) / abs(exponent)
-    return f"{'doubles' if exponent > 0 else 'halves'} every {float(f'{time:.2g}'):g} time steps"
+    verb = "doubles" if exponent > 0 else "halves"
+    if time < 1.05:
+        times = "once" if time > 0.95 else f"{float(f'{1 / time:.2g}'):g} times"
+        return f"{verb} {times} in a time step"
+    return f"{verb} every {float(f'{time:.2g}'):g} time steps"
 
 
 def _exponent_words(numbers: Numbers) -> list[str]:

@@ -253,8 +253,9 @@ class _Battery:
             return self.dynamics.linearise(inputs, initial)
         except ValueError as error:
             raise ValueError(
-                f"linearise does not take a trajectory's states {tuple(states.shape)} as initial "
-                f"state ({error}): pass as_initial_state, which turns them into what it takes."
+                f"linearise does not go on from a trajectory's states {tuple(states.shape)} "
+                f"({error}). If a step keeps anything between calls, put it into the state; if "
+                "linearise takes another form of states, pass as_initial_state, which makes it."
             ) from error
 
     def _directions(self, n: int) -> Tensor:

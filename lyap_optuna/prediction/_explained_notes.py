@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from optuna.trial import FrozenTrial, TrialState
 
+from lyap_optuna._numbers import number
 from lyap_optuna.prediction._explained_steps import FOOTNOTES
 from lyap_optuna.prediction._ranking import TrialPrediction
 from lyap_optuna.prediction._step_model import TOP_FRACTION
@@ -65,15 +66,15 @@ def what_was_measured(view: TrialView) -> str:
         return f"It has no Lyapunov readout in training{alone}."
     readout = view.readouts[step]
     sentence = (
-        f"Its latest readout, at step {step}: maximum exponent {readout.max:.3g}, mean exponent "
-        f"{'-' if readout.mean is None else format(readout.mean, '.3g')} nats/step"
+        f"Its latest readout, at step {step}: maximum exponent {number(readout.max)}, mean "
+        f"exponent {'-' if readout.mean is None else number(readout.mean)} nats/step"
     )
     before = view.baseline_of(readout)
     if before is None or before.state != readout.state:
         return f"{sentence}; without a baseline there is no displacement."
-    moved = f"{readout.max - before.max:+.3g}"
+    moved = number(readout.max - before.max, sign=True)
     if readout.mean is not None and before.mean is not None:
-        moved += f" and {readout.mean - before.mean:+.3g}"
+        moved += f" and {number(readout.mean - before.mean, sign=True)}"
     return f"{sentence}; displaced by {moved} since before training."
 
 

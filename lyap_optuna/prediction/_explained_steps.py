@@ -8,7 +8,7 @@ from optuna.trial import FrozenTrial
 from lyap_optuna import _numbers
 from lyap_optuna.prediction.evidence import TrialView
 from lyap_optuna.records import Decision, baseline_step, read_readouts
-from lyap_optuna.records._decisions import apart
+from lyap_optuna.records._decisions import chances_apart
 
 _MOST_STEPS = 16
 """Rows of the table: those of the decisions, then the first and the last steps."""
@@ -150,7 +150,7 @@ def compared(decision: Decision) -> tuple[str, str]:
     """Return the chance of a decision and the one needed, so that they compare as they did."""
     if decision.probability is None or decision.min_probability is None:
         return "" if decision.probability is None else f"{decision.probability:.2g}", ""
-    chance, least = apart(decision.probability, decision.min_probability)
+    chance, least = chances_apart(decision.probability, decision.min_probability)
     if chance == least and decision.verdict == "pruned":  # equal in what is stored of them
         chance = f"<{least}"
     return chance.replace("less than ", "<"), least

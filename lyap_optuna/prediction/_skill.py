@@ -99,20 +99,31 @@ class AddedSkill:
         return self.skill - self.without
 
     @property
+    def shown(self) -> str:
+        """The difference, with its sign, of what is shown of ``skill`` and ``without``."""
+        return f"{round(self.skill, 2) - round(self.without, 2):+.2f}"
+
+    @property
+    def beyond(self) -> str:
+        """What the difference is, where chance does not explain it; else empty."""
+        if round(self.lower, 2) > 0:
+            return "more than chance explains"
+        return "worse than chance explains" if round(self.upper, 2) < 0 else ""
+
+    @property
     def measured(self) -> str:
-        """The difference and its 80 % interval, as text."""
-        return f"{self.difference:+.2f} ({self.lower:+.2f} to {self.upper:+.2f})"
+        """The difference, its 80 % interval and whether it is beyond chance, in short."""
+        interval = f"{self.lower:+.2f} to {self.upper:+.2f}"
+        return f"{self.shown} ({interval}{f', {self.beyond}' if self.beyond else ''})"
 
     def __str__(self) -> str:
         beyond = (
-            "which is more than chance explains"
-            if round(self.lower, 2) > 0
-            else "which is worse than chance explains"
-            if round(self.upper, 2) < 0
+            f"which is {self.beyond}"
+            if self.beyond
             else "which chance explains too: this study alone does not settle it"
         )
         return (
-            f"At step {self.step} the {' and '.join(self.added)} added {self.difference:+.2f} to "
+            f"At step {self.step} the {' and '.join(self.added)} added {self.shown} to "
             f"the rank correlation of predicted and actual final values ({self.skill:.2f} with "
             f"them, {self.without:.2f} without, on {self.n_trials} COMPLETE trials; 80 % interval "
             f"of the difference {self.lower:+.2f} to {self.upper:+.2f}), {beyond}."

@@ -3,7 +3,13 @@
 from lyap_optuna.records._artifacts import publish_spectra, write_study_spectra
 from lyap_optuna.records._attempts import number_in, repeat
 from lyap_optuna.records._copies import copy_study, is_incomplete
-from lyap_optuna.records._decisions import Decision, apart, interval, read_decisions, write_decision
+from lyap_optuna.records._decisions import (
+    Decision,
+    chances_apart,
+    interval,
+    read_decisions,
+    write_decision,
+)
 from lyap_optuna.records._errors import NoDatabaseError, SpectraError
 from lyap_optuna.records._journal import JournalError, open_journal
 from lyap_optuna.records._json import FLOOR
@@ -30,7 +36,7 @@ __all__ = [
     "ArtifactSink",
     "DatabaseSink",
     "Decision",
-    "apart",
+    "chances_apart",
     "FLOOR",
     "JournalError",
     "NoDatabaseError",

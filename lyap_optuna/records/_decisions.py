@@ -8,6 +8,7 @@ from typing import Any
 from optuna.study import Study
 from optuna.trial import FrozenTrial
 
+from lyap_optuna._numbers import apart
 from lyap_optuna._warnings import LyapunovWarning
 from lyap_optuna.records import _json, _keys
 from lyap_optuna.records._readouts import is_own
@@ -89,7 +90,7 @@ class Decision:
             best = f"the best ({_number(self.threshold)} or better)"
             chance = f"{self.probability:.2g}"
             return f"{story}; its chance of ending among {best} is {chance}{rested}."
-        chance, least = apart(self.probability, self.min_probability or 0.0)
+        chance, least = chances_apart(self.probability, self.min_probability or 0.0)
         below = self.probability < (self.min_probability or 0.0)
         story += (
             f"; its chance of ending among the best ({_number(self.threshold)} or better) is "
@@ -157,18 +158,12 @@ class Decision:
         )
 
 
-def apart(a: float, b: float) -> tuple[str, str]:
+def chances_apart(a: float, b: float) -> tuple[str, str]:
     """Write two chances with as many digits as it takes to tell them apart, two at least.
 
     What is below 0.0001 is not told more closely: no study knows it so well.
     """
-    if a < 1e-4 <= b:
-        return "less than 0.0001", f"{b:.2g}"
-    for digits in range(2, 7):
-        texts = f"{a:.{digits}g}", f"{b:.{digits}g}"
-        if texts[0] != texts[1]:
-            break
-    return texts
+    return ("less than 0.0001", f"{b:.2g}") if a < 1e-4 <= b else apart(a, b, least=2, most=6)
 
 
 def interval(lower: float | None, upper: float | None) -> str:

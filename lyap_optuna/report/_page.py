@@ -98,8 +98,9 @@ def page(title: str, introduction: Sequence[str], sections: Sequence[Section]) -
     return text.translate(_CONTROLS)
 
 
-_CONTROLS = dict.fromkeys((*range(9), 11, 12, *range(14, 32), 127), "\N{REPLACEMENT CHARACTER}")
-"""What HTML has no room for, and what moves a terminal: names come from a shared database."""
+_NO_TEXT = (*range(9), 11, 12, *range(14, 32), 127, *range(0xD800, 0xE000))
+_CONTROLS = dict.fromkeys(_NO_TEXT, "\N{REPLACEMENT CHARACTER}")
+"""What HTML or UTF-8 has no room for, or moves a terminal: names come from a shared database."""
 
 
 def _drawn(heading: str, figure: "go.Figure") -> dict[str, Any]:

@@ -22,6 +22,7 @@ from lyap_optuna.visualization._publication import MAX_BYTES as FIGURE_BYTES
 from lyap_optuna.visualization._publication import PREFIX, published_figures
 
 _RANKED = 20
+_LONGEST = 4000  # characters of a trial's hyperparameters: of 20 trials, a tenth of the page
 """Trials of the ranking that the page lists."""
 
 _RANKING_COLUMNS = {
@@ -147,7 +148,7 @@ def _ranking(study: Study, summary: StudySummary) -> list[Section]:
                 "rank": rank,
                 "state": p.state.name,
                 "interval": interval(p.lower, p.upper),
-                "params": in_a_cell(params[p.number]),
+                "params": in_a_cell(params[p.number], _LONGEST),
             }
         )
     n = len(summary.ranking)

@@ -89,12 +89,15 @@ def _percent(lower: float | None, upper: float | None) -> str | None:
     return None if lower is None or upper is None else f"{100 * lower:.0f} to {100 * upper:.0f} %"
 
 
-def in_a_cell(params: Mapping[str, Any]) -> str:
-    """Return hyperparameters as one cell."""
-    return ", ".join(
+def in_a_cell(params: Mapping[str, Any], most: int | None = None) -> str:
+    """Return hyperparameters as one cell, of at most so many characters."""
+    text = ", ".join(
         f"{name}={format(value, '.4g') if isinstance(value, float) else value}"
         for name, value in params.items()
     )
+    if most is not None and len(text) > most:
+        return f"{text[: most - 1]}\N{HORIZONTAL ELLIPSIS}"
+    return text
 
 
 def interval(lower: float | None, upper: float | None) -> str | None:

@@ -89,7 +89,11 @@ def _features(
     try:
         return kind.features(TrialView.of(trial, sign), step)
     except Exception as error:
-        raise ValueError(f"{error!r} was found of {trial!r} at step {step}.") from error
+        reports, state = list(trial.intermediate_values.values()), trial.state.name
+        raise ValueError(
+            f"{kind.name} raised {type(error).__name__} ({error}) at step {step} of a {state} "
+            f"trial that reported {reports}: leave out what such a trial does not tell."
+        ) from error
 
 
 def _told(kind: Evidence, trial: FrozenTrial, step: int | None, sign: int = 1) -> str:

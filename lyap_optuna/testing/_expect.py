@@ -5,15 +5,23 @@ from typing import Any
 HOSTILE = "<img src=x onerror=alert(1)> 'ü' \n 😀"
 """A name that anybody may give to a study, a layer or a hyperparameter."""
 
+_BEFORE = 60
+"""Characters that are shown before the first difference."""
+
 
 def expect(found: Any, wanted: Any, what: str) -> None:
     """Compare.
 
     Raises:
-        ValueError: ``found`` is not ``wanted``; the message says what was compared.
+        ValueError: ``found`` is not ``wanted``; the message says what was compared, and shows both
+            from shortly before they first differ.
     """
     if found != wanted:
-        raise ValueError(f"{what}: found {found!r:.300}, where {wanted!r:.300} is right.")
+        texts = [repr(found), repr(wanted)]
+        differ = (i for i, (a, b) in enumerate(zip(*texts, strict=False)) if a != b)
+        start = next(differ, min(map(len, texts))) - _BEFORE
+        here, there = (t if start <= 0 else f"...{t[start:]}" for t in texts)
+        raise ValueError(f"{what}: found {here:.300}, where {there:.300} is right.")
 
 
 def require(holds: object, message: str) -> None:

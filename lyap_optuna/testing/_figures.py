@@ -2,7 +2,7 @@
 
 import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import optuna
@@ -46,6 +46,19 @@ def _texts(part: Any) -> Iterator[str]:
         yield from (text for item in part.values() for text in _texts(item))
     elif isinstance(part, list):
         yield from (text for item in part for text in _texts(item))
+
+
+def _places(parts: Iterable[Any], names: Iterable[object]) -> Iterator[str]:
+    """Yield where each item of a figure is, as ``layout.xaxis.tickfont``."""
+    for name, part in zip(names, parts, strict=True):
+        yield str(name)
+        if isinstance(part, dict):
+            below = _places(part.values(), part)
+        elif isinstance(part, list):
+            below = _places(part, range(len(part)))
+        else:
+            continue
+        yield from (f"{name}.{place}" for place in below)
 
 
 def it_draws_the_numbers_that_it_asked_for(spec: FigureSpec[Any]) -> None:
@@ -99,12 +112,15 @@ def its_call_draws_it(spec: FigureSpec[Any]) -> None:
 
 
 def it_fits_light_and_dark(spec: FigureSpec[Any]) -> None:
-    """The layout sets no background and no colour of text, so that any template works."""
-    layout = _drawn(spec, study_of_everything())["layout"]
-    layout.pop("template", None)
-    text = json.dumps(layout)
-    for word in ("bgcolor", '"font"'):
-        require(word not in text, f"{spec.id}: the layout sets {word}.")
+    """It sets no background, font or colour of text, so that any template works."""
+    drawn = _drawn(spec, study_of_everything())
+    drawn["layout"].pop("template", None)
+    for place in _places([drawn["data"], drawn["layout"]], ("data", "layout")):
+        name = place.rpartition(".")[2]
+        require(
+            not name.endswith(("bgcolor", "font")),
+            f"{spec.id}: {place} is set: leave it to the template, which is light or dark.",
+        )
 
 
 def names_are_taken_literally(spec: FigureSpec[Any]) -> None:
