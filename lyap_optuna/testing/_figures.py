@@ -26,7 +26,7 @@ def _drawn_if_any(
         info = Numbers(study).of(spec)
         figure = None if info is None else spec.draw(info, study, most)
     except Exception as error:
-        of = f"{len(study.trials)} trials to {study.direction.name}, at most {most} drawn"
+        of = f"{len(study.trials)} trials to {study.direction.name}, drawn with most={most}"
         raise ValueError(f"{spec.id}: {error!r} of a study of {of}.") from error
     return None if figure is None else json.loads(figure.to_json())
 
