@@ -774,8 +774,8 @@ def test_how_trials_ended_is_told_in_a_line(direction: str) -> None:
         for trial in study.trials
     ]
     assert told == [
-        "Trial 0: COMPLETE after 2 epochs, value 2",
-        "Trial 1: COMPLETE after 2 epochs, value 1, the best so far",
+        "Trial 0: COMPLETE after 2 epochs, value 2.000",
+        "Trial 1: COMPLETE after 2 epochs, value 1.000, the best so far",
         "Trial 2: PRUNED after 2 epochs, as its chance of ending among the best was 0.012, "
         "below 0.099",
         "Trial 3: interrupted after 2 epochs",

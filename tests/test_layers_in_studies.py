@@ -284,7 +284,10 @@ def run(*arguments):
 
 
 @pytest.mark.filterwarnings("ignore::lyap_optuna.LyapunovWarning")
-def test_the_command_lists_layers_and_shows_a_missing_mean_as_a_dash(tmp_path: Path):
+def test_the_command_lists_layers_and_shows_a_missing_mean_as_a_dash(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("COLUMNS", "120")  # room for the mean
     url = f"sqlite:///{tmp_path / 'study.db'}"
     odd_study(url)
     at = ("--storage", url)
