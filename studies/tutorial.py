@@ -208,7 +208,12 @@ def write_printed(page: Path, printed: list[str]) -> None:
 
 
 @click.command()
-@click.option("--seeds", default=8, show_default=True, help="Seeds of the sampler: 0, 1, ...")
+@click.option(
+    "--seeds",
+    default=8,
+    show_default=True,
+    help="How many seeds of the sampler: 0, 1, ...; with 0 the two tables stay as they are.",
+)
 @click.option("--trials", type=int, help="Trials of each study, in place of the page's.")
 @click.option("--output", type=click.Path(path_type=Path, file_okay=False), help="Keep files here.")
 @click.option(
@@ -230,6 +235,8 @@ def main(seeds: int, trials: int | None, output: Path | None, write: Path | None
             click.echo(said)
         if write is not None:
             write_printed(write, printed)
+        if not seeds:
+            return
         programs = page.programs()
     found: dict[str, list[optuna.Study]] = {name: [] for name in SEARCHES}
     for seed in range(seeds):
