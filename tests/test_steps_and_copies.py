@@ -218,7 +218,7 @@ def test_the_latest_readout_is_the_one_taken_last():
         )
     )
     assert "at step 2: maximum exponent 0.2" in str(lyap.explain(study, 0))
-    assert "displaced by +0.1 and" in str(lyap.explain(study, 0))
+    assert "displaced by +0.1000 and" in str(lyap.explain(study, 0))
 
 
 @pytest.mark.parametrize("steps", [(6, 4, 2, 0), (3, 0, 7, 5), (0, 1, 5)])
