@@ -66,7 +66,7 @@ test: $(STAMP)
 
 test-threads: $(STAMP)
 	OMP_WAIT_POLICY=passive OMP_NUM_THREADS=2 MKL_NUM_THREADS=2 OPENBLAS_NUM_THREADS=2 \
-		$(BIN)/python -m pytest -q $(MEASURING)
+		$(BIN)/python -m pytest -q -k "not (storage or evidence or figure)" $(MEASURING)
 
 test-fast: $(STAMP)
 	$(BIN)/python -m pytest -n 2 -m "not slow" $(PYTEST)
