@@ -82,6 +82,9 @@ def report_page(
         notes: As there.
         summary: As there.
 
+    Returns:
+        The page as HTML text.
+
     Example:
         >>> import optuna
         >>> from lyap_optuna.report import report_page
